@@ -1,0 +1,141 @@
+"""The world of ranks: devices, collectives, seeds, start and end. The only module that calls torch.distributed.
+
+Every rank is one process started by torchrun (or the only process, when there is none). NCCL joins CUDA
+devices, gloo everything else. Collectives here carry no gradient: the mathematics of DESIGN.md needs none.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from partialkd.config import DistConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """What one rank knows of all ranks. `with World.start(config) as world:` opens and closes it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def start(cls, config: DistConfig | None = None) -> World:
+        """Join the ranks that torchrun started; without torchrun, a world of one rank on a free local port."""
+        config = config or DistConfig()
+        rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in _TORCHRUN_KEYS)
+        device = _device(config.device, local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if "MASTER_PORT" not in os.environ:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+        return cls(rank, size, local_rank, device)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the process group. A rank that failed leaves at once: the others see its connection close."""
+        if dist.is_initialized() and (kind is None or self.device.type == "cpu"):
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """(b, ...) of equal shape on every rank -> (world_size * b, ...), in the order of ranks."""
+        if self.size == 1:
+            return x.detach().clone()
+        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x.detach().contiguous())
+        return out
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """(world_size * b, ...) -> (b, ...): this rank's part of the sum over ranks."""
+        if self.size == 1:
+            return x
+        out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        dist.reduce_scatter_tensor(out, x.contiguous())
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        """New tensor: the sum over ranks."""
+        return self._all_reduce(x, dist.ReduceOp.SUM)
+
+    def max(self, x: Tensor) -> Tensor:
+        """New tensor: the elementwise maximum over ranks."""
+        return self._all_reduce(x, dist.ReduceOp.MAX)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """New tensor: the mean over ranks."""
+        return self.sum(x) / self.size
+
+    def gather_objects(self, item: T) -> list[T]:
+        """Every rank's small picklable object, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def broadcast_object(self, item: T) -> T:
+        """Rank 0's small picklable object, on every rank."""
+        box = [item]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, problem: str | None, error: type[Exception]) -> None:
+        """Raise `error` on every rank if any rank has a problem, so that no rank waits for one that left."""
+        problems = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather_objects(problem)) if text]
+        if problems:
+            raise error("; ".join(problems))
+
+    def _all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        out = x.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(out, operation)
+        return out
+
+
+def seed_rank(seed: int, world: World) -> None:
+    """Seed torch so that ranks draw different numbers (dropout). What must be equal is seeded by its own generator."""
+    torch.manual_seed(seed * 1_000_003 + world.rank)
+
+
+_TORCHRUN_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _device(choice: str, local_rank: int) -> torch.device:
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

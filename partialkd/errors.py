@@ -1,0 +1,21 @@
+"""Errors a user can act on. Each names what is wrong and where: the key, the file, the record, the rank."""
+
+
+class PartialKDError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+
+class ConfigError(PartialKDError):
+    """A configuration key is unknown, missing, mistyped, out of range, or contradicts another."""
+
+
+class DataError(PartialKDError):
+    """A data file, record or label is wrong."""
+
+
+class TeacherError(PartialKDError):
+    """A teacher (or the centres made from it) cannot be used."""
+
+
+class CheckpointError(PartialKDError):
+    """A checkpoint is missing, incomplete, or belongs to another run."""

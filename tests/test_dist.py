@@ -1,0 +1,51 @@
+"""World: collectives at world sizes 1, 2, 3; a problem of one rank becomes everybody's error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from partialkd.dist import World, seed_rank
+from partialkd.errors import DataError
+from ranks import RankFailure, run
+
+
+def _collectives(world: World) -> dict[str, object]:
+    mine = torch.arange(2.0) + 10 * world.rank
+    parts = torch.arange(2.0 * world.size)
+    seed_rank(7, world)
+    return {
+        "gathered": world.all_gather(mine),
+        "scattered": world.reduce_scatter(parts),
+        "sum": world.sum(mine),
+        "max": world.max(mine),
+        "mean": world.mean(mine),
+        "objects": world.gather_objects(world.rank),
+        "from_main": world.broadcast_object(f"rank {world.rank}"),
+        "draw": torch.rand(1).item(),
+    }
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_collectives(size: int) -> None:
+    everyone = torch.cat([torch.arange(2.0) + 10 * rank for rank in range(size)])
+    results = run(_collectives, size)
+    for rank, got in enumerate(results):
+        torch.testing.assert_close(got["gathered"], everyone)
+        torch.testing.assert_close(got["scattered"], size * torch.arange(2.0 * size)[2 * rank : 2 * rank + 2])
+        torch.testing.assert_close(got["sum"], everyone.view(size, 2).sum(0))
+        torch.testing.assert_close(got["max"], everyone.view(size, 2).amax(0))
+        torch.testing.assert_close(got["mean"], everyone.view(size, 2).mean(0))
+        assert got["objects"] == list(range(size))
+        assert got["from_main"] == "rank 0"
+    assert len({got["draw"] for got in results}) == size
+
+
+def _agree(world: World) -> None:
+    world.agree("record 7 is broken" if world.rank == 1 else None, DataError)
+
+
+@pytest.mark.distributed
+def test_one_ranks_problem_is_everybodys_error() -> None:
+    with pytest.raises(RankFailure, match=r"DataError: rank 1: record 7 is broken"):
+        run(_agree, 2)
