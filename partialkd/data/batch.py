@@ -1,0 +1,20 @@
+"""One batch of faces as every loader hands it to the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FaceBatch:
+    """b images with their class ids and where they came from."""
+
+    images: Tensor  # (b, 3, H, W) float32, RGB, (pixel - 127.5) / 127.5, on the rank's device
+    labels: Tensor  # (b,) int64 global class ids, same device
+    records: Tensor  # (b,) int64 indices into the Source, CPU
+    flipped: Tensor  # (b,) bool, CPU: True where the image is mirrored
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,136 @@
+"""From encoded images to the tensor every network sees: one decoder, one resize, one normalisation.
+
+`decode`: bytes -> (H, W, 3) uint8 RGB. JPEG by libjpeg-turbo with its exact DCT (pixels equal Pillow's), PNG, BMP,
+WebP and TIFF by Pillow. Grey is repeated on three channels, CMYK converted, an opaque alpha channel dropped;
+transparency, 16 bits a channel, animations and more than 64 megapixels are errors. EXIF orientation is ignored:
+aligned faces have none.
+`to_tensor`: images -> (b, 3, S, S) float32, (pixel - 127.5) / 127.5. Everything after decoding happens there, on
+the batch and on its device, so that all loaders agree.
+Errors: `DataError` naming `where`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from partialkd.errors import DataError
+
+MAX_PIXELS = 1 << 26
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, that of JPEG and of Pillow's "L"
+
+
+def decode(encoded: bytes, where: str) -> np.ndarray:
+    """Encoded image -> (H, W, 3) uint8 RGB, writable."""
+    if not encoded:
+        raise DataError(f"{where}: the image is empty")
+    if encoded[:2] != b"\xff\xd8":
+        return _decode_pillow(encoded, where)
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
+        if space in ("CMYK", "YCCK"):  # libjpeg-turbo leaves these as they are
+            return _decode_pillow(encoded, where)
+        _check_pixels(width, height, where)
+        return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB"))
+    except ValueError as error:
+        raise DataError(f"{where}: broken JPEG: {error}") from error
+
+
+def _decode_pillow(encoded: bytes, where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_pixels(*image.size, where)
+            if getattr(image, "n_frames", 1) > 1 or image.mode in _DEEP_MODES:
+                raise DataError(f"{where}: must be one image of 8 bits a channel, got {image.format} mode {image.mode}")
+            if not image.has_transparency_data:
+                return np.array(image.convert("RGB"))
+            with_alpha = image.convert("RGBA")
+            if with_alpha.getchannel("A").getextrema() != (255, 255):
+                raise DataError(f"{where}: the image has transparent pixels")
+            return np.array(with_alpha.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image of {', '.join(FORMATS)} (starts with {encoded[:8]!r})") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: broken image: {error}") from error
+
+
+def _check_pixels(width: int, height: int, where: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{where}: an image has at most {MAX_PIXELS} pixels, got {width} x {height}")
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """(H, W, 3) uint8 RGB -> JPEG without chroma subsampling."""
+    pixels = np.ascontiguousarray(image)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
+
+
+def check_size(image: np.ndarray, image_size: int, where: str) -> None:
+    """DataError unless the image is image_size x image_size."""
+    height, width = image.shape[:2]
+    if (height, width) != (image_size, image_size):
+        rule = f"must be {image_size} x {image_size} pixels (data.resize = true brings every image to that size)"
+        raise DataError(f"{where}: {rule}, got {width} x {height}")
+
+
+def to_tensor(
+    images: Sequence[np.ndarray] | np.ndarray | Tensor,
+    image_size: int,
+    flips: np.ndarray | None = None,
+    grey: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """b images (H, W, 3) uint8, of any sizes -> (b, 3, S, S) float32 on `device`, S = image_size.
+
+    flips (b,) bool: mirror these. grey (b,) bool: replace the channels of these by their luma. An image of another
+    size is resized (`check_size` first, where that is not wanted), each by itself: no result depends on the batch.
+    """
+    pixels = _stack(images, image_size, torch.device(device))
+    if grey is not None and grey.any():
+        chosen = torch.from_numpy(np.flatnonzero(grey)).to(pixels.device)
+        pixels[chosen] = to_grey(pixels[chosen])
+    if flips is not None and flips.any():
+        chosen = torch.from_numpy(np.flatnonzero(flips)).to(pixels.device)
+        pixels[chosen] = pixels[chosen].flip(3)
+    return pixels.sub_(127.5).div_(127.5)
+
+
+def _stack(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, device: torch.device) -> Tensor:
+    """-> new (b, 3, S, S) float32 tensor of pixels 0..255."""
+    if len(images) == 0:
+        return torch.empty((0, 3, image_size, image_size), device=device)
+    if not isinstance(images, np.ndarray | Tensor) and len({image.shape for image in images}) == 1:
+        images = np.stack(images)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    if isinstance(images, Tensor):
+        return resize(_planes(images, device), image_size)
+    return torch.cat([resize(_planes(torch.from_numpy(image)[None], device), image_size) for image in images])
+
+
+def _planes(images: Tensor, device: torch.device) -> Tensor:
+    """(b, H, W, 3) uint8 -> new contiguous (b, 3, H, W) float32; bytes travel to the device, not floats."""
+    planes = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return planes.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def resize(pixels: Tensor, image_size: int) -> Tensor:
+    """(b, 3, H, W) float32 -> (b, 3, S, S), bilinear with antialiasing; the same tensor if nothing is to do."""
+    if tuple(pixels.shape[2:]) == (image_size, image_size):
+        return pixels
+    return interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def to_grey(pixels: Tensor) -> Tensor:
+    """(b, 3, H, W) -> the same shape, luma on all three channels."""
+    weights = torch.tensor(_GREY, device=pixels.device, dtype=pixels.dtype).view(1, 3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True).expand_as(pixels)

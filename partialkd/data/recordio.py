@@ -1,0 +1,261 @@
+"""RecordIO files of MXNet (.rec with its .idx), read and written without MXNet.
+
+Format, all little-endian: a record is one part, or several where its payload held the magic number on a 4-byte
+boundary (the magic is cut out there and put back by the reader). A part is magic, a length word (3 bits: 0 whole,
+1 first, 2 middle, 3 last; 29 bits: bytes), the bytes, zeros up to a multiple of 4. A payload is a header
+(flag uint32, label float32, id uint64, id2 uint64), `flag` more float32 labels when flag > 0, then the image.
+The .idx is text, `key<TAB>offset` a line.
+
+A reader holds keys (n,) and offsets (n,) sorted by key, and reads with `pread`: safe from several threads, after
+a fork, and pickled to spawned processes (which open the file again).
+Errors: `DataError` with file, key and byte offset.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import warnings
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from partialkd.data.files import replacing
+from partialkd.errors import DataError
+
+MAGIC = 0xCED7230A
+MAX_PART = (1 << 29) - 1  # bytes: what 29 bits of the length word can say
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_PART = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_SCAN_CHUNK = 1 << 16  # records a thread looks at in one go
+_SCAN_THREADS = 8  # of a cold file: they wait for the disk, not for a core
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What `RecordReader.headers` found in each record, in the order of keys."""
+
+    flags: np.ndarray  # (n,) uint32: 0, or the number of labels in front of the image
+    labels: np.ndarray  # (n,) float32: the first label
+    image_bytes: np.ndarray  # (n,) int64: 0 in header and identity records
+
+
+def pack_payload(labels: float | Sequence[float], key: int, image: bytes = b"") -> bytes:
+    """Header, labels and image as one payload; several labels set flag to their number."""
+    if not isinstance(labels, Sequence):
+        return _HEADER.pack(0, labels, key, 0) + image
+    return _HEADER.pack(len(labels), 0.0, key, 0) + struct.pack(f"<{len(labels)}f", *labels) + image
+
+
+def unpack_payload(payload: bytes, where: str) -> tuple[np.ndarray, bytes]:
+    """Payload -> labels (1,) or (flag,) float32, image bytes."""
+    if len(payload) < _HEADER.size:
+        raise DataError(f"{where}: record of {len(payload)} bytes is shorter than its {_HEADER.size}-byte header")
+    flag, label, _, _ = _HEADER.unpack_from(payload)
+    if flag == 0:
+        return np.array([label], dtype=np.float32), payload[_HEADER.size :]
+    start = _HEADER.size + 4 * flag
+    if len(payload) < start:
+        raise DataError(f"{where}: header announces {flag} labels, record has only {len(payload)} bytes")
+    return np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32), payload[start:]
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """.idx file -> keys (n,) int64 ascending, offsets (n,) int64."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy < 2.3 only warns of text that is no number
+            pairs = np.fromstring(text, dtype=np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
+        pairs = np.empty(0, np.int64)
+    if len(pairs) == 0 or len(pairs) != 2 * lines or pairs.min() < 0:
+        raise DataError(f"{path}: {_bad_line(text)}")
+    keys, offsets = pairs[0::2], pairs[1::2]
+    order = np.argsort(keys, kind="stable")
+    keys, offsets = keys[order], offsets[order]
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(twice):
+        raise DataError(f"{path}: key {keys[twice[0]]} occurs twice")
+    return keys, offsets
+
+
+def _bad_line(text: bytes) -> str:
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if len(fields) != 2 or not all(field.isdigit() for field in fields):
+            return f"line {number}: must be two numbers, key and offset, got {line[:60]!r}"
+    return "no record in the index"
+
+
+class RecordReader:
+    """Random access to the records of a .rec by position in the sorted keys of its .idx."""
+
+    def __init__(self, rec: Path, idx: Path) -> None:
+        self.path = Path(rec)
+        self.keys, self.offsets = read_index(Path(idx))
+        self.size = self._open()
+        wrong = (self.offsets % 4 != 0) | (self.offsets > self.size - _PART.size - _HEADER.size)
+        if wrong.any():
+            position = int(np.argmax(wrong))
+            rule = f"offset must be a multiple of 4 and leave room for a record in a file of {self.size} bytes"
+            raise DataError(f"{self.where(position)}: {rule} (a truncated file, or the index of another one)")
+
+    def _open(self) -> int:
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    __del__ = close
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_fd"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._open() != self.size:
+            raise DataError(f"{self.path}: the file changed while it was in use")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def where(self, position: int) -> str:
+        """For error messages: file, key and byte offset."""
+        return f"{self.path}: key {self.keys[position]} at byte {self.offsets[position]}"
+
+    def payload(self, position: int) -> bytes:
+        """The whole payload of a record, its parts joined."""
+        at = int(self.offsets[position])
+        kind, part, at = self._part(position, at)
+        if kind == WHOLE:
+            return part
+        if kind != FIRST:
+            raise DataError(f"{self.where(position)}: points into the middle of a record")
+        parts = [part]
+        while kind != LAST:
+            kind, part, at = self._part(position, at)
+            if kind not in (MIDDLE, LAST):
+                raise DataError(f"{self.where(position)}: the record breaks off after {len(parts)} parts")
+            parts.append(part)
+        return _MAGIC_BYTES.join(parts)
+
+    def read(self, position: int) -> tuple[np.ndarray, bytes]:
+        """Labels (1,) or (flag,) float32 and image bytes of a record."""
+        return unpack_payload(self.payload(position), self.where(position))
+
+    def _part(self, position: int, at: int) -> tuple[int, bytes, int]:
+        head = os.pread(self._fd, _PART.size, at)
+        if len(head) < _PART.size:
+            raise DataError(f"{self.where(position)}: the file ends inside the record (truncated)")
+        magic, word = _PART.unpack(head)
+        if magic != MAGIC:
+            raise DataError(f"{self.where(position)}: magic number is {magic:#010x} at byte {at}, not {MAGIC:#010x}")
+        length = word & MAX_PART
+        part = os.pread(self._fd, length, at + _PART.size)
+        if len(part) < length:
+            raise DataError(f"{self.where(position)}: the file ends inside the record (truncated)")
+        return word >> 29, part, at + _PART.size + (length + 3) // 4 * 4
+
+    def headers(self) -> Headers:
+        """Flag, first label and image size of every record, in one vectorised pass over a memory map."""
+        n = len(self)
+        found = Headers(np.empty(n, np.uint32), np.empty(n, np.float32), np.empty(n, np.int64))
+        mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
+        words = np.frombuffer(mapped, "<u4", self.size // 4)
+        chunks = [slice(start, start + _SCAN_CHUNK) for start in range(0, n, _SCAN_CHUNK)]
+        with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+            for split in pool.map(lambda chunk: self._scan(words, chunk, found), chunks):
+                for position in split.tolist():
+                    payload = self.payload(position)
+                    labels, image = unpack_payload(payload, self.where(position))
+                    found.flags[position] = _HEADER.unpack_from(payload)[0]
+                    found.labels[position], found.image_bytes[position] = labels[0], len(image)
+        return found
+
+    def _scan(self, words: np.ndarray, chunk: slice, found: Headers) -> np.ndarray:
+        """Fill one slice of `found`; returns the positions of records in several parts, left to the caller."""
+        at = self.offsets[chunk] // 4
+        kind, length = words[at + 1] >> 29, (words[at + 1] & MAX_PART).astype(np.int64)
+        flags, several = words[at + 2], kind == FIRST
+        image = length - _HEADER.size - 4 * flags.astype(np.int64)
+        fits = self.offsets[chunk] + _PART.size + length <= self.size
+        good = (words[at] == MAGIC) & (several | ((kind == WHOLE) & (image >= 0))) & fits
+        if not good.all():
+            position = chunk.start + int(np.argmin(good))
+            self.read(position)  # raises what exactly is wrong
+            raise DataError(f"{self.where(position)}: record is not valid")
+        first_of_many = words[np.minimum(at + 8, len(words) - 1)]
+        found.flags[chunk], found.image_bytes[chunk] = flags, image
+        found.labels[chunk] = np.where(flags > 0, first_of_many, words[at + 3]).view(np.float32)
+        return chunk.start + np.flatnonzero(several)
+
+
+class RecordWriter:
+    """Appends records to an open .rec and remembers where; `open_writer` makes one."""
+
+    def __init__(self, rec: IO[bytes]) -> None:
+        self._rec, self._at = rec, 0
+        self._keys, self._offsets = array("q"), array("q")
+
+    def write(self, key: int, payload: bytes) -> None:
+        """Append one record (`pack_payload` makes the payload)."""
+        if len(payload) > MAX_PART:
+            raise DataError(f"key {key}: a record holds at most {MAX_PART} bytes, got {len(payload)}")
+        self._keys.append(key)
+        self._offsets.append(self._at)
+        self._at += write_record(self._rec, payload)
+
+    def renumber(self, shift: int) -> None:
+        """Add `shift` to the keys of the records written so far."""
+        self._keys = array("q", (np.asarray(self._keys) + shift).tobytes())
+
+    def index_lines(self) -> Iterator[bytes]:
+        """The lines of the .idx, by key."""
+        for position in np.argsort(self._keys, kind="stable").tolist():
+            yield b"%d\t%d\n" % (self._keys[position], self._offsets[position])
+
+
+@contextmanager
+def open_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
+    """A writer of `rec`; it and its index appear under their names when the `with` block ends well."""
+    with replacing(Path(rec), Path(idx)) as (rec_file, idx_file):
+        writer = RecordWriter(rec_file)
+        yield writer
+        idx_file.writelines(writer.index_lines())
+
+
+def write_record(file: IO[bytes], payload: bytes) -> int:
+    """One record, cut where the magic stands on a 4-byte boundary; returns the bytes written."""
+    cuts, at = [], payload.find(_MAGIC_BYTES)
+    while at >= 0:
+        if at % 4 == 0:
+            cuts.append(at)
+        at = payload.find(_MAGIC_BYTES, at + 4 - at % 4)
+    starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(payload)]
+    written = 0
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        last = number == len(cuts)
+        kind = (LAST if last else MIDDLE) if number else (WHOLE if last else FIRST)
+        padding = bytes(-(end - start) % 4)
+        written += file.write(_PART.pack(MAGIC, kind << 29 | (end - start)) + payload[start:end] + padding)
+    return written
