@@ -1,0 +1,59 @@
+# make help prints the targets. One virtual environment, made once per change of what it is made from.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv train test lint clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PINNED_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
+
+# Only an interpreter that runs counts: pyenv puts shims on the PATH for versions that are not active, and
+# Debian ships a Python without ensurepip.
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12,\
+	$(shell $(p) -c '$(SUITABLE)' >/dev/null 2>&1 && echo $(p))))
+
+# The version of torch in the virtual environment, without its build suffix; empty if there is none.
+INSTALLED_TORCH = $$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("torch").split("+")[0])' 2>/dev/null)
+
+help:
+	@echo 'make train [ARGS="CONFIG section.key=value ..."]  train on the GPUs of this machine, or on 2 CPU ranks (NPROC=n: n ranks)'
+	@echo 'make test  [ARGS="-m slow ..."]                   the tests; ARGS go to pytest'
+	@echo 'make lint                                         ruff check, ruff format --check, mypy, syntax of the shell scripts'
+	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
+	@echo 'make clean                                        remove the virtual environment and caches; data and runs stay'
+
+venv: $(STAMP)
+
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	@test -x $(BIN)/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "$(PYTHON) -m venv $(VENV)"; "$(PYTHON)" -m venv $(VENV); }
+	@found="$(INSTALLED_TORCH)"; test -z "$$found" || $(MAKE) --no-print-directory .torch
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps -e .
+	@$(MAKE) --no-print-directory .torch
+	@touch $@
+
+# pip would replace another torch without a word, and everything here was tested with one: say so instead.
+.PHONY: .torch
+.torch:
+	@found="$(INSTALLED_TORCH)"; test "$$found" = '$(PINNED_TORCH)' || { \
+	  echo "error: $(VENV) holds torch $${found:-(none)} but requirements.txt pins $(PINNED_TORCH): make clean, or VENV=another folder" >&2; exit 1; }
+
+train: $(STAMP) .torch
+	PATH="$(abspath $(BIN)):$$PATH" launch/local.sh $(ARGS)
+
+test: $(STAMP) .torch
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	for script in .ci/run launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

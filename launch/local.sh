@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train on this machine: launch/local.sh [CONFIG] [section.key=value ...] [--resume auto|never|PATH]
+#
+# One rank a GPU, or two ranks on the CPU. NPROC sets the number of ranks, OMP_NUM_THREADS the threads of each.
+# torchrun and python are taken from PATH. SIGTERM, SIGINT and SIGUSR1 reach the ranks, which save and leave.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+ranks=${NPROC:-$((gpus > 0 ? gpus : 2))}
+threads=$(($(nproc) / ranks))
+
+# By default torchrun starts one thread a rank, and kills ranks that are still saving after 30 s.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
+
+# A local address, because the host name of a container or a laptop need not resolve.
+exec torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node="$ranks" \
+    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    launch/train.py "$@"
