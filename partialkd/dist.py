@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -29,7 +29,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: dist.Store | None = None  # keys and values all ranks can reach, also when a collective cannot
 
     @classmethod
     def start(cls, config: DistConfig | None = None) -> World:
@@ -40,21 +41,33 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if "MASTER_PORT" not in os.environ:
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+            os.environ.update(
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
+            )
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=config.timeout_s)))
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("ranks", store),
+            rank=rank,
+            world_size=size,
             timeout=timedelta(seconds=config.timeout_s),
             device_id=device if device.type == "cuda" else None,
         )
-        return cls(rank, size, local_rank, device)
+        return cls(rank, size, local_rank, device, dist.PrefixStore("partialkd", store))
 
     def __enter__(self) -> World:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the process group. A rank that failed leaves at once: the others see its connection close."""
         if dist.is_initialized() and (kind is None or self.device.type == "cpu"):
             dist.destroy_process_group()
+
+    def first_to_fail(self) -> bool:
+        """True on the one rank that fails first: it shows its error, the ranks that it pulls down stay quiet."""
+        return self.store is None or self.store.add("failures", 1) == 1
 
     @property
     def is_main(self) -> bool:

@@ -1,0 +1,205 @@
+"""The sweep: embeddings against every row of a shard, without ever holding an (N, C) tensor.
+
+With u_j the unit centres, x_i the unit embeddings and p_ij = exp(scale * <x_i, u_j> - offset), one pass over
+the rows gives, for every sample of the global batch,
+
+    Z_i = sum_{j != y_i} p_ij          (N,)
+    O_i = sum_{j != y_i} p_ij * u_j    (N, D)
+
+from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (DESIGN.md, section 2). Sums of chunks and of
+ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep. offset = max(0, scale - 64).
+
+For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
+
+Backends: `chunked` (matrix products over chunks of rows) and `reference` (one materialised logits matrix,
+logsumexp and autograd; for tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.sampling import RowFilter
+from partialkd.centres.store import CentreStore
+
+_CHUNK_NUMBERS = 1 << 19  # numbers in a chunk of logits: 2 MiB in float32, about a core's L2 cache
+LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The global batch of one micro-step, as the owner of one shard sees it."""
+
+    embeddings: Tensor  # (N, D) unit length
+    owned: Tensor  # (N,) bool: the sample's class is in this shard
+    row: Tensor  # (N,) int64 row of the sample's class, 0 where not owned
+    filter: RowFilter  # the rows compared with
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a shard, ready to be multiplied with."""
+
+    start: int
+    stop: int
+    kept: Tensor | None  # (stop - start,) bool, None: all
+    unit: Tensor  # (r, D)
+
+    @property
+    def rows(self) -> slice | Tensor:
+        """Where these rows lie in the store."""
+        return slice(self.start, self.stop) if self.kept is None else self.kept.nonzero().squeeze(1) + self.start
+
+    def columns(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Position of each sample's own class in this chunk -> inside (N,) bool, column (N,) int64."""
+        inside = queries.owned & (queries.row >= self.start) & (queries.row < self.stop)
+        column = torch.where(inside, queries.row - self.start, 0)
+        if self.kept is not None:  # own classes are always kept
+            column = torch.where(inside, (self.kept.cumsum(0) - 1)[column], 0)
+        return inside, column
+
+
+def offset_of(scale: float) -> float:
+    """The constant subtracted from every logit before exp."""
+    return max(0.0, scale - LARGEST_SCALE)
+
+
+def default_chunk_rows(num_samples: int) -> int:
+    """Rows whose logits for `num_samples` samples stay in a cache."""
+    return max(256, _CHUNK_NUMBERS // max(1, num_samples))
+
+
+def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) -> Iterator[Chunk]:
+    """Every row that at least one filter keeps, in order."""
+    for start in range(0, len(store.shard), chunk_rows):
+        stop = min(start + chunk_rows, len(store.shard))
+        unit = store.unit[start:stop]
+        kept = None
+        if not all(f.everything for f in filters):
+            kept = torch.stack([f.keep(start, stop) for f in filters]).any(0)
+            unit = unit[kept]
+        if len(unit):
+            yield Chunk(start, stop, kept, unit.to(store.length.dtype))
+
+
+class ChunkedSweep:
+    """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O."""
+
+    def __init__(self, scale: float, chunk_rows: int | None = None) -> None:
+        self.scale = scale
+        self.chunk_rows = chunk_rows
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+        scaled = queries.embeddings * self.scale
+        total = torch.zeros_like(queries.embeddings)
+        partition = scaled.new_zeros(len(scaled))
+        rows = self._rows_a_chunk(queries)
+        buffer = _buffer(scaled, rows)
+        for chunk in chunks(store, [queries.filter], rows):
+            terms = self._terms(scaled, chunk, buffer)
+            _set_targets(terms, *chunk.columns(queries), value=None)
+            partition += terms.sum(1)
+            total.addmm_(terms, chunk.unit)
+        return total, partition
+
+    def row_gradients(
+        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """(queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)) a micro-step -> (rows, dL/du (r, D)) chunk by chunk.
+
+        The rows yielded may be changed by the caller before the next chunk is asked for.
+        """
+        rows = self._rows_a_chunk(batches[0][0])
+        filters = [queries.filter for queries, _, _ in batches]
+        scaled = [queries.embeddings * self.scale for queries, _, _ in batches]
+        buffer = _buffer(scaled[0], rows)
+        for chunk in chunks(store, filters, rows):
+            gradient = torch.zeros_like(chunk.unit)
+            for (queries, weight, target_gradient), scaled_embeddings in zip(batches, scaled, strict=True):
+                terms = self._terms(scaled_embeddings, chunk, buffer)
+                terms *= weight[:, None]
+                if len(batches) > 1 and chunk.kept is not None:
+                    terms *= queries.filter.keep(chunk.start, chunk.stop)[chunk.kept]
+                _set_targets(terms, *chunk.columns(queries), value=target_gradient)
+                gradient.addmm_(terms.T, queries.embeddings)
+            yield chunk.rows, gradient
+
+    def _rows_a_chunk(self, queries: Queries) -> int:
+        """More rows when few of them are kept, so that the products stay large."""
+        rows = self.chunk_rows or default_chunk_rows(len(queries.embeddings))
+        return max(1, int(rows / queries.filter.rate))
+
+    def _terms(self, scaled: Tensor, chunk: Chunk, buffer: Tensor) -> Tensor:
+        """exp(scale * cosine - offset) (N, r), in the buffer."""
+        terms = buffer[: len(scaled) * len(chunk.unit)].view(len(scaled), len(chunk.unit))
+        torch.mm(scaled, chunk.unit.T, out=terms)
+        if offset_of(self.scale):
+            terms -= offset_of(self.scale)
+        return terms.exp_()
+
+
+class ReferenceSweep:
+    """The same sums from one materialised (N, R) logits matrix by logsumexp and autograd. For tests."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+        with torch.enable_grad():
+            x = queries.embeddings.detach().requires_grad_()
+            negative = self._negative(x, store.unit.to(x.dtype), queries)
+            (slope,) = torch.autograd.grad(negative.sum(), x)  # scale * O / Z
+        partition = (negative.detach() - offset_of(self.scale)).exp()
+        return slope.nan_to_num() * partition[:, None] / self.scale, partition
+
+    def row_gradients(
+        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """As ChunkedSweep.row_gradients, all rows at once."""
+        used = torch.stack([queries.filter.keep(0, len(store.shard)) for queries, _, _ in batches]).any(0)
+        with torch.enable_grad():
+            unit = store.unit.to(store.length.dtype).detach().requires_grad_()
+            loss = unit.sum() * 0
+            for queries, weight, target_gradient in batches:
+                terms = (self._masked(queries.embeddings, unit, queries) - offset_of(self.scale)).exp()
+                cosine = (queries.embeddings * unit[queries.row]).sum(1) * queries.owned if len(unit) else weight * 0
+                loss = loss + (weight[:, None] * terms).sum() / self.scale + (target_gradient * cosine).sum()
+            (gradient,) = torch.autograd.grad(loss, unit)
+        rows = used.nonzero().squeeze(1)
+        if len(rows):
+            yield rows, gradient[rows]
+
+    def _negative(self, x: Tensor, unit: Tensor, queries: Queries) -> Tensor:
+        if not len(unit):
+            return x.sum(1) * 0 - torch.inf
+        return self._masked(x, unit, queries).logsumexp(1)
+
+    def _masked(self, x: Tensor, unit: Tensor, queries: Queries) -> Tensor:
+        """Logits (N, R), -inf at rows not kept and at each sample's own class."""
+        logits = self.scale * (x @ unit.T)
+        own = torch.zeros_like(logits, dtype=torch.bool)
+        samples = queries.owned.nonzero().squeeze(1)
+        own[samples, queries.row[samples]] = True
+        return logits.masked_fill(own | ~queries.filter.keep(0, len(unit)), -torch.inf)
+
+
+def make_sweep(backend: str, scale: float, chunk_rows: int | None) -> ChunkedSweep | ReferenceSweep:
+    """The sweep that centres.backend names."""
+    return ChunkedSweep(scale, chunk_rows) if backend == "chunked" else ReferenceSweep(scale)
+
+
+def _buffer(scaled: Tensor, chunk_rows: int) -> Tensor:
+    return scaled.new_empty(len(scaled) * chunk_rows)
+
+
+def _set_targets(terms: Tensor, inside: Tensor, column: Tensor, value: Tensor | None) -> None:
+    """terms (N, r): at each sample's own class write `value` (N,) or zero; elsewhere nothing."""
+    old = terms.gather(1, column[:, None]).squeeze(1)
+    new = torch.where(inside, 0.0 if value is None else value, old)
+    terms.scatter_(1, column[:, None], new[:, None])

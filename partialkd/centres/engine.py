@@ -1,0 +1,158 @@
+"""Class centres sharded over ranks: what a method asks of them in a step.
+
+`contrast` takes this rank's embeddings (b, D) and labels (b,) and returns, for each of its samples, the target
+cosine and the negative log-sum-exp over all other classes (DESIGN.md, section 2). Both carry their exact
+gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
+gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass.
+
+`step` moves trainable centres: one all_gather of two numbers a sample, then the second sweep.
+
+Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes).
+Source: Partial FC, arXiv:2203.15565. Differs: no logits, no maximum, own target row sent along (b, D) so that
+the target cosine is computed in float32 where its gradient is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from partialkd.centres.contrast import Queries, make_sweep, offset_of
+from partialkd.centres.sampling import RowFilter
+from partialkd.centres.shard import local_rows
+from partialkd.centres.store import CentreStore
+from partialkd.centres.update import OwnRows, RowOptimizer
+from partialkd.config import CentresConfig
+from partialkd.dist import World
+
+Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One rank's samples against all classes."""
+
+    target: Tensor  # (b,) cosine with the own centre
+    negative: Tensor  # (b,) log sum over the other classes of exp(scale * cosine)
+    looked: Tensor  # (b,) what `look` returned for these samples; zeros without one
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A micro-step whose trainable centres have not moved yet."""
+
+    queries: Queries
+    partition: Tensor  # (b,) Z of this rank's samples
+    contrast: Contrast
+
+
+class Centres:
+    """This rank's shard of the centres, and the collectives that make the shards one."""
+
+    def __init__(
+        self,
+        store: CentreStore,
+        world: World,
+        scale: float,
+        config: CentresConfig,
+        seed: int = 0,
+        optimizer: RowOptimizer | None = None,
+    ) -> None:
+        self.store, self.world, self.scale, self.seed = store, world, scale, seed
+        self.optimizer = optimizer
+        self.sample_rate = config.sample_rate
+        self.sweep = make_sweep(config.backend, scale, config.chunk_rows)
+        self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
+        self._pending: list[_Pending] = []
+
+    def contrast(
+        self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
+    ) -> Contrast:
+        """student (b, D) with gradient, labels (b,) int64, teacher (b, D) -> Contrast. Neither need be normalised."""
+        self._check_labels(labels)
+        x = F.normalize(student.to(self.store.length.dtype))
+        with torch.no_grad():
+            own = self._gather(x.detach(), labels, teacher)
+            looked = look(own) if look else torch.zeros_like(own.student[:, 0])
+            queries = Queries(own.student, own.owned, own.row, self._filter(own))
+            total, partition = self.sweep.sums(self.store, queries)
+            sums, target_centre, partition, looked = self._scatter(total, self._targets(own), partition, looked)
+            slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
+            value = partition.log() + offset_of(self.scale)
+        found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked)
+        if self.optimizer:
+            found.target.retain_grad()
+            found.negative.retain_grad()
+            self._pending.append(_Pending(queries, partition, found))
+        return found
+
+    def step(self, lr: float) -> None:
+        """Once an optimiser step, after backward: move trainable centres by all micro-steps since the last."""
+        if self.optimizer:
+            with torch.no_grad():
+                batches = [self._row_weights(pending) for pending in self._pending]
+                for rows, gradient in self.sweep.row_gradients(self.store, batches):
+                    self.optimizer.step(self.store, rows, gradient, lr)
+            self._pending.clear()
+        self.steps += 1
+
+    def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
+        """-> queries, dL/dcosine of the other classes divided by p_ij (N,), dL/dcosine of the own class (N,).
+
+        L is the mean over ranks and micro-steps of the ranks' losses.
+        """
+        found = pending.contrast
+        assert found.target.grad is not None, "Centres.step before the loss's backward"
+        assert found.negative.grad is not None
+        others = found.negative.grad * self.scale / pending.partition.clamp_min(torch.finfo(found.target.dtype).tiny)
+        mean = 1 / (self.world.size * len(self._pending))
+        weights = self.world.all_gather(torch.stack([others, found.target.grad], dim=1) * mean)
+        return pending.queries, weights[:, 0].contiguous(), weights[:, 1].contiguous()
+
+    def _gather(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> OwnRows:
+        """One all_gather of embeddings and labels, as bytes of one tensor."""
+        parts = [x] if teacher is None else [x, F.normalize(teacher.to(x.dtype))]
+        words = labels[:, None].contiguous().view(x.dtype)  # the bits of an int64, not its value
+        everything = self.world.all_gather(torch.cat([*parts, words], dim=1))
+        everyone = everything[:, -words.shape[1] :].contiguous().view(torch.int64).squeeze(1)
+        owned, row = local_rows(everyone, self.store.shard)
+        gathered = [everything[:, i * x.shape[1] : (i + 1) * x.shape[1]].contiguous() for i in range(len(parts))]
+        return OwnRows(self.store, gathered[0], gathered[-1], owned, row)
+
+    def _filter(self, own: OwnRows) -> RowFilter:
+        seen = None if self.store.nothing_skipped() else self.store.seen
+        if self.sample_rate >= 1.0 and seen is None:
+            return RowFilter(self.store.shard.start, own.row[:0])
+        return RowFilter(self.store.shard.start, own.row[own.owned], self.sample_rate, self.seed, self.steps, seen)
+
+    def _targets(self, own: OwnRows) -> Tensor:
+        """Each sample's own unit centre (N, D), zero where another rank owns it."""
+        if not len(self.store.shard):
+            return torch.zeros_like(own.student)
+        return self.store.unit[own.row].to(own.student.dtype) * own.owned[:, None]
+
+    def _scatter(self, *parts: Tensor) -> list[Tensor]:
+        """One reduce_scatter of (N, ...) tensors side by side -> their (b, ...) parts of the sum over ranks."""
+        columns = [part if part.dim() == 2 else part[:, None] for part in parts]
+        mine = self.world.reduce_scatter(torch.cat(columns, dim=1))
+        pieces = mine.split([column.shape[1] for column in columns], dim=1)
+        return [piece if part.dim() == 2 else piece.squeeze(1) for piece, part in zip(pieces, parts, strict=True)]
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.dtype != torch.int64:
+            raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
+        wrong = (labels < 0) | (labels >= self.store.num_classes)
+        if wrong.any():
+            sample = int(wrong.nonzero()[0])
+            rule = f"label must be in [0, {self.store.num_classes})"
+            raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(labels[sample])}")
+
+
+def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """A tensor equal to `value` (b,) whose gradient to x (b, D) is `slope` (b, D)."""
+    inner = (x * slope).sum(1)
+    return value + (inner - inner.detach())

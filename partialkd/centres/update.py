@@ -1,0 +1,118 @@
+"""How centres move: the moving average of AdaDistill, and optimisers that act on a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.store import CentreStore
+from partialkd.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """The samples of the global batch, and where this shard holds their classes."""
+
+    store: CentreStore
+    student: Tensor  # (N, D) unit length
+    teacher: Tensor  # (N, D) unit length
+    owned: Tensor  # (N,) bool
+    row: Tensor  # (N,) int64, 0 where not owned
+
+
+def teacher_cosine(own: OwnRows) -> Tensor:
+    """<f_t, w_y / |w_y|> (N,), 0 where the class is not owned."""
+    if not len(own.store.shard):
+        return torch.zeros_like(own.teacher[:, 0])
+    return (own.teacher * own.store.unit[own.row].to(own.teacher.dtype)).sum(1) * own.owned
+
+
+def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool) -> Tensor:
+    """AdaDistill's centre update (ECCV 2024): w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
+
+    a = clip(<f_s, f_t>, 0, 1), or, weighted, a' = clip(<f_s, f_t> <w/|w|, f_t>, 0, 1). A class that occurs k
+    times moves by the mean of its k steps, each from the old centre: the paper at k = 1, whatever the order
+    and the ranks. With `first_sight`, a class not seen before takes the mean of its teacher embeddings
+    (a = 0). The published code draws centres at random, knows no first sight, and lets one of several equal
+    labels win.
+    """
+    store, sample = own.store, own.owned.nonzero().squeeze(1)
+    row, f_s, f_t = own.row[sample], own.student[sample], own.teacher[sample]
+    centre = store.read(row)
+    alpha = (f_s * f_t).sum(1)
+    if weighted:
+        alpha = alpha * (store.unit[row].to(f_t.dtype) * f_t).sum(1)
+    alpha = alpha.clamp(0, 1)
+    if first_sight:
+        alpha = alpha * store.seen[row]
+    rows, group, count = row.unique(return_inverse=True, return_counts=True)
+    step = torch.zeros(len(rows), store.dim, dtype=centre.dtype, device=centre.device)
+    step.index_add_(0, group, (1 - alpha)[:, None] * (f_t - centre))
+    store.write(rows, store.read(rows) + step / count[:, None])
+    store.seen[rows] = True
+    if renormalise:
+        store.renormalise(rows)
+    return torch.zeros_like(own.student[:, 0]).index_copy_(0, sample, alpha)
+
+
+class RowOptimizer(Protocol):
+    """Moves some rows by their gradient; rows that are not named do not move."""
+
+    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+        """rows of the store, dL/du (r, D) with u the unit centres."""
+
+
+def through_normalisation(store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor) -> Tensor:
+    """dL/du (r, D) -> dL/dw (r, D): the part across u, divided by the length."""
+    unit = store.unit[rows].to(unit_gradient.dtype)
+    radial = (unit_gradient * unit).sum(1, keepdim=True)
+    return (unit_gradient - radial * unit) / store.length[rows, None].clamp_min(1e-12)
+
+
+class RowSGD:
+    """SGD with momentum and weight decay, as torch.optim.SGD, on the rows of a step only."""
+
+    def __init__(self, store: CentreStore, momentum: float, weight_decay: float) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
+        if momentum:
+            store.moments["momentum"] = torch.zeros_like(store.unit, dtype=store.length.dtype)
+
+    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+        centre = store.read(rows)
+        gradient = through_normalisation(store, rows, unit_gradient).add_(centre, alpha=self.weight_decay)
+        if self.momentum:
+            gradient = store.moments["momentum"][rows].mul_(self.momentum).add_(gradient)
+            store.moments["momentum"][rows] = gradient
+        store.write(rows, centre.sub_(gradient, alpha=lr))
+
+
+class RowAdamW:
+    """AdamW, as torch.optim.AdamW, on the rows of a step only; each row counts its own steps."""
+
+    def __init__(self, store: CentreStore, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        for name in ("first", "second"):
+            store.moments[name] = torch.zeros_like(store.unit, dtype=store.length.dtype)
+        store.moments["count"] = torch.zeros_like(store.length)
+
+    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+        (beta1, beta2), moments = self.betas, store.moments
+        centre = store.read(rows)
+        gradient = through_normalisation(store, rows, unit_gradient)
+        first = moments["first"][rows].lerp(gradient, 1 - beta1)
+        second = moments["second"][rows] * beta2 + (1 - beta2) * gradient.square()
+        count = moments["count"][rows] + 1
+        moments["first"][rows], moments["second"][rows], moments["count"][rows] = first, second, count
+        mean = first / (1 - beta1**count)[:, None]
+        deviation = (second / (1 - beta2**count)[:, None]).sqrt_().add_(self.eps)
+        store.write(rows, centre * (1 - lr * self.weight_decay) - lr * mean / deviation)
+
+
+def make_row_optimizer(store: CentreStore, config: OptimizerConfig) -> RowOptimizer:
+    """The optimiser of trainable centres; its moments become part of the store."""
+    if config.name == "adamw":
+        return RowAdamW(store, config.betas, config.eps, config.weight_decay)
+    return RowSGD(store, config.momentum, config.weight_decay)

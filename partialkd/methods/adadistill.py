@@ -1,0 +1,43 @@
+"""AdaDistill (ECCV 2024, arXiv:2407.01332): margin softmax over moving averages of teacher embeddings.
+
+Before the logits, each class of the batch moves towards its teacher embedding,
+
+    w_y <- a w_y + (1 - a) f_t,   a = clip(<f_s, f_t>, 0, 1)  or  a' = clip(<f_s, f_t> <w_y, f_t>, 0, 1),
+
+with w_y in a' taken before the update; then the loss of ArcDistill or CosDistill over the moved centres. No
+loss weight, no further term. f_t is normalised, also where it is averaged. What happens when a class occurs
+several times in a batch, or for the first time: partialkd.centres.update.move_ema.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from partialkd.centres import Centres
+from partialkd.centres.update import move_ema
+from partialkd.config import AdaDistillConfig
+from partialkd.margin import arc_margin, cos_margin, margin_softmax
+from partialkd.methods.base import CentreKind, Outcome
+
+
+class AdaDistill:
+    """Reports alpha (or alpha'), near 0.87 (0.67) late in the published training."""
+
+    kind: ClassVar[CentreKind] = "ema"
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, config: AdaDistillConfig) -> None:
+        self.scale, self.margin = config.scale, config.margin
+        self.moved = arc_margin if config.kind == "arc" else cos_margin
+        self.move_centres = partial(
+            move_ema, weighted=config.weighted, first_sight=config.first_sight, renormalise=config.renormalise
+        )
+
+    def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
+        assert teacher is not None
+        found = centres.contrast(student, labels, teacher, look=self.move_centres)
+        loss = margin_softmax(found.negative, self.moved(found.target, self.margin), self.scale)
+        return Outcome(loss, {"alpha": found.looked.mean(), "cosine": found.target.detach().mean()})
