@@ -134,3 +134,9 @@ def to_grey(pixels: Tensor) -> Tensor:
     """(b, 3, H, W) -> the same shape, luma on all three channels."""
     weights = torch.tensor(_GREY, device=pixels.device, dtype=pixels.dtype).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True).expand_as(pixels)
+
+
+def to_pixels(image: np.ndarray, image_size: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (S, S, 3) uint8, by the resize of `to_tensor`, rounded."""
+    resized = resize(_planes(torch.from_numpy(image)[None], torch.device("cpu")), image_size)
+    return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
