@@ -1,0 +1,102 @@
+"""Pair verification: how well cosines tell pairs of one person from pairs of two.
+
+Shapes: cosines (n,) float, same (n,) bool, in the order of the file, which is the order of the folds. All shares
+are in [0, 1]. Arithmetic in float64, so that the result is a function of the cosines alone.
+
+accuracy   InsightFace's protocol: consecutive folds (the first ones take the remainder); in each, the threshold
+           with the best accuracy on the other folds, the strictest among equals, from the squared distances
+           0, 0.01 ... 3.99 of the normalised embeddings, d = 2 - 2 cosine; "same" means d < threshold. Mean and
+           (population) standard deviation over the folds.
+threshold  mean over the folds, as a cosine.
+auc        share of (same, different) couples ordered rightly, a tie counting one half: exact, no curve.
+tar_at_far for each far: the share of same pairs accepted at the loosest threshold at which at most far of the
+           different pairs are. No interpolation: with n different pairs, a far below 1 / n accepts none of them.
+
+Errors: `DataError` for NaN or infinite cosines, lengths that differ, no pairs of one kind, fewer pairs than folds.
+Source: deepinsight/insightface, recognition/arcface_torch/eval/verification.py (the protocol, not the code).
+Differs: that file's rate at a far interpolates over the grid of thresholds and averages folds; here all pairs count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from partialkd.errors import DataError
+
+DISTANCES = np.arange(0.0, 4.0, 0.01)  # candidate thresholds on the squared distance
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a verification set says about a network; shares in [0, 1]."""
+
+    accuracy: float
+    accuracy_std: float
+    auc: float
+    threshold: float  # cosine
+    tar_at_far: dict[str, float]  # "0.001" -> share of same pairs accepted
+    pairs: int
+
+
+def score_pairs(cosines: np.ndarray, same: np.ndarray, folds: int, fars: Iterable[float]) -> PairScores:
+    """cosines (n,), same (n,) bool in fold order -> scores."""
+    cosines, same = np.asarray(cosines, dtype=np.float64), np.asarray(same, dtype=bool)
+    _check(cosines, same, folds)
+    accuracies, thresholds = fold_accuracies(cosines, same, folds)
+    genuine, impostor = np.sort(cosines[same]), np.sort(cosines[~same])
+    return PairScores(
+        accuracy=float(accuracies.mean()),
+        accuracy_std=float(accuracies.std()),
+        auc=area_under_curve(genuine, impostor),
+        threshold=float(thresholds.mean()),
+        tar_at_far={f"{far:g}": accepted_at(genuine, impostor, far) for far in fars},
+        pairs=len(same),
+    )
+
+
+def fold_accuracies(cosines: np.ndarray, same: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """-> accuracy of each fold (folds,), the cosine threshold the other folds chose for it (folds,)."""
+    parts = np.array_split(np.arange(len(same)), folds)
+    distances = 2.0 - 2.0 * cosines
+    right = np.stack([_right(distances[part], same[part]) for part in parts])  # (folds, thresholds)
+    chosen = (right.sum(axis=0) - right).argmax(axis=1)  # first maximum: the strictest
+    sizes = np.array([len(part) for part in parts])
+    return right[np.arange(folds), chosen] / sizes, 1.0 - DISTANCES[chosen] / 2.0
+
+
+def area_under_curve(genuine: np.ndarray, impostor: np.ndarray) -> float:
+    """Sorted cosines of both kinds -> share of couples with genuine > impostor, ties one half."""
+    below = np.searchsorted(impostor, genuine, side="left").sum(dtype=np.int64)
+    not_above = np.searchsorted(impostor, genuine, side="right").sum(dtype=np.int64)
+    return float((below + not_above) / (2 * len(genuine) * len(impostor)))
+
+
+def accepted_at(genuine: np.ndarray, impostor: np.ndarray, far: float) -> float:
+    """Sorted cosines of both kinds -> share of genuine ones above the first impostor too many."""
+    allowed = int(far * len(impostor) + 1e-9)  # 0.29 * 100 is 28.999...
+    if allowed >= len(impostor):
+        return 1.0
+    refused = impostor[len(impostor) - 1 - allowed]
+    return float(1.0 - np.searchsorted(genuine, refused, side="right") / len(genuine))
+
+
+def _right(distances: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Pairs judged rightly at each candidate threshold, (thresholds,) int64."""
+    accepted_same = np.searchsorted(np.sort(distances[same]), DISTANCES, side="left")
+    accepted_different = np.searchsorted(np.sort(distances[~same]), DISTANCES, side="left")
+    return accepted_same + (~same).sum() - accepted_different
+
+
+def _check(cosines: np.ndarray, same: np.ndarray, folds: int) -> None:
+    if cosines.ndim != 1 or cosines.shape != same.shape:
+        raise DataError(f"pairs: cosines and same must be (n,) alike, got {cosines.shape} and {same.shape}")
+    if len(same) < folds:
+        raise DataError(f"pairs: must be at least as many as folds ({folds}), got {len(same)}")
+    if not 0 < same.sum() < len(same):
+        raise DataError(f"pairs: must hold both kinds, got {same.sum()} of one person among {len(same)}")
+    if not np.isfinite(cosines).all():
+        first = int(np.flatnonzero(~np.isfinite(cosines))[0])
+        raise DataError(f"pairs: cosines must be finite, got {cosines[first]} for pair {first}")
