@@ -1,0 +1,36 @@
+"""From a configuration to a network: (b, 3, image_size, image_size) -> (b, embedding_dim) float32, not normalised."""
+
+from __future__ import annotations
+
+import torch
+
+from partialkd.config import ModelConfig
+from partialkd.models.iresnet import STAGES, IResNet
+from partialkd.models.mobilefacenet import VARIANTS, MobileFaceNet
+from partialkd.models.network import Block, Network
+from partialkd.models.vit import SIZES, VisionTransformer
+
+FAMILIES: dict[str, type[Network]] = {
+    **dict.fromkeys(STAGES, IResNet),
+    **dict.fromkeys(VARIANTS, MobileFaceNet),
+    **dict.fromkeys(SIZES, VisionTransformer),
+}
+
+
+def build_model(config: ModelConfig, image_size: int) -> Network:
+    """A network in training mode, its weights drawn from torch's global generator."""
+    model = FAMILIES[config.name](config, image_size)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recompute = config.activation_checkpointing
+    return _in_memory_format(model)
+
+
+def build_empty(config: ModelConfig, image_size: int) -> Network:
+    """The same on the meta device: names and shapes, no memory, no random numbers drawn."""
+    with torch.device("meta"):
+        return build_model(config, image_size)
+
+
+def _in_memory_format(model: Network) -> Network:
+    return model.to(memory_format=torch.channels_last) if model.channels_last else model  # type: ignore[call-overload]

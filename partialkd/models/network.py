@@ -1,0 +1,105 @@
+"""What every network here shares: input check, memory format, head in full precision, recomputed blocks, scaling.
+
+Shapes: images (b, 3, image_size, image_size) -> embeddings (b, embedding_dim) in the parameters' type (float32),
+not normalised. Under autocast the trunk runs in the lower precision and the head (last linear layer and its
+normalisation) in float32, as in the published training code of these networks.
+Errors: ValueError if the images have another shape than the network was built for.
+
+Recomputed blocks (activation checkpointing, non-reentrant) give the same gradients and the same BatchNorm running
+statistics as plain ones: the second pass through a block must not count its batch a second time.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from partialkd.config import ModelConfig
+
+
+class Network(nn.Module):
+    """Base of the networks: a `trunk` (b, 3, H, W) -> maps or tokens, and a `head` -> (b, embedding_dim)."""
+
+    def __init__(self, config: ModelConfig, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.embedding_dim = config.embedding_dim
+        self.channels_last = config.channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        expected = (3, self.image_size, self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must have the shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        maps = self.trunk(images)
+        maps = maps.to(next(self.parameters()).dtype)
+        device = maps.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return self.head(maps)
+        with torch.autocast(device, enabled=False):
+            return self.head(maps)
+
+    def trunk(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, maps: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Block(nn.Module):
+    """A part of a network whose activations are kept, or, with `recompute`, computed again in the backward pass."""
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, use_reentrant=False, context_fn=self._contexts)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _StatisticsHeld(self)
+
+
+class _StatisticsHeld:
+    """While open, BatchNorm in training mode normalises by its batch but leaves its running statistics alone."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = True
+
+
+def scaled_channels(published: int, width: float) -> int:
+    """Channel count at `width`: a multiple of 8, at least 8; the published count at width 1."""
+    return max(8, int(published * width / 8 + 0.5) * 8)
+
+
+def scaled_blocks(published: int, depth: float) -> int:
+    """Blocks of a stage at `depth`: at least one; the published count at depth 1."""
+    return max(1, int(published * depth + 0.5))
+
+
+def halved(size: int, times: int) -> int:
+    """Side of a map after `times` convolutions 3x3 of stride 2 and padding 1: half, rounded up."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size

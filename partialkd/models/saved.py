@@ -1,0 +1,82 @@
+"""Self-describing networks: a .safetensors file that carries the model's configuration, image size and input format.
+
+Metadata (text): "format" = "partialkd-model-1", "model" (ModelConfig as JSON), "image_size", and the input convention of
+this project: "mean", "std" (127.5: pixels 0..255 become (pixel - mean) / std), "colour" = "rgb".
+A file appears complete or not at all. Errors: CheckpointError naming the file. Reading draws no random numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from partialkd.config import ModelConfig
+from partialkd.errors import CheckpointError
+from partialkd.models.build import build_empty
+from partialkd.models.network import Network
+from partialkd.models.weights import put_weights
+
+FORMAT = "partialkd-model-1"
+INPUT_METADATA = {"mean": "127.5", "std": "127.5", "colour": "rgb"}
+
+
+def describe(config: ModelConfig, image_size: int) -> dict[str, str]:
+    """The metadata of a saved or exported network."""
+    return {"format": FORMAT, "model": config.model_dump_json(), "image_size": str(image_size), **INPUT_METADATA}
+
+
+def save_model(path: str | Path, model: nn.Module, config: ModelConfig, image_size: int) -> None:
+    """Write the network's state_dict with its description; refuses one that does not fit the description."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    put_weights(build_empty(config, image_size), state, str(path), assign=True)
+    write_atomically(path, lambda temporary: save_file(state, temporary, describe(config, image_size)))
+
+
+def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
+    """The network on the CPU in eval mode, its configuration and image size."""
+    config, image_size = read_description(path)
+    model = build_empty(config, image_size)
+    put_weights(model, load_file(path), str(path), assign=True)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval(), config, image_size
+
+
+def read_description(path: str | Path) -> tuple[ModelConfig, int]:
+    """Configuration and image size from a file's metadata."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: does not describe its network: format must be {FORMAT!r}, got {metadata.get('format')!r}"
+        )
+    try:
+        return ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
+    except (ValidationError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable description: {error}") from error
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then give it its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

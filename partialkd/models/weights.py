@@ -1,0 +1,91 @@
+"""Weights from files: .pt and .pth (no code is unpickled) and .safetensors, into a network of ours.
+
+Accepted forms: a plain state_dict; one inside a training checkpoint under "state_dict_backbone" (arcface_torch),
+"state_dict", "model" or "backbone"; all keys under a wrapper's prefix ("module.", "_orig_mod.", "backbone.").
+Every key and shape must match. Errors: CheckpointError naming the file and the keys. Floating-point values of another
+type become the network's. A file without BatchNorm's "num_batches_tracked" counters is accepted: they start at zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from partialkd.errors import CheckpointError
+
+WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
+PREFIXES = ("module.", "_orig_mod.", "backbone.")
+NAMED = 4  # keys listed in an error
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Copy a file's weights into the model."""
+    put_weights(model, read_weights(path), str(path))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict of a file, on the CPU, without wrappers and prefixes."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises many kinds
+        raise CheckpointError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+    return _without_prefixes(_unwrapped(content, path))
+
+
+def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
+    """Strict: same keys, same shapes. `assign` takes the tensors themselves (for a model on the meta device)."""
+    own = model.state_dict()
+    state = dict(state)
+    for key in own.keys() - state.keys():
+        if key.endswith(".num_batches_tracked"):
+            state[key] = torch.zeros((), dtype=torch.int64)
+    problems = [
+        _named("missing", sorted(own.keys() - state.keys())),
+        _named("unexpected", sorted(state.keys() - own.keys())),
+        _named(
+            "of another shape",
+            [_shapes(k, state[k], own[k]) for k in own if k in state and state[k].shape != own[k].shape],
+        ),
+    ]
+    if any(problems):
+        raise CheckpointError(f"{where}: does not fit the network: {'; '.join(filter(None, problems))}")
+    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, assign=assign)
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, dict):
+        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            return content
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if not inner:
+            raise CheckpointError(f"{path}: no state_dict in it; keys {sorted(map(str, content))[:NAMED]}")
+        content = inner[0]
+    raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES * 2:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _named(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return f"{len(keys)} keys {what}: {', '.join(keys[:NAMED])}{more}"
+
+
+def _shapes(key: str, given: Tensor, own: Tensor) -> str:
+    return f"{key} {tuple(given.shape)} instead of {tuple(own.shape)}"
