@@ -96,10 +96,10 @@ def test_perfect_and_useless_scores() -> None:
 @pytest.mark.parametrize(
     ("cosines", "same", "folds", "reason"),
     [
-        ([0.1, float("nan")], [True, False], 2, "must be finite, got nan for pair 1"),
-        ([0.1, 0.2], [True, True], 2, "must hold both kinds, got 2 of one person among 2"),
-        ([0.1, 0.2], [False, False], 2, "must hold both kinds, got 0 of one person among 2"),
-        ([0.1, 0.2], [True, False], 10, r"at least as many as folds \(10\), got 2"),
+        ([0.1, float("nan")], [True, False], 2, "cosines must be finite, got nan for pair 1"),
+        ([0.1, 0.2], [True, True], 2, "must hold pairs of both kinds, got 2 of one person among 2"),
+        ([0.1, 0.2], [False, False], 2, "must hold pairs of both kinds, got 0 of one person among 2"),
+        ([0.1, 0.2], [True, False], 10, r"at least as many pairs as folds \(10\), got 2"),
         ([0.1, 0.2, 0.3], [True, False], 2, r"alike, got \(3,\) and \(2,\)"),
     ],
 )

@@ -44,7 +44,8 @@ class PairScores:
 def score_pairs(cosines: np.ndarray, same: np.ndarray, folds: int, fars: Iterable[float]) -> PairScores:
     """cosines (n,), same (n,) bool in fold order -> scores."""
     cosines, same = np.asarray(cosines, dtype=np.float64), np.asarray(same, dtype=bool)
-    _check(cosines, same, folds)
+    _check_cosines(cosines, same)
+    check_pairs(same, folds)
     accuracies, thresholds = fold_accuracies(cosines, same, folds)
     genuine, impostor = np.sort(cosines[same]), np.sort(cosines[~same])
     return PairScores(
@@ -90,13 +91,17 @@ def _right(distances: np.ndarray, same: np.ndarray) -> np.ndarray:
     return accepted_same + (~same).sum() - accepted_different
 
 
-def _check(cosines: np.ndarray, same: np.ndarray, folds: int) -> None:
-    if cosines.ndim != 1 or cosines.shape != same.shape:
-        raise DataError(f"pairs: cosines and same must be (n,) alike, got {cosines.shape} and {same.shape}")
+def check_pairs(same: np.ndarray, folds: int) -> None:
+    """DataError if pairs like these, (n,) bool, cannot be scored whatever the network says."""
     if len(same) < folds:
-        raise DataError(f"pairs: must be at least as many as folds ({folds}), got {len(same)}")
+        raise DataError(f"must hold at least as many pairs as folds ({folds}), got {len(same)}")
     if not 0 < same.sum() < len(same):
-        raise DataError(f"pairs: must hold both kinds, got {same.sum()} of one person among {len(same)}")
+        raise DataError(f"must hold pairs of both kinds, got {same.sum()} of one person among {len(same)}")
+
+
+def _check_cosines(cosines: np.ndarray, same: np.ndarray) -> None:
+    if cosines.ndim != 1 or cosines.shape != same.shape:
+        raise DataError(f"cosines and same must be (n,) alike, got {cosines.shape} and {same.shape}")
     if not np.isfinite(cosines).all():
         first = int(np.flatnonzero(~np.isfinite(cosines))[0])
-        raise DataError(f"pairs: cosines must be finite, got {cosines[first]} for pair {first}")
+        raise DataError(f"cosines must be finite, got {cosines[first]} for pair {first}")

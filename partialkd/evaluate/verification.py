@@ -1,0 +1,165 @@
+"""Verification sets: embed their images with all ranks, score the pairs, put the results in a table.
+
+Shapes: images (b, 3, H, W) as in data/decode.py -> embeddings (b, D) -> cosines (n,), float64.
+With `flip` an image's embedding is embedding(image) + embedding(mirrored), neither normalised before (InsightFace's
+protocol). An image that occurs in several pairs is embedded once. Ranks share out whole batches, the same ones at
+any world size, so scores do not depend on it; every rank returns the same.
+Errors: `DataError` on every rank, naming file and image, for a set that is missing, unreadable, has images of
+another size (unless `resize`), or gets a NaN or zero embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prettytable import PrettyTable
+from torch import Tensor
+
+from partialkd.centres.shard import shard_of
+from partialkd.config import EvaluateConfig
+from partialkd.data.bins import VerificationSet, read_bin
+from partialkd.data.decode import check_size, decode, to_tensor
+from partialkd.dist import World
+from partialkd.errors import DataError
+from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
+
+Embed = Callable[[Tensor], Tensor]
+Results = dict[str, dict[str, PairScores]]  # {set: {"teacher" | "student" | "alone" | ...: scores}}
+
+
+def open_sets(config: EvaluateConfig) -> dict[str, Path]:
+    """Name -> file of the configured sets, each read once now: at start-up, not after hours of training."""
+    paths: dict[str, Path] = {}
+    for path in map(Path, config.sets):
+        if path.stem in paths:
+            raise DataError(f"evaluate.sets: two files are called {path.stem!r}: {paths[path.stem]} and {path}")
+        paths[path.stem] = path
+    for path in paths.values():
+        _open_set(path, config)
+    return paths
+
+
+def evaluate_sets(
+    embed: Embed, config: EvaluateConfig, image_size: int, resize: bool, world: World
+) -> dict[str, PairScores]:
+    """Collective. Scores of every configured set; `embed` is a network in eval mode on this rank's device."""
+    embedder = _Embedder(embed, config, image_size, resize, world)
+    return {path.stem: _evaluate_set(embedder, path) for path in map(Path, config.sets)}
+
+
+def _open_set(path: Path, config: EvaluateConfig) -> VerificationSet:
+    pairs = read_bin(path)
+    try:
+        check_pairs(pairs.same, config.folds)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return pairs
+
+
+def _evaluate_set(embedder: _Embedder, path: Path) -> PairScores:
+    config, world = embedder.config, embedder.world
+    try:
+        pairs = _open_set(path, config)
+        distinct = _Distinct.of(pairs.images)
+        share = embedder.share_of(distinct, path)
+    except DataError as error:
+        world.agree(str(error), DataError)
+        raise
+    world.agree(None, DataError)
+    embeddings = _gather(share, world).cpu().double().numpy()
+    try:
+        return score_pairs(_cosines(embeddings[distinct.places]), pairs.same, config.folds, config.fars)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    """The images of a set, each once, in the order of their first place."""
+
+    images: list[bytes]
+    first: np.ndarray  # (u,) first place in the file, the number an error names
+    places: np.ndarray  # (2n,) -> index in `images`
+
+    @classmethod
+    def of(cls, images: Sequence[bytes]) -> _Distinct:
+        index: dict[bytes, int] = {}
+        places = np.array([index.setdefault(image, len(index)) for image in images])
+        return cls(list(index), np.unique(places, return_index=True)[1], places)
+
+
+@dataclass(frozen=True)
+class _Embedder:
+    """How the images of a set become embeddings on this rank."""
+
+    embed: Embed
+    config: EvaluateConfig
+    image_size: int
+    resize: bool
+    world: World
+
+    @torch.no_grad()
+    def share_of(self, distinct: _Distinct, path: Path) -> Tensor:
+        """This rank's batches -> (rows, D); (0, 0) if it has none."""
+        count, batch = len(distinct.images), self.config.batch
+        batches = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
+        mine = shard_of(len(batches), self.world.rank, self.world.size)
+        rows = [self._embed_batch(distinct, batches[number], path) for number in mine]
+        return torch.cat(rows) if rows else torch.empty(0, 0, device=self.world.device)
+
+    def _embed_batch(self, distinct: _Distinct, batch: range, path: Path) -> Tensor:
+        decoded = [self._decode(distinct.images[i], f"{path}: image {distinct.first[i]}") for i in batch]
+        images = to_tensor(decoded, self.image_size, device=self.world.device)
+        rows = self.embed(images).float()
+        return rows + self.embed(images.flip(3)).float() if self.config.flip else rows
+
+    def _decode(self, encoded: bytes, where: str) -> np.ndarray:
+        image = decode(encoded, where)
+        if not self.resize:
+            check_size(image, self.image_size, where)
+        return image
+
+
+def _gather(share: Tensor, world: World) -> Tensor:
+    """Shares (rows, D) of different lengths -> (all rows, D), in the order of ranks."""
+    shapes = world.gather_objects(tuple(share.shape))
+    longest, width = (max(sizes) for sizes in zip(*shapes, strict=True))
+    padded = share.new_zeros(longest, width)
+    padded[: share.shape[0], : share.shape[1]] = share
+    parts = world.all_gather(padded).split(longest)
+    return torch.cat([part[:rows] for part, (rows, _) in zip(parts, shapes, strict=True)])
+
+
+def _cosines(embeddings: np.ndarray) -> np.ndarray:
+    """(2n, D) float64, pairs next to each other -> (n,); not finite where an embedding is zero or not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return (unit[0::2] * unit[1::2]).sum(axis=1)
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+def results_table(results: Results) -> PrettyTable:
+    """One line a set and network; shares in per cent."""
+    entries = [(name, who, scores) for name, networks in results.items() for who, scores in networks.items()]
+    fars = list(dict.fromkeys(far for _, _, scores in entries for far in scores.tar_at_far))
+    table = PrettyTable(
+        ["set", "network", "accuracy %", "AUC", *(f"TAR % @ FAR {far}" for far in fars), "threshold", "pairs"]
+    )
+    table.align["set"] = table.align["network"] = "l"
+    for name, who, scores in entries:
+        accuracy = f"{100 * scores.accuracy:.2f} ± {100 * scores.accuracy_std:.2f}"
+        tars = [f"{100 * scores.tar_at_far[far]:.2f}" if far in scores.tar_at_far else "" for far in fars]
+        table.add_row([name, who, accuracy, f"{scores.auc:.4f}", *tars, f"{scores.threshold:.3f}", scores.pairs])
+    return table
+
+
+def results_dict(results: Results) -> dict[str, Any]:
+    """The same as JSON: {"sets": {set: {network: {"accuracy": ..., "tar_at_far": {...}, ...}}}}."""
+    return {"sets": {name: {who: asdict(scores) for who, scores in row.items()} for name, row in results.items()}}
