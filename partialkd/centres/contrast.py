@@ -26,7 +26,7 @@ from torch import Tensor
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
 
-_CHUNK_NUMBERS = 1 << 19  # numbers in a chunk of logits: 2 MiB in float32, about a core's L2 cache
+_CHUNK_NUMBERS = 1 << 20  # numbers in a chunk of logits (4 MiB in float32): measured best of 2^16 to 2^21 on CPU
 LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
 
 
@@ -119,14 +119,14 @@ class ChunkedSweep:
         scaled = [queries.embeddings * self.scale for queries, _, _ in batches]
         buffer = _buffer(scaled[0], rows)
         for chunk in chunks(store, filters, rows):
-            gradient = torch.zeros_like(chunk.unit)
-            for (queries, weight, target_gradient), scaled_embeddings in zip(batches, scaled, strict=True):
-                terms = self._terms(scaled_embeddings, chunk, buffer)
+            gradient = chunk.unit.new_empty(chunk.unit.shape)
+            for k, (queries, weight, target_gradient) in enumerate(batches):
+                terms = self._terms(scaled[k], chunk, buffer)
                 terms *= weight[:, None]
                 if len(batches) > 1 and chunk.kept is not None:
                     terms *= queries.filter.keep(chunk.start, chunk.stop)[chunk.kept]
                 _set_targets(terms, *chunk.columns(queries), value=target_gradient)
-                gradient.addmm_(terms.T, queries.embeddings)
+                gradient.addmm_(terms.T, queries.embeddings, beta=min(k, 1))
             yield chunk.rows, gradient
 
     def _rows_a_chunk(self, queries: Queries) -> int:

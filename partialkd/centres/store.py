@@ -18,7 +18,7 @@ from torch import Tensor
 
 INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish
 _BLOCK = 1024  # class ids that share one generator
-_TINY = 1e-12  # a shorter centre has no direction
+TINY = 1e-12  # a shorter centre has no direction
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -72,9 +72,13 @@ class CentreStore:
 
     def write(self, rows: Tensor | slice, centres: Tensor) -> None:
         """Replace these rows by centres (n, D)."""
+        self.replace(rows, centres.clone())
+
+    def replace(self, rows: Tensor | slice, centres: Tensor) -> None:
+        """As `write`, with the memory of `centres`, which may be the rows' own."""
         length = centres.norm(dim=1)
-        self.unit[rows] = (centres / length.clamp_min(_TINY)[:, None]).to(self.unit.dtype)
-        self.length[rows] = length.to(self.length.dtype)
+        put_rows(self.unit, rows, centres.div_(length.clamp_min(TINY)[:, None]))
+        put_rows(self.length, rows, length)
 
     def renormalise(self, rows: Tensor) -> None:
         """Bring these centres to length one."""
@@ -98,6 +102,12 @@ class CentreStore:
         for key, value in state.items():
             if key.startswith("moment."):
                 self.moments[key.removeprefix("moment.")] = value.to(self.device)
+
+
+def put_rows(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:
+    """tensor[rows] = values, without a copy where `values` is that view already."""
+    if not (isinstance(rows, slice) and values.dtype == tensor.dtype and values.data_ptr() == tensor[rows].data_ptr()):
+        tensor[rows] = values.to(tensor.dtype)
 
 
 def random_blocks(shard: range, dim: int, seed: int) -> Iterator[tuple[range, Tensor]]:

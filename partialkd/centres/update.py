@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from partialkd.centres.store import CentreStore
+from partialkd.centres.store import TINY, CentreStore, put_rows
 from partialkd.config import OptimizerConfig
 
 
@@ -62,18 +62,15 @@ class RowOptimizer(Protocol):
     """Moves some rows by their gradient; rows that are not named do not move."""
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
-        """rows of the store, dL/du (r, D) with u the unit centres."""
-
-
-def through_normalisation(store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor) -> Tensor:
-    """dL/du (r, D) -> dL/dw (r, D): the part across u, divided by the length."""
-    unit = store.unit[rows].to(unit_gradient.dtype)
-    radial = (unit_gradient * unit).sum(1, keepdim=True)
-    return (unit_gradient - radial * unit) / store.length[rows, None].clamp_min(1e-12)
+        """rows of the store, dL/du (r, D) with u the unit centres; the gradient's memory may be reused."""
 
 
 class RowSGD:
-    """SGD with momentum and weight decay, as torch.optim.SGD, on the rows of a step only."""
+    """SGD with momentum and weight decay, as torch.optim.SGD, on the rows of a step only.
+
+    With w = n u and g = dL/du, dL/dw = (g - <g, u> u) / n. Every pass works in place: on a slice of a float32
+    store nothing is copied.
+    """
 
     def __init__(self, store: CentreStore, momentum: float, weight_decay: float) -> None:
         self.momentum, self.weight_decay = momentum, weight_decay
@@ -81,12 +78,17 @@ class RowSGD:
             store.moments["momentum"] = torch.zeros_like(store.unit, dtype=store.length.dtype)
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
-        centre = store.read(rows)
-        gradient = through_normalisation(store, rows, unit_gradient).add_(centre, alpha=self.weight_decay)
+        unit, length = store.unit[rows].to(store.length.dtype), store.length[rows]
+        inverse = 1 / length.clamp_min(TINY)
+        along = self.weight_decay * length - torch.linalg.vecdot(unit_gradient, unit) * inverse
         if self.momentum:
-            gradient = store.moments["momentum"][rows].mul_(self.momentum).add_(gradient)
-            store.moments["momentum"][rows] = gradient
-        store.write(rows, centre.sub_(gradient, alpha=lr))
+            step = store.moments["momentum"][rows].mul_(self.momentum).addcmul_(unit_gradient, inverse[:, None])
+        else:
+            step = unit_gradient.mul_(inverse[:, None])
+        step.addcmul_(unit, along[:, None])
+        if self.momentum:
+            put_rows(store.moments["momentum"], rows, step)
+        store.replace(rows, unit.mul_(length[:, None]).sub_(step, alpha=lr))
 
 
 class RowAdamW:
@@ -100,15 +102,18 @@ class RowAdamW:
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         (beta1, beta2), moments = self.betas, store.moments
-        centre = store.read(rows)
-        gradient = through_normalisation(store, rows, unit_gradient)
+        unit, length = store.unit[rows].to(store.length.dtype), store.length[rows]
+        radial = torch.linalg.vecdot(unit_gradient, unit)
+        gradient = (unit_gradient - radial[:, None] * unit) / length.clamp_min(TINY)[:, None]
         first = moments["first"][rows].lerp(gradient, 1 - beta1)
         second = moments["second"][rows] * beta2 + (1 - beta2) * gradient.square()
         count = moments["count"][rows] + 1
-        moments["first"][rows], moments["second"][rows], moments["count"][rows] = first, second, count
+        for name, moment in (("first", first), ("second", second), ("count", count)):
+            put_rows(moments[name], rows, moment)
         mean = first / (1 - beta1**count)[:, None]
         deviation = (second / (1 - beta2**count)[:, None]).sqrt_().add_(self.eps)
-        store.write(rows, centre * (1 - lr * self.weight_decay) - lr * mean / deviation)
+        centre = unit * (length * (1 - lr * self.weight_decay))[:, None]
+        store.replace(rows, centre.sub_(mean.div_(deviation), alpha=lr))
 
 
 def make_row_optimizer(store: CentreStore, config: OptimizerConfig) -> RowOptimizer:

@@ -1,0 +1,81 @@
+"""Measuring side by side: interleaved medians, peak extra memory, and what the figures were measured on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def interleaved_seconds(variants: dict[str, Callable[[], Any]], runs: int, device: torch.device) -> dict[str, list[float]]:
+    """Run every variant once to warm up, then all of them in turn `runs` times -> seconds of each run."""
+    for step in variants.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(runs):
+        for name, step in variants.items():
+            wait_for(device)
+            start = time.perf_counter()
+            step()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes torch holds during `step` beyond those held before it. Library workspaces (MKL) are not seen."""
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and commit, for the result file."""
+    facts: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _cpu_name() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
+
+
+def _commit() -> str:
+    got = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return got.stdout.strip() or "unknown"
