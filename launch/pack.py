@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -15,16 +14,12 @@ def main() -> int:
     """Exit status: 0, or 1 with every problem on stderr and nothing written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("direction", choices=["pack", "unpack"])
-    parser.add_argument(
-        "source", type=Path, help="folder <identity>/<image> or list file; the InsightFace folder to unpack"
-    )
+    parser.add_argument("source", type=Path, help="folder <identity>/<image> or list file; unpack: the packed folder")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--size", type=int, help="resize to this many pixels a side")
     parser.add_argument("--quality", type=int, help="re-encode as JPEG of this quality, 1..100")
-    parser.add_argument(
-        "--skip-unreadable", action="store_true", help="leave them out and list them in OUT/skipped.txt"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out and list in OUT/skipped.txt")
+    parser.add_argument("--workers", type=int, default=PackOptions().workers, help="threads")
     args = parser.parse_args()
     try:
         options = PackOptions(args.size, args.quality, args.skip_unreadable, args.workers)

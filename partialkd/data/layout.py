@@ -3,7 +3,8 @@
 `property` is one line `classes,height,width`. Records: key 0 a header without image, labels (first identity key,
 end); keys 1..n the images, sorted by class id, label = class id; then one record without image an identity,
 labels (first image key, end). Labels are float32, exact to 2^24: a set of more images is written without header and
-identity records, image keys 0..n-1, as InsightFace's largest sets are; more classes than that cannot be written.
+identity records, image keys 0..n-1, as InsightFace's largest sets are (the id inside a record is then its key + 1);
+more classes than that cannot be written.
 identities.txt holds `class id<TAB>name` lines.
 Differs from InsightFace's reader: a key 0 with several labels *and* an image is an image, not a header.
 """
@@ -38,6 +39,7 @@ def pack_records(
     none does. Existing ones are not overwritten.
     """
     out = Path(out)
+    _check_classes(num_classes)
     names = [str(label) for label in range(num_classes)] if names is None else list(names)
     check_names(names, num_classes)
     refuse_existing(*(out / name for name in (REC, IDX, PROPERTY, NAMES)))
@@ -75,10 +77,13 @@ def _write_images(writer: RecordWriter, images: Iterable[tuple[bytes, int]], num
     return counts
 
 
-def check_names(names: Sequence[str], num_classes: int) -> None:
-    """DataError unless there is one distinct name a class, each usable as a folder's name."""
+def _check_classes(num_classes: int) -> None:
     if not 0 < num_classes <= FLOAT_EXACT:
         raise DataError(f"number of classes must be in 1..{FLOAT_EXACT} (labels are float32), got {num_classes}")
+
+
+def check_names(names: Sequence[str], num_classes: int) -> None:
+    """DataError unless there is one distinct name a class, each usable as a folder's name."""
     if len(names) != num_classes:
         raise DataError(f"{num_classes} classes need as many identity names, got {len(names)}")
     for label, name in enumerate(names):

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -231,7 +232,11 @@ class RecordWriter:
 
     def index_lines(self) -> Iterator[bytes]:
         """The lines of the .idx, by key."""
-        for position in np.argsort(self._keys, kind="stable").tolist():
+        order = np.argsort(self._keys, kind="stable").tolist()
+        for position, following in pairwise(order):
+            if self._keys[position] == self._keys[following]:
+                raise DataError(f"key {self._keys[position]} was written twice")
+        for position in order:
             yield b"%d\t%d\n" % (self._keys[position], self._offsets[position])
 
 

@@ -1,0 +1,190 @@
+"""Decoding against Pillow; normalisation, flip, grey and resize against their definitions."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels, to_tensor
+from partialkd.errors import DataError
+
+
+def photo(height: int = 40, width: int = 30, seed: int = 0) -> np.ndarray:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    return (np.asarray(small).astype(int) + rng.integers(-8, 9, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, fmt: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 95}, {"subsampling": 0}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_pixels_equal_pillows(mode: str, options: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(photo(41, 33)).convert(mode), "JPEG", **options)
+    got = decode(data, "here")
+    assert (got.shape, got.dtype) == ((41, 33, 3), np.uint8)
+    np.testing.assert_array_equal(got, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_lossless_formats(fmt: str, mode: str) -> None:
+    image = Image.fromarray(photo()).convert(mode)
+    np.testing.assert_array_equal(decode(encoded(image, fmt), "here"), np.asarray(image.convert("RGB")))
+
+
+def test_webp_and_opaque_alpha() -> None:
+    pixels = photo()
+    np.testing.assert_array_equal(decode(encoded(pixels, "WEBP", lossless=True), "here"), pixels)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels).convert("RGBA"), "PNG"), "here"), pixels)
+
+
+def with_hole() -> bytes:
+    image = Image.fromarray(photo()).convert("RGBA")
+    image.putpixel((3, 3), (0, 0, 0, 0))
+    return encoded(image, "PNG")
+
+
+def animation() -> bytes:
+    frames = [Image.fromarray(photo(seed=seed)) for seed in range(2)]
+    return encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+
+
+JPEG = encoded(photo(), "JPEG")
+PNG = encoded(photo(), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the image is empty"),
+        (b"just text", r"not an image of PNG.* \(starts with b'just tex'\)"),
+        (encoded(photo(), "GIF"), "not an image of PNG"),
+        (JPEG[:-40], "broken JPEG: Premature end"),
+        (JPEG[:20], "broken JPEG"),
+        (b"\xff\xd8", "broken JPEG"),
+        (PNG[: len(PNG) // 2], "broken image"),
+        (PNG[:60] + b"\0\0\0\0" + PNG[64:], "broken image"),
+        (encoded(np.zeros((8, 8), np.uint16), "PNG"), "must be one image of 8 bits a channel, got PNG mode I;16"),
+        (with_hole(), "the image has transparent pixels"),
+        (animation(), "must be one image"),
+        (encoded(Image.new("1", (9000, 9000)), "PNG"), "an image has at most 67108864 pixels, got 9000 x 9000"),
+        (encoded(Image.new("L", (9000, 9000)), "JPEG"), "an image has at most 67108864 pixels, got 9000 x 9000"),
+    ],
+)
+def test_what_cannot_be_decoded(data: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=r"train\.rec key 7: " + message):
+        decode(data, "train.rec key 7")
+
+
+def test_encoded_jpeg_is_close_to_the_image() -> None:
+    pixels = photo()
+    back = decode(encode_jpeg(pixels[:, ::-1][:, ::-1], 95), "here")
+    assert (
+        np.abs(back.astype(int) - pixels).mean() < 4
+    )  # noise costs quality 95 about 3 levels; a shifted or swapped image, tens
+    assert len(encode_jpeg(pixels, 50)) < len(encode_jpeg(pixels, 95))
+
+
+def test_check_size() -> None:
+    check_size(photo(30, 30), 30, "here")
+    with pytest.raises(DataError, match=r"here: must be 30 x 30 pixels .*, got 31 x 30"):
+        check_size(photo(30, 31), 30, "here")
+
+
+# ------------------------------------------------------------------------------------------------ to_tensor
+
+
+def batch() -> np.ndarray:
+    return np.stack([photo(32, 32, seed) for seed in range(4)])
+
+
+def expected(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy((images.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5)
+
+
+def test_normalisation_of_arrays_lists_and_tensors() -> None:
+    images = batch()
+    before = images.copy()
+    for form in (images, list(images), torch.from_numpy(images)):
+        got = to_tensor(form, 32)
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, expected(before), rtol=0, atol=0)
+    np.testing.assert_array_equal(images, before)
+    extremes = np.array([[[[0, 255, 0]]]], dtype=np.uint8)
+    assert to_tensor(extremes, 1).flatten().tolist() == [-1.0, 1.0, -1.0]
+
+
+def test_flip_mirrors_the_chosen_images() -> None:
+    images = batch()
+    got = to_tensor(images, 32, flips=np.array([True, False, False, True]))
+    images[[0, 3]] = images[[0, 3], :, ::-1]
+    torch.testing.assert_close(got, expected(images), rtol=0, atol=0)
+
+
+def test_grey_equals_pillows_luma_on_three_channels() -> None:
+    images = batch()
+    got = to_tensor(images, 32, grey=np.array([False, True, False, True])) * 127.5 + 127.5
+    assert torch.equal(got[1, 0], got[1, 1])
+    assert torch.equal(got[1, 0], got[1, 2])
+    for number in (1, 3):
+        luma = np.asarray(Image.fromarray(images[number]).convert("L")).astype(np.float32)
+        torch.testing.assert_close(got[number, 0], torch.from_numpy(luma), rtol=0, atol=0.51)
+    torch.testing.assert_close(got[[0, 2]], expected(images[[0, 2]]) * 127.5 + 127.5)
+
+
+def test_grey_image_stays_what_it_is() -> None:
+    images = np.repeat(batch()[..., :1], 3, axis=3)
+    torch.testing.assert_close(to_tensor(images, 32, grey=np.ones(4, bool)), expected(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 21, 48])
+def test_resize_equals_pillows_bilinear(size: int) -> None:
+    image = photo(32, 40)
+    theirs = np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)).astype(np.float32)
+    got = to_tensor([image], size)[0] * 127.5 + 127.5
+    torch.testing.assert_close(got, torch.from_numpy(theirs.transpose(2, 0, 1)), rtol=0, atol=1.01)
+    pixels = to_pixels(image, size)
+    assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
+    torch.testing.assert_close(expected(pixels[None])[0] * 127.5 + 127.5, got, rtol=0, atol=0.501)
+
+
+def test_images_of_different_sizes_do_not_depend_on_the_batch() -> None:
+    images = [photo(32, 32), photo(50, 32), photo(20, 20), photo(50, 32, 1)]
+    flips, grey = np.array([True, True, False, False]), np.array([False, True, True, False])
+    together = to_tensor(images, 32, flips, grey)
+    assert together.shape == (4, 3, 32, 32)
+    for k, image in enumerate(images):
+        alone = to_tensor([image], 32, flips[k : k + 1], grey[k : k + 1])
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=0, atol=0)
+
+
+def test_empty_batch() -> None:
+    assert to_tensor([], 32).shape == (0, 3, 32, 32)
+    assert to_tensor(np.empty((0, 32, 32, 3), np.uint8), 32, np.empty(0, bool), np.empty(0, bool)).shape == (
+        0,
+        3,
+        32,
+        32,
+    )
+
+
+@pytest.mark.gpu
+def test_device_agrees_with_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    flips, grey = np.array([True, False, True, False]), np.array([True, True, False, False])
+    for images, size in ((batch(), 32), (batch(), 20), ([photo(50, 32), photo(20, 20), photo(), photo()], 32)):
+        cuda = to_tensor(images, size, flips, grey, "cuda")
+        assert cuda.is_cuda
+        torch.testing.assert_close(cuda.cpu(), to_tensor(images, size, flips, grey), rtol=0, atol=1e-4)
