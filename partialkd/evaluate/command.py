@@ -1,0 +1,148 @@
+"""`launch/evaluate.py`: any network file on any verification sets, alone or under torchrun.
+
+MODEL is a .safetensors file that describes its network, a .pt or .pth file (or a bare .safetensors) with `--model` and
+the sizes that differ from the defaults, or an .onnx file. A foreign network is told apart by what it expects: size,
+mean, std and colour order of its input. Rank 0 prints a table and, with `--json`, writes the same as JSON.
+Errors: one line on the error output and status 1; wrong options, status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
+from partialkd.dist import World
+from partialkd.errors import ConfigError, PartialKDError
+from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.files import write_json
+from partialkd.models.saved import read_description
+from partialkd.models.teacher import Teacher, open_teacher
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says; the exit status."""
+    options = _parser().parse_args(arguments)
+    with World.start(DistConfig(device=options.device)) as world:
+        try:
+            _evaluate(options, world)
+        except PartialKDError as error:
+            if world.is_main:
+                print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, world: World) -> None:
+    try:
+        config = _evaluate_config(options)
+        open_sets(config)
+        if options.json and not Path(options.json).parent.is_dir():
+            raise ConfigError(f"--json {options.json}: its folder must exist")
+        network = open_network(options, world)
+    except PartialKDError as error:
+        world.agree(str(error), type(error))
+        raise
+    world.agree(None, PartialKDError)
+    name = Path(options.file).name
+    scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world)
+    results = {set_name: {name: row} for set_name, row in scores.items()}
+    if world.is_main:
+        print(results_table(results))
+        if options.json:
+            settings = config.model_dump(mode="json", exclude={"sets"})
+            settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
+            facts = {"model": options.file, "fingerprint": network.fingerprint, "settings": settings}
+            write_json(Path(options.json), {**facts, **results_dict(results)})
+
+
+def open_network(options: argparse.Namespace, world: World) -> Teacher:
+    """The file as a frozen embedder; images are decoded at the size it expects."""
+    size = options.input_size or _described_size(options) or InputConfig().size
+    named = {key: getattr(options, key) for key in ("mean", "std", "colour") if getattr(options, key) is not None}
+    settings: dict[str, Any] = {"source": "checkpoint", "path": options.file}
+    try:
+        if named or _described_size(options) is None or options.input_size:
+            settings["input"] = InputConfig(size=size, **named)
+        if options.file.endswith(".onnx"):
+            settings |= {"source": "onnx", "embedding_dim": options.embedding_dim or onnx_width(options.file)}
+        elif options.model is not None:
+            sizes = {key: getattr(options, key) for key in ("embedding_dim", "width", "depth")}
+            given = {key: value for key, value in sizes.items() if value is not None}
+            settings["model"] = ModelConfig(name=options.model, **given)
+        return open_teacher(TeacherConfig(**settings), size, world.device)
+    except ValidationError as error:
+        raise _config_error(error) from error
+
+
+def onnx_width(path: str) -> int:
+    """Numbers an image that an ONNX file's only output declares."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file")
+    import onnx
+
+    try:
+        outputs = onnx.load(path, load_external_data=False).graph.output
+        shapes = [[size.dim_value for size in output.type.tensor_type.shape.dim] for output in outputs]
+    except Exception as error:  # protobuf's errors have no public base
+        raise ConfigError(f"{path}: not an ONNX file: {error}") from error
+    if len(shapes) != 1 or len(shapes[0]) < 2 or not all(shapes[0][1:]):
+        raise ConfigError(f"{path}: does not say how long its embedding is, give --embedding-dim; outputs {shapes}")
+    return math.prod(shapes[0][1:])
+
+
+def _described_size(options: argparse.Namespace) -> int | None:
+    if options.model is not None or not options.file.endswith(".safetensors"):
+        return None
+    return read_description(options.file)[1]
+
+
+def _evaluate_config(options: argparse.Namespace) -> EvaluateConfig:
+    try:
+        return EvaluateConfig(
+            sets=tuple(options.sets),
+            fars=tuple(options.fars),
+            folds=options.folds,
+            flip=options.flip,
+            batch=options.batch,
+        )
+    except ValidationError as error:
+        raise _config_error(error) from error
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    problems = (
+        f"{'.'.join(map(str, one['loc'])) or 'model'}: {one['msg']}, got {one['input']!r}" for one in error.errors()
+    )
+    return ConfigError("; ".join(problems))
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = EvaluateConfig()
+    parser = argparse.ArgumentParser(prog="evaluate.py", description="Score a network on verification sets.")
+    parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx")
+    parser.add_argument("--sets", nargs="+", required=True, metavar="BIN", help="InsightFace .bin files")
+    parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    network = parser.add_argument_group("a file that does not describe its network")
+    network.add_argument("--model", choices=get_args(ModelConfig.model_fields["name"].annotation))
+    network.add_argument("--embedding-dim", type=int)
+    network.add_argument("--width", type=float)
+    network.add_argument("--depth", type=float)
+    network.add_argument("--input-size", type=int, help="pixels (default: as described, else 112)")
+    network.add_argument("--mean", type=float, help="(pixel - mean) / std is its input (default 127.5)")
+    network.add_argument("--std", type=float, help="(default 127.5)")
+    network.add_argument("--colour", choices=("rgb", "bgr"), help="order of its channels (default rgb)")
+    protocol = parser.add_argument_group("protocol")
+    protocol.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirrored image")
+    protocol.add_argument("--resize", action="store_true", help="bring images of another size to the network's")
+    protocol.add_argument("--folds", type=int, default=defaults.folds)
+    protocol.add_argument("--fars", type=float, nargs="+", default=defaults.fars)
+    protocol.add_argument("--batch", type=int, default=defaults.batch, help="images a forward, per rank")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
