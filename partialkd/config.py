@@ -1,7 +1,7 @@
 """Typed, frozen, strict configuration: one complete TOML file a run, dotted overrides on the command line.
 
 Errors: `ConfigError`, one line a problem, with the dotted key, the rule and the value, e.g.
-`student.centres.sample_rate: must be in (0, 1], got 1.5`. Nothing is inherited between files; the resolved
+`student.centres.sample_rate: must be less than or equal to 1, got 1.5`. Nothing is inherited between files; the resolved
 configuration is written next to the run's results and can be used as a configuration file again.
 """
 
@@ -232,7 +232,8 @@ class PhaseConfig(Section):
         if self.global_batch % self.accumulation:
             raise ValueError(f"global_batch must be divisible by accumulation ({self.accumulation}), got {self.global_batch}")
         if self.schedule.milestone_epochs and self.schedule.milestone_steps:
-            raise ValueError("schedule takes milestone_epochs or milestone_steps, not both")
+            steps = list(self.schedule.milestone_steps)
+            raise ValueError(f"schedule.milestone_steps must be empty beside milestone_epochs, got {steps}")
         return self
 
 
@@ -241,23 +242,27 @@ class TeacherConfig(Section):
 
     source: Literal["none", "train", "checkpoint", "onnx"] = "none"
     path: str | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
-    model: ModelConfig | None = None  # source = "checkpoint"
+    model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Positive | None = None  # source = "onnx": checked against what the file emits
     project_to: Positive | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: str | None = None  # centres = "classifier": file with the rows (C, D)
-    label_map: str | None = None  # text file: line k holds the class id of the classifier's row k, or -1
+    label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
     train: PhaseConfig | None = None  # source = "train"
 
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
         needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
+        if self.path is not None and self.path.endswith(".safetensors"):
+            needs["checkpoint"] = ["path"]  # such a file may describe its network itself
         for key in needs[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f'{key} is required with source = "{self.source}"')
-        if self.centres == "classifier" and self.classifier is None:
-            raise ValueError('classifier is required with centres = "classifier"')
+        if self.centres == "classifier" and self.source != "train":  # a teacher trained here brings its own
+            for key in ("classifier", "label_map"):
+                if getattr(self, key) is None:
+                    raise ValueError(f'{key} is required with centres = "classifier"')
         return self
 
 
@@ -340,20 +345,36 @@ def _tuples(value: Any) -> Any:
 
 
 def _describe(problem: Any, tree: dict[str, Any]) -> str:
-    """`student.centres.sample_rate: Input should be less than or equal to 1, got 1.5`."""
+    """`student.centres.sample_rate: must be less than or equal to 1, got 1.5`."""
+    parts, kind = _key(problem["loc"], tree), problem["type"]
+    rule = problem["msg"].replace("Input should be", "must be", 1).replace("String should", "must", 1)
+    rule += f", got {_shown(problem['input'])}"
+    if kind == "value_error":  # a validator of ours: "key rule", the key relative to its section
+        key, _, rule = str(problem["ctx"]["error"]).partition(" ")
+        parts.append(key)
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        parts.append(problem["ctx"]["discriminator"].strip("'"))
+        found = problem["ctx"].get("tag")
+        rule = f"must be one of {problem['ctx']['expected_tags']}, got {found!r}" if found else "required key is missing"
+    elif kind in ("model_type", "model_attributes_type"):
+        rule = f"must be a section, got {_shown(problem['input'])}"
+    elif kind == "tuple_type":
+        rule = f"must be a list, got {_shown(problem['input'])}"
+    rule = {"extra_forbidden": "unknown key", "missing": "required key is missing"}.get(kind, rule)
+    return f"{'.'.join(parts)}: {rule}"
+
+
+def _key(location: tuple[str | int, ...], tree: dict[str, Any]) -> list[str]:
+    """Where a problem is, as keys of the file: without the tags that pydantic adds for a choice of sections."""
     parts: list[str] = []
     node: Any = tree
-    for part in problem["loc"]:
+    for part in location:
         if isinstance(node, dict) and part not in node and part in (node.get("name"), node.get("kind")):
-            continue  # the tag of a union, which is not a key of the file
+            continue
         parts.append(str(part))
         node = node.get(part) if isinstance(node, dict) else None
-    key = ".".join(parts) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if problem["type"] == "missing":
-        return f"{key}: required key is missing"
-    rule = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict | Section):
-        return f"{key}: {rule}"
-    return f"{key}: {rule}, got {problem['input']!r}"
+    return parts
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)

@@ -23,7 +23,7 @@ def build_model(config: ModelConfig, image_size: int) -> Network:
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = config.activation_checkpointing
-    return _in_memory_format(model)
+    return in_memory_format(model)
 
 
 def build_empty(config: ModelConfig, image_size: int) -> Network:
@@ -32,5 +32,6 @@ def build_empty(config: ModelConfig, image_size: int) -> Network:
         return build_model(config, image_size)
 
 
-def _in_memory_format(model: Network) -> Network:
+def in_memory_format(model: Network) -> Network:
+    """The parameters laid out channels last, if the network's configuration says so."""
     return model.to(memory_format=torch.channels_last) if model.channels_last else model  # type: ignore[call-overload]

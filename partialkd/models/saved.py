@@ -1,25 +1,23 @@
 """Self-describing networks: a .safetensors file that carries the model's configuration, image size and input format.
 
-Metadata (text): "format" = "partialkd-model-1", "model" (ModelConfig as JSON), "image_size", and the input convention of
-this project: "mean", "std" (127.5: pixels 0..255 become (pixel - mean) / std), "colour" = "rgb".
+Metadata (text): "format" = "partialkd-model-1", "model" (ModelConfig as JSON), "image_size", and the input convention
+of this project: "mean", "std" (127.5: pixels 0..255 become (pixel - mean) / std), "colour" = "rgb".
 A file appears complete or not at all. Errors: CheckpointError naming the file. Reading draws no random numbers.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
-from partialkd.models.build import build_empty
+from partialkd.files import write_bytes
+from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.network import Network
 from partialkd.models.weights import put_weights
 
@@ -36,7 +34,8 @@ def save_model(path: str | Path, model: nn.Module, config: ModelConfig, image_si
     """Write the network's state_dict with its description; refuses one that does not fit the description."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     put_weights(build_empty(config, image_size), state, str(path), assign=True)
-    write_atomically(path, lambda temporary: save_file(state, temporary, describe(config, image_size)))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(Path(path), save(state, describe(config, image_size)))
 
 
 def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
@@ -44,9 +43,7 @@ def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
     config, image_size = read_description(path)
     model = build_empty(config, image_size)
     put_weights(model, load_file(path), str(path), assign=True)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), config, image_size
+    return in_memory_format(model).eval(), config, image_size
 
 
 def read_description(path: str | Path) -> tuple[ModelConfig, int]:
@@ -66,17 +63,3 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
         return ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable description: {error}") from error
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then give it its name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

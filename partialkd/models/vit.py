@@ -4,7 +4,8 @@ Shapes: (b, 3, H, H) -> tokens (b, (H // 9)^2, dim) -> (b, embedding_dim). state
 InsightFace's arcface_torch vit_t, vit_s and vit_b, so its checkpoints load unchanged.
 Training mode, as published: a tenth of the tokens, other ones for each image, skips the blocks and is replaced by one
 learned token before the head; residual branches are dropped for whole images with a probability rising to 0.1.
-Both draw from torch's global generator (of the device). Source: arXiv:2010.11929; facts from arcface_torch/backbones/vit.py.
+Both draw from torch's global generator (of the device).
+Source: arXiv:2010.11929; layer facts from arcface_torch/backbones/vit.py.
 Differs: attention through torch's scaled_dot_product_attention; mixed precision only if the caller asks for it (there:
 always on, except in the softmax); recomputation is an option of every size (there: of base only).
 """

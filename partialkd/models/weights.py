@@ -38,7 +38,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises many kinds
-        raise CheckpointError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read as weights: {reason}") from error
     return _without_prefixes(_unwrapped(content, path))
 
 
@@ -63,14 +64,16 @@ def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assig
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, dict):
+    for _ in range(len(WRAPPERS)):
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             return content
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if not inner:
-            raise CheckpointError(f"{path}: no state_dict in it; keys {sorted(map(str, content))[:NAMED]}")
-        content = inner[0]
-    raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
+        inner = next((content[key] for key in WRAPPERS if key in content), None)
+        if inner is None:
+            raise CheckpointError(f"{path}: no state_dict in it; its keys: {_listed(sorted(map(str, content)))}")
+        content = inner
+    raise CheckpointError(f"{path}: no state_dict in it, only nested dictionaries")
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,10 +84,11 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _named(what: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return f"{len(keys)} keys {what}: {', '.join(keys[:NAMED])}{more}"
+    return f"{len(keys)} keys {what}: {_listed(keys)}" if keys else ""
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
 
 
 def _shapes(key: str, given: Tensor, own: Tensor) -> str:

@@ -1,0 +1,121 @@
+"""A trained network as files that others can run: `model.onnx` and `model.safetensors`, in one folder.
+
+model.onnx: input "images" (batch, 3, S, S) float32, RGB, (pixel - 127.5) / 127.5; output "embeddings" (batch, D)
+float32, not normalised; batch is free; weights inside the file. Both files carry the description of models/saved.py
+as metadata. Parity: embeddings of random images from the network and from onnxruntime, each scaled to length one, may
+differ by at most `tolerance` (1e-4) in any number, at batch sizes 1 and 3; else nothing is written.
+Errors: CheckpointError. Each file appears complete or not at all; model.safetensors is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialkd.config import ModelConfig
+from partialkd.errors import CheckpointError
+from partialkd.files import write_bytes
+from partialkd.models.build import build_empty
+from partialkd.models.network import Network
+from partialkd.models.saved import describe, save_model
+from partialkd.models.weights import put_weights
+
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Paths of the two files and the largest difference found between them."""
+
+    onnx: Path
+    safetensors: Path
+    difference: float
+
+
+def export(
+    state: dict[str, Tensor],
+    config: ModelConfig,
+    image_size: int,
+    folder: str | Path,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write both forms of the network `config` with the weights `state`."""
+    folder = Path(folder)
+    network = _plain_network(state, config, image_size)
+    content = to_onnx(network, describe(config, image_size))
+    difference = largest_difference(network, content)
+    if not difference <= tolerance:  # NaN must fail too
+        rule = f"embeddings by onnxruntime must be within {tolerance} of the network's"
+        raise CheckpointError(f"{folder / 'model.onnx'}: {rule}, got a difference of {difference}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "model.onnx", content)
+    save_model(folder / "model.safetensors", network, config, image_size)
+    return Exported(folder / "model.onnx", folder / "model.safetensors", difference)
+
+
+def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
+    """Serialised ONNX model of a network in eval mode."""
+    images = torch.zeros(2, 3, network.image_size, network.image_size)
+    with _quiet():
+        program: Any = torch.onnx.export(
+            network,
+            (images,),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata)
+    return bytes(program.model_proto.SerializeToString())
+
+
+def largest_difference(network: Network, content: bytes) -> float:
+    """Largest difference between embeddings of length one, over random images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for batch in BATCHES:
+        images = torch.rand((batch, 3, network.image_size, network.image_size), generator=generator) * 2 - 1
+        with torch.no_grad():
+            ours = normalize(network(images))
+        theirs = normalize(torch.from_numpy(session.run(["embeddings"], {"images": images.numpy()})[0]))
+        differences.append((ours - theirs).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def _plain_network(state: dict[str, Tensor], config: ModelConfig, image_size: int) -> Network:
+    """On the CPU, in eval mode, in the ordinary memory format."""
+    plain = config.model_copy(update={"channels_last": False, "activation_checkpointing": False})
+    network = build_empty(plain, image_size)
+    put_weights(
+        network, {key: value.detach().cpu().contiguous() for key, value in state.items()}, "export", assign=True
+    )
+    return network.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress lines and its warnings about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,203 @@
+"""Frozen teachers: a checkpoint of our networks, an ONNX file, or a network in memory.
+
+Shapes: images (b, 3, S, S) in this project's convention (RGB, (pixel - 127.5) / 127.5) -> embeddings (b, D) float32,
+not normalised. D is the teacher's dimension or, with project_to, that of one fixed projection with orthonormal columns
+(rows, when it widens), applied to embeddings and classifier rows alike.
+The images are brought to what the teacher expects (`InputConfig`: size by antialiased bilinear resize, then mean, std
+and colour order). The teacher runs in eval mode, without gradient, in the precision of its weights whatever the
+caller's autocast; `embed` raises if it was put into training mode or its buffers changed.
+Errors: TeacherError, naming the file, for a teacher that does not load, has another dimension than declared, or emits
+NaN, infinity, zeros or the same embedding for every image.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from partialkd.config import InputConfig, TeacherConfig
+from partialkd.errors import CheckpointError, TeacherError
+from partialkd.models.build import build_empty, in_memory_format
+from partialkd.models.onnx import OnnxNetwork, onnx_digest
+from partialkd.models.saved import open_model
+from partialkd.models.weights import put_weights, read_weights
+
+PROJECTION_SEED = 20240701
+CONSTANT = 1e-6  # relative spread of the embeddings under which the teacher ignores its input
+
+
+class Teacher:
+    """A network (b, 3, accepts.size, accepts.size) -> (b, D), frozen.
+
+    origin: its name in errors. digest: of its weights; `fingerprint` covers the input format and the projection too,
+    so that embeddings kept under it stay valid.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        accepts: InputConfig,
+        image_size: int,
+        device: torch.device,
+        project_to: int | None,
+        origin: str,
+        digest: str,
+    ) -> None:
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.accepts, self.image_size, self.device, self.origin = accepts, image_size, torch.device(device), origin
+        self._marks = self._buffer_marks()
+        self.network_dim = self._emitted_dim()  # before the projection
+        self.embedding_dim = project_to or self.network_dim
+        self._projection = orthonormal(self.network_dim, project_to).to(device) if project_to else None
+        settings = [digest, accepts.model_dump(mode="json"), image_size, project_to]
+        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
+        rows = self._run(images)
+        if rows.shape != (len(images), self.network_dim):
+            expected = (len(images), self.network_dim)
+            raise TeacherError(f"{self.origin}: must emit embeddings of the shape {expected}, got {tuple(rows.shape)}")
+        return self.project(rows)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """(n, teacher's dimension) -> (n, embedding_dim); the rows themselves without project_to."""
+        if rows.dim() != 2 or rows.shape[1] != self.network_dim:
+            rule = f"rows must be (n, {self.network_dim}), the teacher's dimension"
+            raise TeacherError(f"{self.origin}: {rule}, got {tuple(rows.shape)}")
+        if self._projection is None:
+            return rows
+        with torch.autocast(rows.device.type, enabled=False):
+            return rows @ self._projection.to(rows)
+
+    def check(self, images: Tensor) -> None:
+        """TeacherError if embeddings of these images (and of noise) are not finite, zero, or all the same."""
+        rows = self.embed(torch.cat([images.to(self.device), self._noise()]))
+        broken = int((~rows.isfinite().all(1)).sum())
+        if broken:
+            raise TeacherError(f"{self.origin}: {broken} of {len(rows)} embeddings hold NaN or infinity")
+        if not rows.norm(dim=1).all():
+            raise TeacherError(f"{self.origin}: emits an embedding of zeros")
+        if (rows - rows[0]).abs().max() <= CONSTANT * rows.abs().max():
+            raise TeacherError(f"{self.origin}: emits the same embedding for every image")
+
+    def buffers_digest(self) -> str:
+        """sha256 of the network's buffers (BatchNorm statistics), for tests and logs."""
+        return state_digest(dict(self.network.named_buffers()))
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Tensor:
+        if self.network.training:
+            raise TeacherError(f"{self.origin}: the teacher was put into training mode")
+        with torch.autocast(self.device.type, enabled=False):
+            rows = self.network(self._prepared(images.to(self.device)))
+        if self._buffer_marks() != self._marks:
+            raise TeacherError(f"{self.origin}: the teacher's buffers changed")
+        return rows.float()
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """From this project's convention to the teacher's."""
+        size, mean, std = self.accepts.size, self.accepts.mean, self.accepts.std
+        if images.shape[-1] != size and len(images):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        elif images.shape[-1] != size:
+            images = images.new_zeros((0, 3, size, size))
+        if (mean, std) != (127.5, 127.5):
+            images = (images * 127.5 + (127.5 - mean)) / std
+        return images.flip(1) if self.accepts.colour == "bgr" else images
+
+    def _emitted_dim(self) -> int:
+        rows = self._run(self._noise())
+        if rows.dim() != 2 or len(rows) != 2:
+            raise TeacherError(f"{self.origin}: must emit (b, D) embeddings, got {tuple(rows.shape)} for two images")
+        return rows.shape[1]
+
+    def _noise(self) -> Tensor:
+        """Two fixed pictures of noise (2, 3, S, S)."""
+        shape = (2, 3, self.image_size, self.image_size)
+        return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(self.device)
+
+    def _buffer_marks(self) -> list[tuple[int, int]]:
+        """Identity and version of every buffer: writing to one, or replacing it, changes its mark. No device work."""
+        return [(id(buffer), buffer._version) for buffer in self.network.buffers()]
+
+
+def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | str) -> Teacher:
+    """The teacher of source "checkpoint" or "onnx", checked on noise. image_size: that of the data."""
+    device = torch.device(device)
+    if config.source not in ("checkpoint", "onnx") or config.path is None:
+        raise TeacherError(f'teacher.source must be "checkpoint" or "onnx" with a path, got {config.source!r}')
+    try:
+        network, accepts, digest = _from_onnx(config, device) if config.source == "onnx" else _from_checkpoint(config)
+    except CheckpointError as error:
+        raise TeacherError(str(error)) from error
+    teacher = Teacher(network, accepts, image_size, device, config.project_to, config.path, digest)
+    if config.embedding_dim not in (None, teacher.network_dim):
+        rule = f"teacher.embedding_dim is {config.embedding_dim}"
+        raise TeacherError(f"{config.path}: {rule}, but the network emits {teacher.network_dim} numbers")
+    teacher.check(teacher._noise())
+    return teacher
+
+
+def wrap_teacher(
+    model: nn.Module, image_size: int, device: torch.device | str, project_to: int | None = None
+) -> Teacher:
+    """A frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
+    accepts = InputConfig(size=image_size)
+    network, digest = copy.deepcopy(model), state_digest(model.state_dict())
+    return Teacher(network, accepts, image_size, torch.device(device), project_to, "the trained teacher", digest)
+
+
+def orthonormal(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 with orthonormal columns (rows, if there are fewer of them): the same on every machine.
+
+    Drawn and orthogonalised in float64 by numpy's frozen RandomState stream; the sign of each vector is fixed, which
+    LAPACK leaves open.
+    """
+    tall = (max(rows, columns), min(rows, columns))
+    basis, triangle = np.linalg.qr(np.random.RandomState(PROJECTION_SEED).standard_normal(tall))
+    basis = basis * np.sign(np.diag(triangle))
+    return torch.from_numpy(np.ascontiguousarray(basis if rows >= columns else basis.T)).float()
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+Opened = tuple[nn.Module, InputConfig, str]
+
+
+def _from_onnx(config: TeacherConfig, device: torch.device) -> Opened:
+    assert config.path is not None
+    assert config.embedding_dim is not None
+    network = OnnxNetwork(config.path, config.input.size, config.embedding_dim, device)
+    return network, config.input, onnx_digest(Path(config.path))
+
+
+def _from_checkpoint(config: TeacherConfig) -> Opened:
+    assert config.path is not None
+    if config.model is not None:
+        network: Any = build_empty(config.model, config.input.size)
+        put_weights(network, read_weights(config.path), config.path, assign=True)
+        return in_memory_format(network), config.input, state_digest(network.state_dict())
+    network, _, size = open_model(config.path)
+    if "input" not in config.model_fields_set:
+        return network, InputConfig(size=size), state_digest(network.state_dict())
+    if config.input.size != size:
+        raise TeacherError(
+            f"{config.path}: made for images of {size} pixels, but teacher.input.size is {config.input.size}"
+        )
+    return network, config.input, state_digest(network.state_dict())
