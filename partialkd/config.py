@@ -1,8 +1,8 @@
 """Typed, frozen, strict configuration: one complete TOML file a run, dotted overrides on the command line.
 
 Errors: `ConfigError`, one line a problem, with the dotted key, the rule and the value, e.g.
-`student.centres.sample_rate: must be less than or equal to 1, got 1.5`. Nothing is inherited between files; the resolved
-configuration is written next to the run's results and can be used as a configuration file again.
+`student.centres.sample_rate: must be less than or equal to 1, got 1.5`. Nothing is inherited between files; the
+resolved configuration is written next to the run's results and can be used as a configuration file again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from partialkd.config_problems import describe
 from partialkd.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -230,7 +231,9 @@ class PhaseConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
         if self.global_batch % self.accumulation:
-            raise ValueError(f"global_batch must be divisible by accumulation ({self.accumulation}), got {self.global_batch}")
+            raise ValueError(
+                f"global_batch must be divisible by accumulation ({self.accumulation}), got {self.global_batch}"
+            )
         if self.schedule.milestone_epochs and self.schedule.milestone_steps:
             steps = list(self.schedule.milestone_steps)
             raise ValueError(f"schedule.milestone_steps must be empty beside milestone_epochs, got {steps}")
@@ -286,7 +289,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _teacher_present(self) -> Config:
         if self.student.method.name in METHODS_WITH_TEACHER and self.teacher.source == "none":
-            raise ValueError(f'teacher.source must not be "none" with student.method.name = "{self.student.method.name}"')
+            raise ValueError(
+                f'teacher.source must not be "none" with student.method.name = "{self.student.method.name}"'
+            )
         for where, phase in (("teacher.train", self.teacher.train), ("alone", self.alone)):
             if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
                 raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
@@ -312,7 +317,7 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
-        lines = [_describe(problem, tree) for problem in error.errors()]
+        lines = [describe(problem, tree) for problem in error.errors()]
         raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from None
 
 
@@ -342,39 +347,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _describe(problem: Any, tree: dict[str, Any]) -> str:
-    """`student.centres.sample_rate: must be less than or equal to 1, got 1.5`."""
-    parts, kind = _key(problem["loc"], tree), problem["type"]
-    rule = problem["msg"].replace("Input should be", "must be", 1).replace("String should", "must", 1)
-    rule += f", got {_shown(problem['input'])}"
-    if kind == "value_error":  # a validator of ours: "key rule", the key relative to its section
-        key, _, rule = str(problem["ctx"]["error"]).partition(" ")
-        parts.append(key)
-    elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        parts.append(problem["ctx"]["discriminator"].strip("'"))
-        found = problem["ctx"].get("tag")
-        rule = f"must be one of {problem['ctx']['expected_tags']}, got {found!r}" if found else "required key is missing"
-    elif kind in ("model_type", "model_attributes_type"):
-        rule = f"must be a section, got {_shown(problem['input'])}"
-    elif kind == "tuple_type":
-        rule = f"must be a list, got {_shown(problem['input'])}"
-    rule = {"extra_forbidden": "unknown key", "missing": "required key is missing"}.get(kind, rule)
-    return f"{'.'.join(parts)}: {rule}"
-
-
-def _key(location: tuple[str | int, ...], tree: dict[str, Any]) -> list[str]:
-    """Where a problem is, as keys of the file: without the tags that pydantic adds for a choice of sections."""
-    parts: list[str] = []
-    node: Any = tree
-    for part in location:
-        if isinstance(node, dict) and part not in node and part in (node.get("name"), node.get("kind")):
-            continue
-        parts.append(str(part))
-        node = node.get(part) if isinstance(node, dict) else None
-    return parts
-
-
-def _shown(value: Any) -> str:
-    return repr(list(value) if isinstance(value, tuple) else value)
