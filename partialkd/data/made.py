@@ -1,0 +1,62 @@
+"""Folders that are made once: complete, with a manifest of what they were made from, or absent.
+
+manifest.json holds {"made_from": settings, "facts": what came out}. A folder made from equal settings is used as it
+is; one made from others, or not made here at all, is never touched: `DataError` naming the folder and the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from partialkd.errors import DataError
+from partialkd.files import sync, write_json
+
+MANIFEST = "manifest.json"
+
+
+def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The facts of a folder made from equal settings; None if the folder is absent or empty."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        before, facts = manifest["made_from"], manifest["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        rule = "exists and was not made by this program; choose another data.path or leave out data.prepare"
+        raise DataError(f"{folder}: {rule} ({type(error).__name__}: {error})") from error
+    wanted = json.loads(json.dumps(made_from))
+    differences = [
+        f"{key} is {json.dumps(before.get(key))} there, {json.dumps(wanted.get(key))} here"
+        for key in sorted(before.keys() | wanted.keys())
+        if before.get(key) != wanted.get(key)
+    ]
+    if differences:
+        rule = "was made from other settings; remove it or choose another data.path"
+        raise DataError(f"{folder}: {rule}: {'; '.join(differences)}")
+    return facts
+
+
+@contextmanager
+def making(folder: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A temporary folder to fill and facts to fill in; at the end it takes its name, on an error it is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    facts: dict[str, Any] = {}
+    try:
+        temporary.chmod(0o755)  # mkdtemp leaves it to the owner alone
+        yield temporary, facts
+        write_json(temporary / MANIFEST, {"made_from": made_from, "facts": facts})
+        try:
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise DataError(f"{folder}: appeared while it was being made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(folder.parent)

@@ -1,0 +1,129 @@
+"""Which record is read when, by which rank, mirrored or grey: pure arithmetic on (seed, epoch, step).
+
+A plan has no state but a cached permutation: any micro-step of any epoch can be asked for, so a run resumes exactly
+from its position alone. Indices are (b,) int64 into a Source, flips and greys (b,) bool.
+Everything about one record (its place in the global order, flip, grey) is independent of rank and world size; ranks
+and micro-steps only cut the same global batch into parts.
+Errors: `ConfigError` naming the numbers that do not divide; `ValueError` for a micro-step outside the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from partialkd.errors import ConfigError
+
+_FLIP, _GREY = 1, 2  # salts: the two choices of one record are independent
+
+
+class Plan(Protocol):
+    """What loaders need to know of an order."""
+
+    micro_steps: int  # an epoch, the same on every rank
+    local_batch: int  # the largest batch of this rank
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray: ...
+
+    def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray: ...
+
+    def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray: ...
+
+
+class TrainingPlan:
+    """A new random order an epoch; each record at most once in it, the last incomplete global batch left out."""
+
+    def __init__(
+        self,
+        num_records: int,
+        global_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        flip: bool,
+        grey: float = 0.0,
+    ) -> None:
+        parts = accumulation * world_size
+        if global_batch % parts:
+            rule = f"accumulation x world size ({accumulation} x {world_size} = {parts})"
+            raise ConfigError(f"global_batch must be divisible by {rule}, got {global_batch}")
+        if num_records < global_batch:
+            raise ConfigError(f"global_batch must be at most the number of records ({num_records}), got {global_batch}")
+        self.num_records, self.global_batch, self.accumulation = num_records, global_batch, accumulation
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.flip, self.grey = flip, grey
+        self.micro_steps = num_records // global_batch * accumulation
+        self.local_batch = global_batch // parts
+        self.dropped = num_records % global_batch  # records an epoch leaves out, other ones each epoch
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray:
+        """The records of this rank in a micro-step (b,) int64: its slice of the micro-step's slice of the order."""
+        _check_step(micro_step, self.micro_steps)
+        start = (micro_step * self.world_size + self.rank) * self.local_batch
+        return self._order(epoch)[start : start + self.local_batch].astype(np.int64)
+
+    def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """(b,) bool: True where the image is mirrored, one half of all on average."""
+        return _uniform(self.seed, _FLIP, epoch, indices) < (0.5 if self.flip else 0.0)
+
+    def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """(b,) bool: True where the image loses its colours, a share `grey` of all on average."""
+        return _uniform(self.seed, _GREY, epoch, indices) < self.grey
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._cached[0] != epoch:
+            dtype = np.int32 if self.num_records < 1 << 31 else np.int64
+            records: np.ndarray = np.arange(self.num_records, dtype=dtype)
+            np.random.default_rng([self.seed, epoch]).shuffle(records)
+            self._cached = (epoch, records)
+        return self._cached[1]
+
+
+class SequentialPlan:
+    """Every record once, in order, as it is. Last batches are shorter or empty, never padded.
+
+    Micro-step m covers records [m * B, (m + 1) * B), B = local_batch * world_size, rank r the r-th part of them.
+    """
+
+    def __init__(self, num_records: int, local_batch: int, rank: int, world_size: int) -> None:
+        if local_batch < 1:
+            raise ConfigError(f"batch must be at least 1, got {local_batch}")
+        self.num_records, self.local_batch, self.rank, self.world_size = num_records, local_batch, rank, world_size
+        self.micro_steps = -(-num_records // (local_batch * world_size))
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray:  # noqa: ARG002 (the same every epoch)
+        """The records of this rank in a micro-step: (b,) int64, b <= local_batch."""
+        _check_step(micro_step, self.micro_steps)
+        start = (micro_step * self.world_size + self.rank) * self.local_batch
+        return np.arange(min(start, self.num_records), min(start + self.local_batch, self.num_records), dtype=np.int64)
+
+    def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """(b,) bool, all False."""
+        return np.zeros(len(indices), dtype=bool)
+
+    greys = flips
+
+
+def _check_step(micro_step: int, micro_steps: int) -> None:
+    if not 0 <= micro_step < micro_steps:
+        raise ValueError(f"micro_step must be in [0, {micro_steps}), got {micro_step}")
+
+
+def _uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index), by repeated SplitMix64 finalisers."""
+    mixed = np.zeros(len(indices), dtype=np.uint64)
+    for word in (seed & (1 << 64) - 1, salt, epoch, indices.astype(np.uint64)):
+        mixed = _mix(mixed + np.asarray(word, dtype=np.uint64) + _GOLDEN)
+    return (mixed >> np.uint64(11)) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
