@@ -46,7 +46,9 @@ class SummedBatchNorm(_BatchNorm):
             return super().forward(x)
         channels = (1, -1) + (1,) * (x.dim() - 2)
         others = tuple(axis for axis in range(x.dim()) if axis != 1)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast: statistics in float32, as BatchNorm's own kernels do
+        wide = x.to(
+            torch.promote_types(x.dtype, torch.float32)
+        )  # under autocast: statistics in float32, as BatchNorm's own kernels do
         count = self.world.sum(x.new_tensor(x.numel() // x.shape[1], dtype=torch.float32))
         mean = _SumOverRanks.apply(wide.sum(others), self.world) / count
         centred = wide - mean.view(channels)

@@ -1,0 +1,284 @@
+"""The network being trained: one forward, one backward, one optimiser step. The only module that imports DeepSpeed.
+
+Shapes: images (b, 3, H, W) float32 -> embeddings (b, D) float32; their gradient has the embeddings' shape.
+Gradient: `backward` takes the gradient of this rank's mean loss; DeepSpeed divides it once by `accumulation` and
+averages it over the ranks, so no factor of world size or accumulation belongs anywhere else.
+ZeRO stages 0-3 give the same numbers up to rounding (0: replicated; 1: optimiser state, 2: and gradients, 3: and
+parameters sharded). The norm is clipped over all parameters and ranks; the published recipe's weight decay applies to
+every trained parameter, BatchNorm's and biases too.
+Precision "bf16" is torch.autocast: parameters, optimiser state and gradient reductions stay in float32. Differs from
+DeepSpeed's own choice, which also sends the gradients of convolutions in bfloat16, at stages 1-3 only.
+BatchNorm normalises per rank; `sync_batchnorm`: over all ranks; `freeze_batchnorm`: with its running statistics, which
+then stay as they are, while its scale and shift train on.
+
+State is told by parameter name and in full, so it loads at any ZeRO stage and world size; at the same ones the
+continuation is exact. Buffers (running statistics) are each rank's own.
+Raises: ConfigError naming the key; CheckpointError naming the missing or misshapen entry, before anything is changed;
+FloatingPointError at stages 1-3 instead of a step with a gradient that is not finite. Stage 0 does not wait for the
+device to find out: the norm, and with it every parameter, becomes NaN.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from partialkd.config import PhaseConfig
+from partialkd.dist import World
+from partialkd.errors import CheckpointError, ConfigError
+from partialkd.models.sync_batchnorm import synchronise
+from partialkd.optimizer import clip, make_optimizer, moment_keys, trained
+from partialkd.schedule import Schedule
+
+BUCKET = 16_000_000  # gradient elements reduced at once at stages 1-3; DeepSpeed's own 500 M would allocate 2 GB
+
+
+class Student:
+    """`model` in training. `micro_steps`: per epoch, as of the TrainingPlan; `key`: the phase's name in the config."""
+
+    def __init__(
+        self, model: nn.Module, phase: PhaseConfig, world: World, micro_steps: int, key: str = "student"
+    ) -> None:
+        if phase.sync_batchnorm and phase.freeze_batchnorm:
+            raise ConfigError(f"{key}.sync_batchnorm: must be false with {key}.freeze_batchnorm = true, got true")
+        self.phase = phase
+        self.world = world
+        self.schedule = Schedule.of_phase(phase, micro_steps, key)
+        self.steps = 0  # optimiser steps done
+        self._blank = copy.deepcopy(model).to("meta")  # the plain network, before anything is hooked into it
+        self._norm: Any = None
+        model = _prepared(model, phase, world)
+        self.optimizer = make_optimizer(model, phase.optimizer)
+        self._moments = moment_keys(phase.optimizer)
+        self._deepspeed = _import_deepspeed(world)
+        self.engine = self._initialize(model)
+        model.train()
+        for module in model.modules():
+            if phase.freeze_batchnorm and isinstance(module, _BatchNorm):
+                module.eval()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate the next optimiser step will use."""
+        return self.phase.optimizer.lr * self.schedule.factor(self.steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the schedule."""
+        return self.schedule.total_steps
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Of the last optimiser step, before clipping; NaN if it was not finite. Reading it waits for the device."""
+        if self._norm is None:
+            return None
+        norm = float(self._norm)
+        return norm if norm >= 0 else float("nan")  # DeepSpeed says -1
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
+        return self.engine(images).float()
+
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D)."""
+        self.engine.backward((embeddings * gradient).sum())
+
+    def step(self) -> bool:
+        """After each backward. True if this micro-step was the last of its optimiser step, which is then done."""
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return False
+        self._step_at(self.lr)
+        if not self.engine.was_step_applied():
+            raise FloatingPointError(f"the gradient of optimiser step {self.steps} is not finite")
+        self.steps += 1
+        return True
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the network. The student cannot be used afterwards."""
+        self.engine.destroy()
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def network(self) -> nn.Module:
+        """Collective. A plain float32 copy in eval mode on every rank, running statistics averaged over ranks."""
+        network = copy.deepcopy(self._blank).to_empty(device=self.world.device).eval()
+        averaged = {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(self._gather(self.engine.module.get_parameter(name)))
+            for name, buffer in network.named_buffers():
+                live = self.engine.module.get_buffer(name)
+                buffer.copy_(self.world.mean(live) if name in averaged else live)
+        return network
+
+    def state(self) -> dict[str, Tensor]:
+        """Collective. On rank 0, on the CPU: "param.<name>", "moment.<key>.<name>", "counter.steps"; else {}."""
+        self._between_steps("state")
+        full = {"counter.steps": torch.tensor(self.steps)} if self.world.is_main else {}
+        for key, value in self._entries():
+            if self.world.is_main:
+                full[key] = value.detach().to("cpu", copy=True)
+        return full
+
+    def local_state(self) -> dict[str, Tensor]:
+        """This rank's buffers "buffer.<name>", on the CPU."""
+        buffers = self.engine.module.named_buffers()
+        return {f"buffer.{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
+
+    def load_state(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> None:
+        """Collective. Continue from `state` (given to every rank) and a rank's `local_state`."""
+        self._between_steps("load_state")
+        self.world.agree(self._problem(full, local), CheckpointError)
+        steps = int(full["counter.steps"])
+        self._make_moments()
+        for name, parameter in self.engine.module.named_parameters():
+            self._set_parameter(parameter, full[f"param.{name}"])
+            for key in self._moments if parameter.requires_grad else ():
+                value = full[f"moment.{key}.{name}"] if steps else torch.zeros(_shape(parameter))
+                self._set_moment(parameter, key, value)
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(steps)
+        for name, buffer in self.engine.module.named_buffers():
+            buffer.copy_(local[f"buffer.{name}"])
+        self.steps = steps
+
+    def _problem(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> str | None:
+        """What is wrong with a state, or None."""
+        given = full | local
+        for key, shape in self._expected(started=bool(full.get("counter.steps", 0))):
+            if key not in given:
+                return f"{key}: not in the checkpoint"
+            if given[key].shape != shape:
+                return f"{key}: must have the shape {tuple(shape)}, got {tuple(given[key].shape)}"
+        return None
+
+    def _expected(self, started: bool) -> Iterator[tuple[str, torch.Size]]:
+        yield "counter.steps", torch.Size([])
+        for name, parameter in self.engine.module.named_parameters():
+            yield f"param.{name}", _shape(parameter)
+            for key in self._moments if parameter.requires_grad and started else ():
+                yield f"moment.{key}.{name}", _shape(parameter)
+        for name, buffer in self.engine.module.named_buffers():
+            yield f"buffer.{name}", buffer.shape
+
+    # --------------------------------------------------------------------------------------------- DeepSpeed
+
+    def _initialize(self, model: nn.Module) -> Any:
+        phase = self.phase
+        settings = {
+            "train_micro_batch_size_per_gpu": max(1, phase.global_batch // phase.accumulation // self.world.size),
+            "gradient_accumulation_steps": phase.accumulation,
+            # At stage 0 we clip: DeepSpeed would, but keeps the norm to itself.
+            "gradient_clipping": phase.optimizer.clip_norm if phase.zero_stage else 0.0,
+            "zero_optimization": {"stage": phase.zero_stage, "reduce_bucket_size": BUCKET},
+            "zero_allow_untested_optimizer": True,
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a step
+        }
+        if phase.precision == "bf16":
+            # No module is "lower precision safe": that list only says which gradients are rounded before reduction.
+            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            engine, *_ = self._deepspeed.initialize(
+                model=model, optimizer=self.optimizer, model_parameters=list(trained(model)), config=settings
+            )
+        return engine
+
+    def _step_at(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.phase.zero_stage == 0:
+            self._norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
+        self.engine.step()
+        if self.phase.zero_stage > 0:
+            self._norm = self.engine.get_global_grad_norm()
+
+    def _make_moments(self) -> None:
+        """Let every stage create its optimiser state, by an optimiser step of gradient and learning rate zero.
+
+        A loss made of the parameters themselves needs no images, and leaves the running statistics alone.
+        """
+        parameters = list(trained(self.engine.module))
+        for micro_step in range(self.phase.accumulation):
+            with self._deepspeed.zero.GatheredParameters(parameters):
+                self.engine.backward(torch.stack([(parameter * 0).sum() for parameter in parameters]).sum())
+            if micro_step + 1 < self.phase.accumulation:
+                self.engine.step()
+        self._step_at(0.0)
+        self._norm = None
+
+    def _entries(self) -> Iterator[tuple[str, Tensor]]:
+        """Collective. Every parameter and moment in full, one at a time."""
+        for name, parameter in self.engine.module.named_parameters():
+            yield f"param.{name}", self._gather(parameter)
+            for key in self._moments if parameter.requires_grad and self.steps else ():
+                yield f"moment.{key}.{name}", self._gather_moment(parameter, key)
+
+    def _gather(self, parameter: nn.Parameter) -> Tensor:
+        value = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
+        if value is not None:
+            return value
+        with self._deepspeed.zero.GatheredParameters([parameter]):  # stage 0, and what does not train
+            return parameter.detach().clone()
+
+    def _gather_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        if self.phase.zero_stage == 0:
+            return self.optimizer.state[parameter][key]
+        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+
+    def _set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Both copies: the float32 one of the optimiser and the working one of the forward pass."""
+        value = value.to(self.world.device, torch.float32).contiguous()
+        self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+        with torch.no_grad(), self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(value)
+
+    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        value = value.to(self.world.device, torch.float32).contiguous()
+        if self.phase.zero_stage == 0:
+            self.optimizer.state[parameter][key].copy_(value)
+        else:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _between_steps(self, what: str) -> None:
+        if self.engine.micro_steps % self.phase.accumulation:
+            raise RuntimeError(f"Student.{what} is not possible while gradients accumulate")
+
+
+# ------------------------------------------------------------------------------------------------------- parts
+
+
+def _prepared(model: nn.Module, phase: PhaseConfig, world: World) -> nn.Module:
+    model = model.to(world.device)
+    for parameter in model.parameters():
+        # DeepSpeed flattens parameters and cannot even broadcast channels_last ones; convolutions follow their input.
+        # Not contiguous(): it leaves the strides of a channels_last 1x1 kernel as they are.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return synchronise(model, world) if phase.sync_batchnorm else model
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # a parameter that stage 3 has sharded is empty
+
+
+def _import_deepspeed(world: World) -> Any:
+    """Import late (it takes seconds), for the device the world uses, quietly, and with nothing compiled on the way."""
+    os.environ["DS_ACCELERATOR"] = world.device.type
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for minutes at the first start
+    deepspeed.utils.logger.setLevel(logging.ERROR if world.is_main else logging.CRITICAL + 1)
+    return deepspeed
