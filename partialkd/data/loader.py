@@ -1,0 +1,38 @@
+"""Which loader reads the images: `data.loader`.
+
+Both give the same records, labels and flips in the same order; on the CPU the same pixels up to float32 rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from partialkd.config import DataConfig
+from partialkd.data.batch import FaceBatch
+from partialkd.data.jpeg import JpegLoader
+from partialkd.data.order import Plan
+from partialkd.data.sources import Source
+
+
+class Loader(Protocol):
+    """Batches of one rank."""
+
+    micro_steps: int  # an epoch
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
+        """From micro-step `start` of the epoch on: exact resume needs nothing else."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
+    """The loader that `data.loader` names, for one rank."""
+    if data.loader == "dali":
+        from partialkd.data.dali import DaliLoader  # a second, and a library not every machine has
+
+        return DaliLoader(data, source, plan, device)
+    return JpegLoader(data, source, plan, device)
