@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,11 @@ def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: 
     batches = None
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("partialkd-loader")]
-    assert _tasks() == before
+    for _ in range(1000):  # a joined thread may still be on its way out
+        if _tasks() <= before:
+            break
+        time.sleep(0.01)
+    assert _tasks() <= before
 
 
 @pytest.mark.parametrize("loader", LOADERS)
