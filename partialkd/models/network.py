@@ -68,24 +68,29 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _StatisticsHeld(self)
+        return nullcontext(), _StatisticsAside(self)
 
 
-class _StatisticsHeld:
-    """While open, BatchNorm in training mode normalises by its batch but leaves its running statistics alone."""
+class _StatisticsAside:
+    """While open, the block's BatchNorms write to copies of their running statistics.
+
+    Copies, not `track_running_stats = False`: recomputation must save as many tensors as the first pass did.
+    """
 
     def __init__(self, block: nn.Module) -> None:
-        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+        self.kept: list[dict[str, Tensor | None]] = []
 
     def __enter__(self) -> None:
+        self.kept = [dict(norm._buffers) for norm in self.norms]
         for norm in self.norms:
-            norm.track_running_stats = False
+            norm._buffers.update({name: None if x is None else x.clone() for name, x in norm._buffers.items()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(self.norms, self.kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def scaled_channels(published: int, width: float) -> int:

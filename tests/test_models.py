@@ -1,0 +1,345 @@
+"""Networks: published names, shapes and figures; scaling; recomputation; weights from files; self-describing files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from partialkd.config import ModelConfig
+from partialkd.errors import CheckpointError
+from partialkd.models import build_model, load_weights
+from partialkd.models.build import FAMILIES, build_empty
+from partialkd.models.network import Block
+from partialkd.models.saved import open_model, save_model
+
+PUBLISHED = Path(__file__).parent / "published"
+SMALL = {"width": 0.125, "depth": 0.3, "embedding_dim": 16}
+ONE_OF_EACH = ["iresnet18", "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc", "vit_tiny"]
+
+# Entries of the state_dict; parameters and multiply-adds at 112 x 112 in millions, with a tolerance of half the last
+# digit published (AdaDistill: R50 and GDC; arcface_torch's model zoo: mobilefacenet-0.45G, ViT-T-1.5G, ViT-B-11G).
+FIGURES: dict[str, tuple[int, float | None, tuple[float, float] | None]] = {
+    "iresnet18": (187, None, None),
+    "iresnet34": (331, None, None),
+    "iresnet50": (475, 43.59, None),
+    "iresnet100": (925, None, None),
+    "iresnet200": (1807, None, None),
+    "mobilefacenet": (333, None, (450, 15)),  # published with the normalisations' share, which is not counted here
+    "mobilefacenet_large": (606, None, None),
+    "mobilefacenet_gdc": (331, 1.199, (221, 0.5)),
+    "vit_tiny": (150, None, (1500, 50)),
+    "vit_small": (150, None, None),
+    "vit_base": (282, None, (11_000, 500)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(name: str, **changes: object) -> ModelConfig:
+    return ModelConfig.model_validate({"name": name, **SMALL, **changes})
+
+
+def pictures(count: int, size: int, seed: int = 0) -> Tensor:
+    return torch.rand((count, 3, size, size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def warmed(config: ModelConfig, size: int) -> nn.Module:
+    """A network with running statistics of its own, in eval mode."""
+    torch.manual_seed(0)
+    model = build_model(config, size)
+    with torch.no_grad():
+        model(pictures(4, size))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["iresnet50", "mobilefacenet", "mobilefacenet_gdc", "vit_tiny"])
+def test_state_dict_has_the_published_keys_and_shapes(name: str) -> None:
+    lines = (PUBLISHED / f"{name}.txt").read_text().splitlines()[1:]
+    published = dict(line.split(" ") for line in lines)
+    state = build_empty(ModelConfig(name=name), 112).state_dict()
+    assert {key: "x".join(map(str, value.shape)) or "scalar" for key, value in state.items()} == published
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_published_size_and_cost(name: str) -> None:
+    entries, parameters, cost = FIGURES[name]
+    model = build_empty(ModelConfig(name=name), 112).eval()
+    assert len(model.state_dict()) == entries
+    if parameters is not None:
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        assert round(millions, len(str(parameters).split(".")[1])) == parameters
+    if cost is not None:
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 112, 112, device="meta"))
+        assert counter.get_total_flops() / 2e6 == pytest.approx(cost[0], abs=cost[1])
+
+
+def test_every_configurable_network_is_built() -> None:
+    assert set(FAMILIES) == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("size", [16, 33, 48, 112])
+def test_any_image_size_gives_raw_float32_embeddings(name: str, size: int) -> None:
+    model = warmed(small(name), size)
+    with torch.no_grad():
+        embeddings = model(pictures(3, size, seed=1))
+    assert embeddings.shape == (3, 16)
+    assert embeddings.dtype == torch.float32
+    assert not torch.allclose(embeddings.norm(dim=1), torch.ones(3))
+    assert not torch.allclose(embeddings[0], embeddings[1])
+    with pytest.raises(ValueError, match=rf"3, {size}, {size}\), got \(2, 3, {size + 1}, {size + 1}\)"):
+        model(torch.zeros(2, 3, size + 1, size + 1))
+
+
+def test_width_and_depth_scale_channels_and_blocks() -> None:
+    state = build_empty(ModelConfig(name="iresnet50", width=0.25, depth=0.5), 32).state_dict()
+    assert state["conv1.weight"].shape == (16, 3, 3, 3)
+    assert state["fc.weight"].shape == (512, 128 * 2 * 2)
+    blocks = [len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)]
+    assert blocks == [2, 2, 7, 2]  # of 3, 4, 14, 3
+    tiny = build_empty(ModelConfig(name="iresnet18", width=0.01, depth=0.01), 32).state_dict()
+    assert tiny["conv1.weight"].shape[0] == 8
+    assert "layer4.0.conv1.weight" in tiny
+    gdc = build_empty(ModelConfig(name="mobilefacenet_gdc", width=0.5), 48).state_dict()
+    assert gdc["conv_3.model.0.conv.conv.weight"].shape == (64, 32, 1, 1)
+    assert gdc["output_layer.conv_6_dw.conv.weight"].shape == (256, 1, 3, 3)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_channels_last_changes_the_layout_only(name: str) -> None:
+    plain = warmed(small(name), 32)
+    last = build_model(small(name, channels_last=True), 32).eval()
+    last.load_state_dict(plain.state_dict())
+    layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in last.parameters() if p.dim() == 4]
+    assert all(layouts)
+    torch.testing.assert_close(last(pictures(2, 32)), plain(pictures(2, 32)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_recomputation_changes_neither_gradients_nor_statistics(name: str) -> None:
+    torch.manual_seed(3)
+    plain = build_model(small(name, dropout=0.2), 32)
+    recomputing = build_model(small(name, dropout=0.2, activation_checkpointing=True), 32)
+    recomputing.load_state_dict(plain.state_dict())
+    runs = []
+    for model in (plain, recomputing):
+        passes = count_block_passes(model)
+        torch.manual_seed(4)  # dropout, dropped paths, masks
+        model(pictures(6, 32)).square().sum().backward()
+        runs.append(passes[0])
+    assert runs[1] == 2 * runs[0] > 0  # each block really ran twice
+    for (key, ours), theirs in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == (not ours.requires_grad), key
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad), key
+    for (key, ours), theirs in zip(plain.named_buffers(), recomputing.buffers(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+def count_block_passes(model: nn.Module) -> list[int]:
+    """Counts the first layers of blocks that run, in the forward and the backward pass."""
+    passes = [0]
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        passes[0] += 1
+
+    for module in model.modules():
+        if isinstance(module, Block):
+            next(child for child in module.children() if not isinstance(child, Block)).register_forward_pre_hook(count)
+    return passes
+
+
+def test_autocast_reaches_the_trunk_but_not_the_head() -> None:
+    model = warmed(small("mobilefacenet_gdc"), 32)
+    seen: dict[str, torch.dtype] = {}
+    model.conv_6_sep.register_forward_hook(lambda module, inputs, out: seen.update(trunk=out.dtype))
+    model.output_layer.linear.register_forward_hook(lambda module, inputs, out: seen.update(head=out.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(pictures(2, 32)).dtype == torch.float32
+    assert seen == {"trunk": torch.bfloat16, "head": torch.float32}
+
+
+def test_published_details_of_training() -> None:
+    model = build_model(small("iresnet18"), 32)
+    fixed = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["features.weight"]
+    assert build_model(ModelConfig(name="iresnet18", width=0.25), 32).layer4[
+        1
+    ].conv1.weight.std().item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_vit_masks_a_tenth_of_the_tokens_in_training_only() -> None:
+    model = build_model(small("vit_tiny", depth=0.01), 64)  # 49 tokens, one block
+    lengths: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    first, second = model(pictures(4, 64)), model(pictures(4, 64))
+    assert lengths == [44, 44]
+    assert not torch.equal(first, second)
+    first.square().sum().backward()
+    assert model.mask_token.grad is not None
+    assert model.mask_token.grad.abs().sum() > 0
+    model.eval()
+    assert torch.equal(model(pictures(4, 64)), model(pictures(4, 64)))
+    assert lengths[2:] == [49, 49]
+
+
+def test_vit_replaces_masked_tokens_where_they_stood() -> None:
+    model = build_model(small("vit_tiny", depth=0.01), 64)
+    nn.init.constant_(model.mask_token, 1e4)
+    masked = (model.trunk(pictures(3, 64)) == 1e4).all(dim=2)  # (3, 49)
+    assert masked.sum(1).tolist() == [5, 5, 5]
+    assert not torch.equal(masked[0], masked[1])
+    # With an identity in place of blocks and norm, every other token is the one of its own position.
+    model.blocks, model.norm = nn.Sequential(), nn.Identity()
+    tokens = model.patch_embed(pictures(3, 64)) + model.pos_embed
+    got = model.trunk(pictures(3, 64))
+    kept = (got != 1e4).all(dim=2)
+    torch.testing.assert_close(got[kept], tokens[kept])
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+WRAPPED = {
+    "plain": lambda state: state,
+    "module": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "compiled": lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+    "state_dict": lambda state: {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "arcface_torch": lambda state: {"epoch": 3, "global_step": 9, "state_dict_backbone": state, "state_optimizer": {}},
+    "no_counters": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_known_forms_of_weights_load(form: str, tmp_path: Path) -> None:
+    source = warmed(small("mobilefacenet"), 32)
+    torch.save(WRAPPED[form](source.state_dict()), tmp_path / "weights.pt")
+    target = build_model(small("mobilefacenet"), 32).eval()
+    load_weights(target, tmp_path / "weights.pt")
+    assert torch.equal(target(pictures(2, 32)), source(pictures(2, 32)))
+
+
+def test_safetensors_and_half_precision_load(tmp_path: Path) -> None:
+    source = warmed(small("iresnet18"), 32)
+    save_file(
+        {key: value.half() if value.is_floating_point() else value for key, value in source.state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
+    target = build_model(small("iresnet18"), 32)
+    load_weights(target, tmp_path / "w.safetensors")
+    for key, value in target.state_dict().items():
+        assert value.dtype == source.state_dict()[key].dtype
+        torch.testing.assert_close(value, source.state_dict()[key], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model = build_model(small("mobilefacenet_gdc"), 32)
+    before = copy.deepcopy(model.state_dict())
+    state = dict(before)
+    del state["conv1.conv.weight"]
+    state["extra.weight"] = torch.zeros(2)
+    state["conv_6_sep.bn.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, tmp_path / "w.pt")
+    message = str(caught.value)
+    for part in (
+        "w.pt",
+        "1 keys missing: conv1.conv.weight",
+        "1 keys unexpected: extra.weight",
+        "conv_6_sep.bn.bias (3,) instead of (64,)",
+    ):
+        assert part in message
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize("content", ["missing", "garbage", "list", "no_state", "nested", "code", "bad_safetensors"])
+def test_unreadable_weights_are_errors(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ("w.safetensors" if content == "bad_safetensors" else "w.pt")
+    objects = {
+        "list": [1],
+        "no_state": {"epoch": 1},
+        "nested": {"model": {"model": {"model": {"model": {}}}}},
+        "code": Trap(),
+    }
+    if content in objects:
+        torch.save(objects[content], path)
+    elif content != "missing":
+        path.write_bytes(b"not weights at all")
+    with pytest.raises(CheckpointError, match=r"w\."):
+        load_weights(build_model(small("mobilefacenet_gdc"), 32), path)
+    assert "unpickled" not in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------- self-describing files
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_saved_model_opens_as_it_was(name: str, tmp_path: Path) -> None:
+    config = small(name, channels_last=True)
+    model = warmed(config, 48)
+    save_model(tmp_path / "deep" / "model.safetensors", model, config, 48)
+    state = torch.get_rng_state()
+    opened, read_config, size = open_model(tmp_path / "deep" / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)  # opening must not shift a run's random numbers
+    assert (read_config, size, opened.training) == (config, 48, False)
+    assert torch.equal(opened(pictures(2, 48)), model(pictures(2, 48)))
+    assert [p.requires_grad for p in opened.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.safetensors"]
+
+
+def test_a_saved_model_describes_itself(tmp_path: Path) -> None:
+    config = small("vit_tiny")
+    save_model(tmp_path / "m.safetensors", build_model(config, 32), config, 32)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["model"]) == config.model_dump()
+    rest = {key: value for key, value in metadata.items() if key != "model"}
+    expected = {"format": "partialkd-model-1", "image_size": "32", "mean": "127.5", "std": "127.5", "colour": "rgb"}
+    assert rest == expected
+
+
+def test_saving_under_a_wrong_description_keeps_the_old_file(tmp_path: Path) -> None:
+    path, config = tmp_path / "m.safetensors", small("mobilefacenet_gdc")
+    model = build_model(config, 32)
+    save_model(path, model, config, 32)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="another shape"):
+        save_model(path, model, config, 64)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "other"}, {"format": "partialkd-model-1", "model": "{}", "image_size": "32"}]
+)
+def test_files_without_a_description_are_refused(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: (does not describe|unreadable description)"):
+        open_model(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_model(tmp_path / "absent.safetensors")
+    (tmp_path / "g.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        open_model(tmp_path / "g.safetensors")
