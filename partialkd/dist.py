@@ -73,6 +73,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """All ranks, with the configured timeout: for a library that brings its own collectives."""
+        return dist.group.WORLD
+
     def all_gather(self, x: Tensor) -> Tensor:
         """(b, ...) of equal shape on every rank -> (world_size * b, ...), in the order of ranks."""
         if self.size == 1:

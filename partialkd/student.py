@@ -280,5 +280,7 @@ def _import_deepspeed(world: World) -> Any:
         import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for minutes at the first start
+    # Otherwise it clones the group of all ranks, with a timeout of its own (30 minutes on gloo).
+    deepspeed.utils.groups._WORLD_GROUP = world.group
     deepspeed.utils.logger.setLevel(logging.ERROR if world.is_main else logging.CRITICAL + 1)
     return deepspeed

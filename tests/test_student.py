@@ -254,6 +254,17 @@ def test_rate_is_set_before_each_step() -> None:
     assert run(first_rates, 1)[0] == pytest.approx(expected)
 
 
+def group_of_deepspeed(world: World) -> bool:
+    """Whether DeepSpeed's collectives end when the configured timeout says so: they use the world's own group."""
+    student = make_student(Case(1), world)
+    return student.engine.data_parallel_group is world.group
+
+
+@pytest.mark.distributed
+def test_the_timeout_holds_for_deepspeed_too() -> None:
+    assert run(group_of_deepspeed, 2) == [True, True]
+
+
 # ------------------------------------------------------------------------------------------------------ errors
 
 
