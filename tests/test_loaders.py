@@ -130,7 +130,7 @@ def test_start_in_the_middle_is_exact(loader: str, folder: Path) -> None:
         for ours, theirs in zip(rest, whole[start:], strict=True):
             _assert_equal(ours, theirs)
     with pytest.raises(ValueError, match=r"start must be in \[0, 5\], got 6"):
-        next(fresh.epoch(3, 6))
+        fresh.epoch(3, 6)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -237,7 +237,7 @@ def _tasks() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
+@pytest.mark.parametrize("end", ["closed", "loader closed", "dropped", "failed"])
 def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: Path, tmp_path: Path) -> None:
     source = _Unplugged(CLASSES, RECORDS, SIZE) if end == "failed" else None
     opened = _open(loader, folder, source=source, workers=3)
@@ -251,7 +251,10 @@ def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: 
             list(batches)
     elif end == "closed":
         batches.close()
-    batches = None
+    elif end == "loader closed":
+        opened.close()
+    else:
+        batches = None
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("partialkd-loader")]
     for _ in range(1000):  # a joined thread may still be on its way out

@@ -13,7 +13,7 @@ Errors: `DataError` naming the record, at the micro-step the record belongs to.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.decode import check_size, decode, to_grey, to_tensor
-from partialkd.data.jpeg import ahead, make_batch, read_record, steps_of
+from partialkd.data.jpeg import OrderedLoader, ahead, make_batch, read_record
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
 from partialkd.errors import DataError
@@ -42,19 +42,15 @@ class Encoded:
     greys: np.ndarray  # (b,) bool
 
 
-class DaliLoader:
-    """Batches of a source in the order of a plan."""
+class DaliLoader(OrderedLoader):
+    """Hands micro-steps to a pipeline and takes them back in the same order."""
 
-    def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
-        self.data, self.source, self.plan, self.device = data, source, plan, device
-        self.micro_steps = plan.micro_steps
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
-        """The batches of micro-steps start, start + 1, ... of an epoch."""
-        feeder = Feeder(self.source, self.plan, epoch, start, self.data.workers)
+    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
+        feeder = Feeder(self.source, self.plan, epoch, steps, self.data.workers)
         pipeline = build_pipeline(feeder, self.plan.local_batch, self.data, self.device)
         try:
-            for indices in steps_of(self.plan, epoch, start):
+            for step in steps:
+                indices = self.plan.indices(epoch, step)
                 if len(indices) == 0:  # DALI has no empty batches
                     nothing = to_tensor([], self.data.image_size, device=self.device)
                     yield make_batch(nothing, [], indices, np.zeros(0, dtype=bool))
@@ -64,9 +60,6 @@ class DaliLoader:
                 yield make_batch(self._finish(images, batch), batch.labels, batch.indices, batch.flips)
         finally:
             feeder.close()
-
-    def close(self) -> None:
-        """Nothing outlives the iterators of `epoch`."""
 
     def _run(self, pipeline: Pipeline, feeder: Feeder) -> Any:
         """The next micro-step's images as a DALI TensorList."""
@@ -109,7 +102,7 @@ class DaliLoader:
 class Feeder:
     """What DALI calls for its next micro-step: encoded images read ahead, and whether to mirror them."""
 
-    def __init__(self, source: Source, plan: Plan, epoch: int, start: int, workers: int) -> None:
+    def __init__(self, source: Source, plan: Plan, epoch: int, steps: range, workers: int) -> None:
         self.under_way: deque[Encoded] = deque()  # handed to DALI, not yet back
         self.failure: Exception = RuntimeError("DALI ended before the plan")
 
@@ -118,7 +111,8 @@ class Feeder:
             images, labels = [image for image, _ in records], [label for _, label in records]
             return Encoded(indices, images, labels, plan.flips(epoch, indices), plan.greys(epoch, indices))
 
-        self._batches = ahead(read, (step for step in steps_of(plan, epoch, start) if len(step)), workers)
+        todo = (plan.indices(epoch, step) for step in steps)
+        self._batches = ahead(read, (indices for indices in todo if len(indices)), workers)
 
     def __call__(self) -> tuple[list[np.ndarray], np.ndarray]:
         try:

@@ -9,10 +9,12 @@ Errors: `DataError` naming the record, at the micro-step the record belongs to.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -29,25 +31,42 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class JpegLoader:
-    """Batches of a source in the order of a plan."""
+class OrderedLoader(ABC):
+    """Batches of a source in the order of a plan. What loaders share: their iterators, and the end of them."""
 
     def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
         self.data, self.source, self.plan, self.device = data, source, plan, device
         self.micro_steps = plan.micro_steps
+        self._open: WeakSet[Generator[FaceBatch, None, None]] = WeakSet()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
-        """The batches of micro-steps start, start + 1, ... of an epoch."""
-        steps = steps_of(self.plan, epoch, start)
-        for indices, (pixels, labels) in ahead(self._read, steps, self.data.workers):
+        """The batches of micro-steps start, start + 1, ... of an epoch; threads start with the first `next`."""
+        if not 0 <= start <= self.micro_steps:
+            raise ValueError(f"start must be in [0, {self.micro_steps}], got {start}")
+        batches = self._batches(epoch, range(start, self.micro_steps))
+        self._open.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """End the iterators that still run, and with them their threads."""
+        for batches in list(self._open):
+            batches.close()
+
+    @abstractmethod
+    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]: ...
+
+
+class JpegLoader(OrderedLoader):
+    """Decodes on threads, finishes on the device."""
+
+    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
+        todo = (self.plan.indices(epoch, step) for step in steps)
+        for indices, (pixels, labels) in ahead(self._read, todo, self.data.workers):
             flips, greys = self.plan.flips(epoch, indices), self.plan.greys(epoch, indices)
             if self.device.type == "cuda" and isinstance(pixels, Tensor):
                 pixels = pixels.pin_memory()  # here, not in a worker thread: that has another current device
             images = to_tensor(pixels, self.data.image_size, flips, greys, self.device)
             yield make_batch(images, labels, indices, flips)
-
-    def close(self) -> None:
-        """Nothing outlives the iterators of `epoch`."""
 
     def _read(self, indices: np.ndarray) -> tuple[Tensor | list[np.ndarray], list[int]]:
         """Decoded images, as one (b, H, W, 3) uint8 tensor where they are of one size, and class ids."""
@@ -76,13 +95,6 @@ def make_batch(images: Tensor, labels: list[int], indices: np.ndarray, flips: np
     """`images` are on their device; the labels follow them."""
     on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
     return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
-
-
-def steps_of(plan: Plan, epoch: int, start: int) -> Iterator[np.ndarray]:
-    """Indices of the micro-steps from `start` on."""
-    if not 0 <= start <= plan.micro_steps:
-        raise ValueError(f"start must be in [0, {plan.micro_steps}], got {start}")
-    return (plan.indices(epoch, step) for step in range(start, plan.micro_steps))
 
 
 def ahead(job: Callable[[Job], Result], todo: Iterable[Job], workers: int) -> Generator[tuple[Job, Result], None, None]:

@@ -1,0 +1,255 @@
+"""Real images into a training folder: identities from a .tar or folder, pairs into a verification set beside them.
+
+Training: `<identity>/<image>` files, less the excluded identities and those with too few images, at most
+`max_identities` of the rest by name; packed as RecordIO, class ids in the order of the identities' sorted names.
+Pairs: a CSV `a,b,same` in fold order, paths inside `pairs_images`. Pairs with an identity of the training set are left
+out, and how many is in the manifest's facts; `max_pairs` then takes evenly from the positive and from the negative
+ones, the order of folds kept. Written to <name of the CSV>.bin.
+With `data.resize` what is not of `data.image_size` is brought there now, once; otherwise another size is an error.
+A folder made before is used again if the settings are equal and the input files that are still there have the sizes
+they had; folders given as input are not looked through for that.
+Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and member, or the CSV and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from partialkd.config import ArchiveConfig, DataConfig
+from partialkd.data.bins import write_bin
+from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels
+from partialkd.data.made import made_before, making
+from partialkd.data.pack import PackOptions, pack
+from partialkd.data.sources import IMAGE_SUFFIXES, list_folder
+from partialkd.errors import ConfigError, DataError
+
+PREPARATION = 1  # raised when the same settings give other files
+_INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
+
+
+class Pair(NamedTuple):
+    """A line of the CSV."""
+
+    first: str
+    second: str
+    same: bool
+
+
+def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[str, Any]:
+    """Make the folder, or find it made; returns its facts (images, identities, pairs, what was left out)."""
+    if (config.pairs is None) != (config.pairs_images is None):
+        raise ConfigError("data.prepare.pairs and data.prepare.pairs_images must be given together")
+    made_from = {
+        "preparation": PREPARATION,
+        "image_size": data.image_size,
+        "resize": data.resize,
+        **config.model_dump(),
+    }
+    facts = made_before(folder, made_from)
+    if facts is not None:
+        _check_unchanged(config, facts["input_bytes"], folder)
+        return facts
+    with making(folder, made_from) as (new, facts):
+        facts["input_bytes"] = _input_bytes(config)
+        identities = _pack_training(config, data, new, facts)
+        if config.pairs is not None and config.pairs_images is not None:
+            pairs = _choose_pairs(read_pairs(Path(config.pairs)), identities, config, facts)
+            _write_pairs(pairs, Path(config.pairs_images), data, new / f"{Path(config.pairs).stem}.bin")
+            facts["pairs"] = {f"{Path(config.pairs).stem}.bin": len(pairs)}
+    return facts
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def _pack_training(config: ArchiveConfig, data: DataConfig, new: Path, facts: dict[str, Any]) -> set[str]:
+    """Write the records; returns the identities in them."""
+    found = list_images(Path(config.images))
+    identities = _choose_identities(found, config, facts)
+    wanted = [f"{identity}/{image}" for identity in identities for image in found[identity]]
+    extracted = new / "extracted"
+    for number, (path, encoded) in enumerate(read_images(Path(config.images), wanted)):
+        if number == 0 and not data.resize:
+            check_size(decode(encoded, f"{config.images}: {path}"), data.image_size, f"{config.images}: {path}")
+        (extracted / path).parent.mkdir(parents=True, exist_ok=True)
+        (extracted / path).write_bytes(encoded)
+    size = data.image_size if data.resize else None
+    try:
+        facts["images"], _ = pack(extracted, new, PackOptions(size=size, workers=data.workers))
+    except DataError as error:
+        raise DataError(f"{config.images}: {error}") from error
+    facts["identities"] = len(identities)
+    shutil.rmtree(extracted)
+    return set(identities)
+
+
+def _choose_identities(found: dict[str, list[str]], config: ArchiveConfig, facts: dict[str, Any]) -> list[str]:
+    excluded = _read_names(Path(config.exclude_identities)) if config.exclude_identities else set()
+    allowed = sorted(found.keys() - excluded)
+    enough = [identity for identity in allowed if len(found[identity]) >= config.min_images]
+    chosen = enough[: config.max_identities]
+    facts["left_out_identities"] = {
+        "excluded": len(found) - len(allowed),
+        "too_few_images": len(allowed) - len(enough),
+        "over_max_identities": len(enough) - len(chosen),
+    }
+    if not chosen:
+        raise DataError(f"{config.images}: no identity is left of {len(found)}: {facts['left_out_identities']}")
+    return chosen
+
+
+def _read_names(path: Path) -> set[str]:
+    try:
+        return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------- pairs
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """A CSV with the header `a,b,same`; same is 0 or 1."""
+    pairs = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if number == 1 and row != ["a", "b", "same"]:
+                    raise DataError(f"{path}: line 1: must be a,b,same, got {','.join(row)!r:.120}")
+                if number > 1:
+                    if len(row) != 3 or row[2] not in ("0", "1"):
+                        raise DataError(f"{path}: line {number}: must be path,path,0 or 1, got {','.join(row)!r:.120}")
+                    pairs.append(Pair(row[0], row[1], row[2] == "1"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return pairs
+
+
+def _choose_pairs(pairs: list[Pair], trained: set[str], config: ArchiveConfig, facts: dict[str, Any]) -> list[Pair]:
+    """Without the training set's identities, at most `max_pairs`."""
+    unseen = [pair for pair in pairs if _identity(pair.first) not in trained and _identity(pair.second) not in trained]
+    chosen = _thin(unseen, config.max_pairs) if config.max_pairs else unseen
+    facts["left_out_pairs"] = {
+        "identity_in_training": len(pairs) - len(unseen),
+        "over_max_pairs": len(unseen) - len(chosen),
+    }
+    if not chosen:
+        raise DataError(f"{config.pairs}: no pair is left of {len(pairs)}: {facts['left_out_pairs']}")
+    return chosen
+
+
+def _thin(pairs: list[Pair], limit: int) -> list[Pair]:
+    """At most `limit`, evenly from the positive and from the negative ones, in the order they had."""
+    if len(pairs) <= limit:
+        return pairs
+    keep: list[int] = []
+    for same in (True, False):
+        places = [place for place, pair in enumerate(pairs) if pair.same is same]
+        share = round(limit * len(places) / len(pairs)) if same else limit - len(keep)
+        keep += [places[at * len(places) // share] for at in range(share)]
+    return [pairs[place] for place in sorted(keep)]
+
+
+def _write_pairs(pairs: list[Pair], images: Path, data: DataConfig, out: Path) -> None:
+    order = [path for pair in pairs for path in (pair.first, pair.second)]
+    encoded = {path: _sized(image, data, f"{images}: {path}") for path, image in read_images(images, set(order))}
+    write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))
+
+
+def _sized(encoded: bytes, data: DataConfig, where: str) -> bytes:
+    """The bytes as they are if the image has the right size."""
+    pixels = decode(encoded, where)
+    if pixels.shape[:2] == (data.image_size, data.image_size):
+        return encoded
+    if not data.resize:
+        check_size(pixels, data.image_size, where)
+    return encode_jpeg(to_pixels(pixels, data.image_size))
+
+
+def _identity(path: str) -> str:
+    return path.partition("/")[0]
+
+
+# --------------------------------------------------------------------------------------- archives and folders
+
+
+def list_images(tree: Path) -> dict[str, list[str]]:
+    """Identity -> its image names, both sorted."""
+    if tree.is_dir():
+        listing = list_folder(tree)
+        if listing.problems:
+            raise DataError(f"{tree}/{listing.problems[0][0]}: {listing.problems[0][1]}")
+        paths = listing.paths
+    else:
+        paths = [path for path, _ in _members(tree, ())]
+    found: dict[str, list[str]] = {}
+    for path in sorted(set(paths)):
+        identity, _, image = path.partition("/")
+        found.setdefault(identity, []).append(image)
+    if not found:
+        raise DataError(f"{tree}: no <identity>/<image> in it")
+    return found
+
+
+def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(path, encoded bytes) of the wanted `<identity>/<image>` paths, in any order; `DataError` if one is missing."""
+    missing = set(wanted)
+    for path, encoded in _files(tree, sorted(missing)) if tree.is_dir() else _members(tree, missing):
+        if path in missing:
+            missing.discard(path)
+            yield path, encoded
+    if missing:
+        raise DataError(f"{tree}: no image {min(missing)} in it ({len(missing)} such images)")
+
+
+def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    for path in wanted:
+        if ".." in path.split("/") or not (tree / path.lstrip("/")).is_file():
+            continue
+        try:
+            yield path, (tree / path.lstrip("/")).read_bytes()
+        except OSError as error:
+            raise DataError(f"{tree}/{path}: cannot be read: {error}") from error
+
+
+def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The images of an archive, in its order; only wanted ones are read, others come as b"".
+
+    Hidden files, and files beside the identities, are not looked at.
+    """
+    try:
+        with tarfile.open(tree, "r|*") as archive:
+            for member in archive:
+                parts = Path(member.name).parts
+                if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
+                    continue
+                if not member.isfile() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
+                    raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
+                if not parts[1].lower().endswith(IMAGE_SUFFIXES):
+                    raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
+                file = archive.extractfile(member) if "/".join(parts) in wanted else None
+                yield "/".join(parts), file.read() if file else b""
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{tree}: cannot be read: {error}") from error
+
+
+def _input_bytes(config: ArchiveConfig) -> dict[str, int]:
+    paths = {key: Path(getattr(config, key)) for key in _INPUTS if getattr(config, key) is not None}
+    return {key: path.stat().st_size for key, path in paths.items() if path.is_file()}
+
+
+def _check_unchanged(config: ArchiveConfig, before: dict[str, int], folder: Path) -> None:
+    for key, size in _input_bytes(config).items():
+        if before.get(key, size) != size:
+            rule = (
+                f"has {size} bytes, had {before[key]} when {folder} was made of it; remove that folder to make it anew"
+            )
+            raise DataError(f"{getattr(config, key)}: {rule}")
