@@ -1,0 +1,34 @@
+"""Train: torchrun --nproc_per_node=N launch/train.py [CONFIG] [section.key=value ...] [--resume auto|never|PATH].
+
+Without CONFIG: configs/quickstart.toml. Exit status: 0 done; 1 failed; 2 wrong configuration; 75 asked to stop by
+SIGTERM or SIGUSR1, saved, to be started again with --resume auto.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from partialkd.config import load_config
+from partialkd.job import run_job
+from partialkd.launching import launched
+
+DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
+
+
+def main() -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
+    parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
+    args = parser.parse_intermixed_args()
+    overrides = [argument for argument in args.arguments if "=" in argument]
+    paths = [argument for argument in args.arguments if "=" not in argument]
+    if len(paths) > 1:
+        parser.error(f"one CONFIG, got {paths}")
+    path = paths[0] if paths else DEFAULT
+    return launched(lambda: load_config(path, overrides), lambda config, world: run_job(config, world, args.resume))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,254 @@
+"""The whole job of one configuration: data, teacher, student, the student alone, evaluation, result.
+
+    <run.folder>/<run.name>/
+      config.toml                    the resolved configuration
+      metrics.jsonl, tensorboard/    of all phases
+      teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
+      teacher_centres/               centres made from the teacher, with their manifest
+      export/                        the student as model.onnx and model.safetensors
+      result.json                    scores of all networks, and how they came about
+
+A phase that has its model.safetensors is finished; with resume "auto" it is loaded, and the one that is not
+goes on from its newest checkpoint. Without resume, an earlier run of the same name is moved aside, not lost.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from partialkd import __version__, checkpoint
+from partialkd.centres import CentreStore
+from partialkd.centres.shard import shard_of
+from partialkd.centres.store import DTYPES
+from partialkd.config import Config, PhaseConfig, save_config
+from partialkd.data.loader import open_loader
+from partialkd.data.order import SequentialPlan
+from partialkd.data.prepare import prepare
+from partialkd.data.sources import Source, open_source
+from partialkd.dist import World
+from partialkd.errors import CheckpointError, ConfigError, PartialKDError
+from partialkd.evaluate.pairs import PairScores
+from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.export import export
+from partialkd.files import write_json
+from partialkd.methods import METHODS
+from partialkd.models.saved import open_model, save_model
+from partialkd.models.teacher import Teacher, open_teacher, wrap_teacher
+from partialkd.teacher_centres import class_means, classifier_rows, load_centres, load_or_make, save_centres
+from partialkd.trainer import Trainer
+
+MODEL = "model.safetensors"
+
+
+@dataclass
+class Job:
+    """One rank's view of the job."""
+
+    config: Config
+    world: World
+    resume: str  # "auto", "never", or a checkpoint's path
+    source: Source
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.folder) / self.config.run.name
+
+    @property
+    def image_size(self) -> int:
+        return self.config.data.image_size
+
+
+def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
+    """Collective. Everything; returns what result.json holds."""
+    start = time.perf_counter()
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    on_main(world, lambda: prepare(config.data))
+    job = Job(config, world, resume, open_source(config.data))
+    open_sets(config.evaluate)  # a missing set is found now, not after training
+    on_main(world, lambda: open_folder(job))
+    teacher = make_teacher(job)
+    student = run_phase(job, "student", config.student, teacher)
+    evaluate(job, "student", student)
+    if teacher:
+        evaluate(job, "teacher", teacher.embed)
+    if config.alone:
+        evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
+    on_main(world, lambda: export(student.state_dict(), config.student.model, job.image_size, job.folder / "export"))
+    return finish(job, time.perf_counter() - start)
+
+
+def on_main(world: World, action: Callable[[], Any]) -> None:
+    """Collective. Rank 0 acts while the others wait; its failure is every rank's."""
+    problem = None
+    if world.is_main:
+        try:
+            action()
+        except (PartialKDError, OSError) as error:
+            problem = str(error)
+    world.agree(problem, PartialKDError)
+
+
+def open_folder(job: Job) -> None:
+    """Make the run's folder; move an earlier run of that name aside, unless it is to be resumed."""
+    if job.resume == "never" and job.folder.exists():
+        number = next(n for n in range(1, 1_000_000) if not job.folder.with_name(f"{job.folder.name}.{n}").exists())
+        job.folder.rename(job.folder.with_name(f"{job.folder.name}.{number}"))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    save_config(job.config, job.folder / "config.toml")
+
+
+# ------------------------------------------------------------------------------------------------- phases
+
+
+def make_teacher(job: Job) -> Teacher | None:
+    """The teacher of the configuration, trained first if it says so, and looked at before anything relies on it."""
+    config = job.config.teacher
+    if config.source == "none":
+        return None
+    if config.train:
+        network = run_phase(job, "teacher", config.train, None)
+        teacher = wrap_teacher(network, job.image_size, job.world.device, config.project_to)
+    else:
+        teacher = open_teacher(config, job.image_size, job.world.device)
+    check_teacher(job, teacher)
+    return teacher
+
+
+def check_teacher(job: Job, teacher: Teacher) -> None:
+    """Dimensions agree, and the teacher tells real images apart."""
+    wanted = job.config.student.model.embedding_dim
+    if teacher.embedding_dim != wanted:
+        raise ConfigError(
+            f"student.model.embedding_dim must be the teacher's {teacher.embedding_dim} "
+            f"(or set teacher.project_to = {wanted}), got {wanted}"
+        )
+    batch = next(iter(_sequential(job, 8)[0].epoch(0)))
+    teacher.check(batch.images)
+
+
+def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) -> nn.Module:
+    """Collective. Train one network, or load it where an earlier start of this run has finished it."""
+    folder = job.folder / name
+    start = time.perf_counter()
+    if job.resume != "never" and job.world.broadcast_object((folder / MODEL).exists()):
+        return open_model(folder / MODEL)[0].to(job.world.device)
+    store = make_store(job, phase, teacher)
+    trainer = Trainer(name, phase, job.config, job.world, job.source, store, teacher, folder)
+    network = trainer.run(_checkpoint_to_resume(job, folder))
+    if METHODS[phase.method.name].kind == "trainable":
+        save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, job.world)
+    on_main(job.world, lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
+    trainer.close()
+    job.seconds[name] = time.perf_counter() - start
+    return network
+
+
+def make_store(job: Job, phase: PhaseConfig, teacher: Teacher | None) -> CentreStore:
+    """The centres a phase starts from."""
+    classes, world, method = job.source.num_classes, job.world, phase.method
+    shard = shard_of(classes, world.rank, world.size)
+    dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
+    kind = METHODS[method.name].kind
+    initial = getattr(method, "initial_centres", "teacher_means")
+    if kind == "trainable" or initial != "teacher_means":
+        store = CentreStore.random(shard, classes, dim, dtype, world.device, job.config.run.seed)
+        store.skip_unseen = kind == "ema" and initial == "exclude"
+        return store
+    assert teacher is not None
+    store = CentreStore.empty(shard, classes, dim, dtype, world.device)
+    facts = {
+        "teacher": teacher.fingerprint,
+        "data": job.source.fingerprint,
+        "how": job.config.teacher.centres,
+        "classifier": job.config.teacher.classifier,
+        "label_map": job.config.teacher.label_map,
+    }
+    load_or_make(store, job.folder / "teacher_centres", facts, lambda s: fill_from_teacher(job, s, teacher), world)
+    return store
+
+
+def fill_from_teacher(job: Job, store: CentreStore, teacher: Teacher) -> None:
+    """Collective. Class means, classifier rows of a file, or the trained centres of this run's own teacher."""
+    config = job.config.teacher
+    if config.centres == "means":
+        loader, plan = _sequential(job, job.config.evaluate.batch)
+        class_means(store, loader.epoch(0), teacher.embed, plan.local_batch, job.world)
+        loader.close()
+    elif config.source == "train":
+        load_centres(store, job.folder / "teacher" / "centres", teacher.project)
+    else:
+        assert config.classifier is not None
+        assert config.label_map is not None
+        classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, job.world)
+
+
+def _sequential(job: Job, batch: int) -> tuple[Any, SequentialPlan]:
+    plan = SequentialPlan(len(job.source), batch, job.world.rank, job.world.size)
+    return open_loader(job.config.data, job.source, plan, job.world.device), plan
+
+
+def _checkpoint_to_resume(job: Job, folder: Path) -> Path | None:
+    if job.resume == "never":
+        return None
+    if job.resume == "auto":
+        return job.world.broadcast_object(checkpoint.newest(folder / "checkpoints") if job.world.is_main else None)
+    path = Path(job.resume)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume {path}: no such checkpoint")
+    return path if path.parent.parent.name == folder.name else None
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+@torch.no_grad()
+def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
+    """Collective. Score a network on all sets."""
+    data = job.config.data
+    for name, scores in evaluate_sets(embed, job.config.evaluate, data.image_size, data.resize, job.world).items():
+        job.scores.setdefault(name, {})[who] = scores
+
+
+def finish(job: Job, seconds: float) -> dict[str, Any]:
+    """Print the table and write result.json, on rank 0; every rank returns the result."""
+    result = {
+        **results_dict(job.scores),
+        "name": job.config.run.name,
+        "seed": job.config.run.seed,
+        "seconds": seconds,
+        "phase_seconds": job.seconds,
+        "world_size": job.world.size,
+        "images": len(job.source),
+        "identities": job.source.num_classes,
+        "commit": commit(),
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if job.world.device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+    }
+    if job.world.is_main:
+        write_json(job.folder / "result.json", result)
+        print(results_table(job.scores))
+        print(f"{job.folder}: {seconds:.0f} s on {job.world.size} ranks")
+    return result
+
+
+def commit() -> str:
+    """The commit of this source tree, or "unknown" where it is not a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("PARTIALKD_COMMIT", "unknown")

@@ -1,0 +1,52 @@
+"""From a configuration to an exit status: starts the world, runs the job, shows a failure once.
+
+A wrong configuration is shown by rank 0. Of ranks that fail, the first shows its error: one line if it is the
+input's fault, a traceback otherwise; the ranks that go down with it stay quiet, so that the cause is not buried.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from partialkd.config import Config
+from partialkd.dist import World
+from partialkd.errors import ConfigError, PartialKDError
+from partialkd.trainer import Preempted
+
+FAILED, WRONG_CONFIG, STOPPED = 1, 2, 75  # 75: EX_TEMPFAIL, try again later
+
+
+def launched(load: Callable[[], Config], body: Callable[[Config, World], Any]) -> int:
+    """Run `body` on every rank -> exit status."""
+    try:
+        config = load()
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return WRONG_CONFIG
+    with World.start(config.dist) as world:
+        try:
+            body(config, world)
+        except Preempted as stop:
+            if world.is_main:
+                print(stop, file=sys.stderr)
+            return STOPPED
+        except Exception as error:
+            if world.first_to_fail():
+                show(error, world)
+            return FAILED
+    return 0
+
+
+def show(error: Exception, world: World) -> None:
+    """On the error output: what a user can act on, or where the program failed."""
+    if isinstance(error, PartialKDError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"rank {world.rank} of {world.size} failed:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()

@@ -1,0 +1,171 @@
+"""Centres from a teacher: the mean embedding of every class, or the rows of its saved classifier.
+
+Each rank fills its own shard. Class means take one pass over the records: a batch's normalised embeddings and
+labels are gathered, and every rank adds those of its classes to two accumulations, the sums (R, D) and the
+counts (R,); no rank ever holds (C, D). A class without records stays unseen: it is no negative.
+
+A classifier is a file with one matrix (K, D): .npy, .safetensors or .pt. Which of its rows is which class is
+always said: `label_map` is a text file whose line k holds the class id of row k, or -1 for a row that is not
+used, or the word "identity" where row k is class k.
+
+Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
+centres were made, their shape. Centres whose manifest says something else are made again, never reused.
+Errors: TeacherError naming the file, on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from partialkd.centres.shard import local_rows
+from partialkd.centres.store import CentreStore
+from partialkd.data.batch import FaceBatch
+from partialkd.dist import World
+from partialkd.errors import TeacherError
+from partialkd.files import write_json
+from partialkd.sharded_file import read_rows, write_rows
+
+MANIFEST = "manifest.json"
+
+
+def class_means(
+    store: CentreStore,
+    batches: Iterable[FaceBatch],
+    embed: Callable[[Tensor], Tensor],
+    local_batch: int,
+    world: World,
+) -> None:
+    """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches."""
+    sums = torch.zeros(len(store.shard), store.dim, device=store.device)
+    counts = torch.zeros(len(store.shard), device=store.device)
+    for batch in batches:
+        embeddings = torch.zeros(local_batch, store.dim, device=store.device)
+        labels = torch.full((local_batch,), -1, device=store.device)
+        if len(batch):
+            embeddings[: len(batch)] = F.normalize(embed(batch.images))
+            labels[: len(batch)] = batch.labels
+        owned, row = local_rows(world.all_gather(labels), store.shard)
+        rows = row[owned]
+        sums.index_add_(0, rows, world.all_gather(embeddings)[owned])
+        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+    present = (counts > 0).nonzero().squeeze(1)
+    store.write(present, sums[present] / counts[present, None])
+    store.seen[present] = True
+    store.skip_unseen = True
+
+
+def classifier_rows(
+    store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
+) -> None:
+    """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
+    problem = None
+    try:
+        weight = read_matrix(path)
+        ids = read_label_map(label_map, len(weight), store.num_classes)
+        mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
+        rows = project(weight[mine].float().to(store.device))
+        if rows.shape[1] != store.dim:
+            raise TeacherError(f"{path}: rows must have {store.dim} numbers, got {rows.shape[1]}")
+        if not (rows.isfinite().all(1) & (rows.norm(dim=1) > 0)).all():
+            raise TeacherError(f"{path}: holds rows that are zero or not finite")
+        target = (ids[mine] - store.shard.start).to(store.device)
+        store.write(target, rows)
+        store.seen[target] = True
+        store.skip_unseen = True
+    except TeacherError as error:
+        problem = str(error)
+    world.agree(problem, TeacherError)
+
+
+def read_matrix(path: Path) -> Tensor:
+    """The one matrix (K, D) of a file; memory-mapped where the format allows."""
+    try:
+        if path.suffix == ".npy":
+            return _the_matrix({"array": torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))}, path)
+        if path.suffix == ".safetensors":
+            return _the_matrix(load_file(path), path)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise TeacherError(f"{path}: cannot be read: {error}") from error
+    return _the_matrix(content if isinstance(content, dict) else {"tensor": content}, path)
+
+
+def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
+    """Class id of every classifier row (K,) int64, -1 where unused; each class exactly once."""
+    if label_map == "identity":
+        ids = torch.arange(rows)
+    else:
+        try:
+            ids = torch.tensor([int(line) for line in Path(label_map).read_text(encoding="utf-8").split()])
+        except (OSError, ValueError) as error:
+            raise TeacherError(f"{label_map}: must hold one class id a line: {error}") from error
+    if len(ids) != rows:
+        raise TeacherError(f"{label_map}: must have a line for each of the {rows} classifier rows, got {len(ids)}")
+    used = ids[ids != -1]
+    found = used[(used >= 0) & (used < num_classes)].unique()
+    if len(found) != len(used) or len(found) != num_classes:
+        raise TeacherError(
+            f"{label_map}: must name each class in [0, {num_classes}) once (-1: unused), "
+            f"got {len(used)} ids, {len(found)} of them distinct and in range"
+        )
+    return ids
+
+
+def load_or_make(
+    store: CentreStore, folder: Path, facts: dict[str, Any], make: Callable[[CentreStore], None], world: World
+) -> None:
+    """Collective. Fill the store from `folder` if its manifest says `facts`, else by `make`, and save it there."""
+    facts = {**facts, "classes": store.num_classes, "dim": store.dim, "store": str(store.unit.dtype)}
+    if world.broadcast_object(_manifest(folder) == facts):
+        store.load_state(
+            {name: rows.to(store.device) for name, rows in read_rows(folder / "centres", store.shard).items()}
+        )
+        store.skip_unseen = True
+        return
+    make(store)
+    save_centres(store, folder, facts, world)
+
+
+def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
+    """Collective. Write the centres, without moments, and then the manifest."""
+    if world.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "centres").mkdir(parents=True)
+    world.barrier()
+    tensors = {"unit": store.unit, "length": store.length, "seen": store.seen}
+    write_rows(folder / "centres", tensors, store.shard, world.size)
+    if world.is_main:
+        write_json(folder / MANIFEST, facts)
+    world.barrier()
+
+
+def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor]) -> None:
+    """Fill the store with saved centres, projected as the teacher's embeddings are."""
+    saved = read_rows(folder / "centres", store.shard)
+    rows = project((saved["unit"].float() * saved["length"][:, None]).to(store.device))
+    store.write(slice(None), rows)
+    store.seen[:] = True
+
+
+def _manifest(folder: Path) -> Any:
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:
+    matrices = [x for x in tensors.values() if isinstance(x, Tensor) and x.dim() == 2]
+    if len(matrices) != 1:
+        raise TeacherError(f"{path}: must hold exactly one matrix (rows of a classifier), got {len(matrices)}")
+    return matrices[0]

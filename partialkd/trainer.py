@@ -1,0 +1,209 @@
+"""One network trained once: a batch from disk to the optimiser step, readable top to bottom.
+
+`Trainer.micro_step` is the method's paragraph in the paper; `Trainer.run` repeats it, logs, saves and resumes.
+A micro-step: embeddings (b, D) of the student, of the teacher if the method asks for it, the method's loss over
+the sharded centres, its gradient back to the embeddings and through the student. After `accumulation` of them
+the student takes its step and, at the same learning rate, trainable centres take theirs.
+
+On SIGTERM or SIGUSR1 (any rank, any number of times) all ranks finish the step they agree on, save, and raise
+`Preempted`. The agreement is sought every `AGREE_EVERY` optimiser steps, since it costs a collective.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partialkd import checkpoint
+from partialkd.centres import Centres, CentreStore
+from partialkd.centres.update import make_row_optimizer
+from partialkd.config import Config, PhaseConfig
+from partialkd.data.batch import FaceBatch
+from partialkd.data.loader import open_loader
+from partialkd.data.order import TrainingPlan
+from partialkd.data.sources import Source
+from partialkd.dist import World, seed_rank
+from partialkd.errors import CheckpointError, PartialKDError
+from partialkd.methods import Outcome, make_method
+from partialkd.models import build_model
+from partialkd.models.teacher import Teacher
+from partialkd.progress import Progress, Throughput
+from partialkd.student import Student
+
+AGREE_EVERY = 10  # optimiser steps
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved; start it again with --resume auto."""
+
+
+class Trainer:
+    """One phase of a run on one rank."""
+
+    def __init__(
+        self,
+        name: str,
+        phase: PhaseConfig,
+        config: Config,
+        world: World,
+        source: Source,
+        store: CentreStore,
+        teacher: Teacher | None,
+        folder: Path,
+    ) -> None:
+        self.name, self.phase, self.config, self.world, self.store, self.folder = (
+            name, phase, config, world, store, folder,
+        )  # fmt: skip
+        seed, data = config.run.seed, config.data
+        self.plan = TrainingPlan(
+            len(source), phase.global_batch, phase.accumulation, world.rank, world.size, seed, data.flip, data.grey
+        )
+        self.loader = open_loader(data, source, self.plan, world.device)
+        self.method = make_method(phase.method)
+        self.teacher = teacher if self.method.needs_teacher else None
+        self.centres = _centres(phase, self.method.kind, store, world, seed)
+        torch.manual_seed(seed)  # every rank builds the same network
+        self.student = Student(build_model(phase.model, data.image_size), phase, world, self.plan.micro_steps, name)
+        seed_rank(seed, world)
+        self.epoch = self.micro_steps_done = 0  # position in the epoch
+        self._stop = False
+
+    @property
+    def last_step(self) -> int:
+        return min(self.student.total_steps, self.phase.max_steps or self.student.total_steps)
+
+    def run(self, resume: Path | None) -> torch.nn.Module:
+        """Collective. Train to the end -> the trained network, in eval mode, equal on all ranks."""
+        if resume is not None:
+            self.load(resume)
+        self._catch_signals()
+        with Progress(
+            self.folder.parent, self.name, self.last_step, self.world, self.config.run.tensorboard, self.student.steps
+        ) as progress:
+            self._train(progress)
+        self.save()
+        return self.student.network()
+
+    def close(self) -> None:
+        """Give back the loader's threads and DeepSpeed's hooks."""
+        self.loader.close()
+        self.student.close()
+
+    def _train(self, progress: Progress) -> None:
+        speed = Throughput(self.phase.global_batch, self.student.steps)
+        while self.student.steps < self.last_step:
+            for batch in self.loader.epoch(self.epoch, self.micro_steps_done):
+                lr = self.student.lr
+                outcome = self.micro_step(batch)
+                self.micro_steps_done += 1
+                if self.micro_steps_done % self.phase.accumulation == 0:
+                    self._after_step(outcome, lr, progress, speed)
+                if self.student.steps == self.last_step:
+                    return
+            self.epoch, self.micro_steps_done = self.epoch + 1, 0
+
+    def micro_step(self, batch: FaceBatch) -> Outcome:
+        """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
+        embeddings = self.student.embed(batch.images)  # (b, D)
+        teacher = self.teacher.embed(batch.images) if self.teacher else None  # (b, D)
+        student = embeddings.detach().requires_grad_()
+        outcome = self.method.loss(self.centres, student, batch.labels, teacher)
+        outcome.loss.backward()
+        assert student.grad is not None
+        self.student.backward(embeddings, student.grad)
+        lr = self.student.lr
+        if self.student.step():
+            self.centres.step(lr)
+        return outcome
+
+    def _after_step(self, outcome: Outcome, lr: float, progress: Progress, speed: Throughput) -> None:
+        step, run = self.student.steps, self.config.run
+        if step % run.log_every == 0 or step == self.last_step:
+            values = self._means(outcome)
+            progress.log(step, self.epoch, values.pop("loss"), lr, speed.since_last(step), values)
+        if run.checkpoint_every and step % run.checkpoint_every == 0 and step < self.last_step:
+            self.save()
+        if step % AGREE_EVERY == 0 and step < self.last_step and self._asked_to_stop():
+            self.save()
+            raise Preempted(f"{self.name}: stopped and saved at step {step}")
+
+    def _means(self, outcome: Outcome) -> dict[str, float]:
+        """Loss and the method's values, means over the ranks; one collective. Raises if the loss is not finite."""
+        values = {"loss": outcome.loss.detach(), **outcome.values}
+        means = self.world.mean(torch.stack([value.float() for value in values.values()])).tolist()
+        named = dict(zip(values, means, strict=True))
+        if not torch.isfinite(torch.tensor(named["loss"])):
+            raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
+        return named
+
+    # ------------------------------------------------------------------------------------- save and resume
+
+    def save(self) -> Path:
+        """Collective. Everything the run needs to go on from here."""
+        progress = {**self._identity(), "epoch": self.epoch, "micro_steps_done": self.micro_steps_done}
+        snapshot = checkpoint.Snapshot(
+            step=self.student.steps,
+            student=self.student.state(),
+            local={**self.student.local_state(), **_random_state(self.world)},
+            centres={} if self.method.kind == "fixed" else self.store.state(),  # nobody moves fixed centres
+            shard=self.store.shard,
+            num_classes=self.store.num_classes,
+            progress=progress,
+        )
+        return checkpoint.save(self.folder / "checkpoints", snapshot, self.world, self.config.run.keep_checkpoints)
+
+    def load(self, path: Path) -> None:
+        """Collective. Go on where `save` was called, with the same losses."""
+        snapshot = checkpoint.load(path, self.world, self.store.shard, self.store.num_classes)
+        for key, value in self._identity().items():
+            if snapshot.progress[key] != value:
+                raise CheckpointError(f"{path}: made with {key} = {snapshot.progress[key]!r}, this run has {value!r}")
+        self.student.load_state(snapshot.student, snapshot.local)
+        if snapshot.centres:
+            self.store.load_state(snapshot.centres)
+        self.centres.steps = snapshot.step
+        self.epoch, self.micro_steps_done = snapshot.progress["epoch"], snapshot.progress["micro_steps_done"]
+        _set_random_state(snapshot.local, self.world)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be the same run."""
+        return {
+            "phase": self.name,
+            "seed": self.config.run.seed,
+            "records": self.plan.num_records,
+            "global_batch": self.phase.global_batch,
+            "accumulation": self.phase.accumulation,
+            "method": self.phase.method.model_dump(mode="json"),
+        }
+
+    def _catch_signals(self) -> None:
+        def ask(*_: object) -> None:
+            self._stop = True
+
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, ask)
+
+    def _asked_to_stop(self) -> bool:
+        return bool(self.world.max(torch.tensor(float(self._stop), device=self.world.device)))
+
+
+def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:
+    optimizer = make_row_optimizer(store, phase.optimizer) if kind == "trainable" else None
+    return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer)
+
+
+def _random_state(world: World) -> dict[str, Tensor]:
+    state = {"rng.cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state(world.device)
+    return state
+
+
+def _set_random_state(local: dict[str, Tensor], world: World) -> None:
+    torch.set_rng_state(local["rng.cpu"])
+    if world.device.type == "cuda" and "rng.cuda" in local:
+        torch.cuda.set_rng_state(local["rng.cuda"], world.device)

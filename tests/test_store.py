@@ -1,0 +1,94 @@
+"""Shards, stores and sampling: arithmetic, what random centres depend on, what a sample holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from partialkd.centres.sampling import RowFilter, hash_words
+from partialkd.centres.shard import local_rows, shard_of
+from partialkd.centres.store import DTYPES, CentreStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("classes", [1, 2, 10, 23])
+def test_shards_are_a_partition(classes: int, size: int) -> None:
+    shards = [shard_of(classes, rank, size) for rank in range(size)]
+    assert [c for shard in shards for c in shard] == list(range(classes))
+    lengths = [len(shard) for shard in shards]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_local_rows() -> None:
+    owned, row = local_rows(torch.tensor([3, 4, 6, 7, 0]), range(4, 7))
+    assert owned.tolist() == [False, True, True, False, False]
+    assert row.tolist() == [0, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_random_centres_do_not_depend_on_the_shard(size: int) -> None:
+    classes = 3000  # several blocks, cut in the middle
+    whole = CentreStore.random(range(classes), classes, 4, torch.float32, CPU, seed=3)
+    parts = [
+        CentreStore.random(shard_of(classes, r, size), classes, 4, torch.float32, CPU, seed=3) for r in range(size)
+    ]
+    torch.testing.assert_close(torch.cat([part.unit for part in parts]), whole.unit, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([part.length for part in parts]), whole.length, rtol=0, atol=0)
+    assert whole.unit.unique(dim=0).shape[0] == classes  # no two classes, and no two ranks, start alike
+    assert not torch.equal(CentreStore.random(range(9), 9, 4, torch.float32, CPU, seed=4).unit, whole.unit[:9])
+    assert whole.read(slice(None)).std().item() == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-6), ("bf16", 2**-8)])
+def test_write_and_read(name: str, tolerance: float) -> None:
+    store = CentreStore.empty(range(5), 5, 16, DTYPES[name], CPU)
+    rows, centres = torch.tensor([4, 1]), torch.randn(2, 16)
+    store.write(rows, centres)
+    torch.testing.assert_close(store.read(rows), centres, rtol=tolerance, atol=tolerance * 4)
+    assert store.read(torch.tensor([0, 2, 3])).abs().max() == 0
+    assert centres.norm(dim=1).sub(1).abs().max() > 0.1  # the caller's tensor is untouched
+    store.renormalise(torch.tensor([1]))
+    assert store.read(torch.tensor([1])).norm().item() == pytest.approx(1, abs=tolerance)
+
+
+def test_state_round_trip() -> None:
+    store = CentreStore.random(range(2, 7), 9, 8, torch.bfloat16, CPU, seed=1)
+    store.seen[3] = True
+    store.moments["momentum"] = torch.randn(5, 8)
+    other = CentreStore.empty(range(2, 7), 9, 8, torch.bfloat16, CPU)
+    other.load_state(store.state())
+    for name, value in store.state().items():
+        torch.testing.assert_close(other.state()[name], value, rtol=0, atol=0)
+
+
+def test_sample_holds_every_positive_and_about_the_rate() -> None:
+    positives = torch.tensor([5, 77_777, 5])
+    keep = RowFilter(1000, positives, rate=0.1, seed=9, step=4).keep(0, 100_000)
+    assert keep[positives].all()
+    assert keep.float().mean().item() == pytest.approx(0.1, abs=0.005)
+
+
+def test_sample_depends_on_seed_step_and_class_alone() -> None:
+    nobody = torch.empty(0, dtype=torch.int64)
+    whole = RowFilter(0, nobody, rate=0.3, seed=9, step=4).keep(0, 1000)
+    part = RowFilter(400, nobody, rate=0.3, seed=9, step=4)
+    assert torch.equal(torch.cat([part.keep(0, 13), part.keep(13, 600)]), whole[400:])
+    for other in (RowFilter(0, nobody, 0.3, 9, 5), RowFilter(0, nobody, 0.3, 8, 4)):
+        agree = (other.keep(0, 1000) == whole).float().mean().item()
+        assert agree == pytest.approx(0.3**2 + 0.7**2, abs=0.06)  # as two independent draws
+
+
+def test_hash_is_uniform_over_steps_and_classes() -> None:
+    words = torch.stack([hash_words(torch.arange(512), seed=1, step=step) for step in range(64)]).double() / 2**32
+    assert words.mean().item() == pytest.approx(0.5, abs=0.01)
+    for axis in (0, 1):
+        assert words.mean(axis).sub(0.5).abs().max() < 6 * 0.29 / words.shape[axis] ** 0.5
+    assert words.flatten().unique().numel() > 0.999 * words.numel()
+
+
+def test_unseen_rows_are_left_out_but_for_positives() -> None:
+    seen = torch.tensor([True, False, False, True])
+    assert RowFilter(0, torch.tensor([2]), seen=seen).keep(0, 4).tolist() == [True, False, True, True]

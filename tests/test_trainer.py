@@ -1,0 +1,163 @@
+"""The trainer: resume in the middle of an epoch, the same losses at any world size, signals, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankFailure, run
+
+from partialkd import checkpoint, trainer
+from partialkd.centres.shard import shard_of
+from partialkd.centres.store import CentreStore
+from partialkd.config import Config, parse_config
+from partialkd.data.sources import open_source
+from partialkd.dist import World
+from partialkd.methods import METHODS
+from partialkd.models import build_model
+from partialkd.models.teacher import wrap_teacher
+
+STEPS, IMAGES, BATCH, CLASSES = 9, 60, 12, 11  # five steps an epoch: nine end in the second
+SCHEDULE = {"name": "cosine", "warmup_steps": 2}
+METHOD: dict[str, dict[str, Any]] = {
+    "arcface": {"name": "arcface", "scale": 16.0},
+    "adadistill": {"name": "adadistill", "scale": 16.0, "initial_centres": "exclude"},
+    "margindistillation": {"name": "margindistillation", "scale": 16.0},
+}
+
+pytestmark = pytest.mark.distributed
+
+
+def config_of(method: str, folder: Path, **changes: Any) -> Config:
+    phase = {
+        "model": {"name": "iresnet18", "embedding_dim": 16, "width": 0.125, "depth": 0.5, "dropout": 0.2},
+        "method": METHOD[method], "epochs": 2, "max_steps": STEPS, "global_batch": BATCH, "schedule": SCHEDULE,
+        "optimizer": {"lr": 0.05}, **changes,
+    }  # fmt: skip
+    tree: dict[str, Any] = {
+        "run": {"name": "trial", "folder": str(folder), "log_every": 1, "tensorboard": False, "keep_checkpoints": 9},
+        "data": {
+            "source": "synthetic", "path": "none", "image_size": 32, "loader": "jpeg", "workers": 1,
+            "synthetic_identities": CLASSES, "synthetic_images": IMAGES,
+        },
+        "teacher": {"source": "onnx", "path": "none", "embedding_dim": 16},
+        "student": phase,
+    }  # fmt: skip
+    return parse_config(tree)
+
+
+class Interrupted(trainer.Trainer):
+    """Gets a signal, twice, on its last rank, when it has done some steps."""
+
+    def micro_step(self, batch: Any) -> Any:
+        if self.student.steps == 6 and self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().micro_step(batch)
+
+
+def make_trainer(kind: type[trainer.Trainer], world: World, config: Config) -> trainer.Trainer:
+    torch.manual_seed(3)
+    teacher = wrap_teacher(build_model(config.student.model, 32).eval(), 32, world.device)
+    shard = shard_of(CLASSES, world.rank, world.size)
+    store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2)
+    store.skip_unseen = METHODS[config.student.method.name].kind == "ema"
+    source, folder = open_source(config.data), Path(config.run.folder) / "student"
+    return kind("student", config.student, config, world, source, store, teacher, folder)
+
+
+def train(world: World, config: Config, interrupt: bool = False, resume: bool = False) -> list[dict[str, Any]]:
+    """-> the lines of metrics.jsonl; signal handlers are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config)
+    try:
+        if interrupt:
+            trainer.AGREE_EVERY = 1
+            with pytest.raises(trainer.Preempted, match="saved at step 7"):
+                run_.run(None)
+        else:
+            run_.run(checkpoint.newest(run_.folder / "checkpoints") if resume else None)
+    finally:
+        trainer.AGREE_EVERY = 10
+        run_.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    world.barrier()
+    return [json.loads(line) for line in (Path(config.run.folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_lines(a: list[dict[str, Any]], b: list[dict[str, Any]], tolerance: float = 0.0) -> None:
+    assert [line["step"] for line in a] == list(range(1, STEPS + 1))
+    drop = ("images_per_s",)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x.keys() - set(drop):
+            assert x[key] == (
+                y[key] if isinstance(x[key], str) else pytest.approx(y[key], abs=tolerance, rel=tolerance)
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("arcface", {"zero_stage": 1, "centres": {"sample_rate": 0.5}}),
+        ("arcface", {"accumulation": 2, "optimizer": {"name": "adamw", "lr": 0.01}}),
+        ("adadistill", {"zero_stage": 3}),
+        ("margindistillation", {"zero_stage": 2, "precision": "bf16"}),
+    ],
+    ids=["arcface-sampled", "arcface-adamw-accumulated", "adadistill-zero3", "margindistillation-bf16"],
+)
+def test_resumed_run_is_the_undisturbed_run(method: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    straight, broken = config_of(method, tmp_path / "a", **changes), config_of(method, tmp_path / "b", **changes)
+    undisturbed = run(train, 2, straight)[0]
+    run(train, 2, broken, True)
+    resumed = run(train, 2, broken, False, True)[0]
+    same_lines(undisturbed, resumed)
+    final = [checkpoint.newest(tmp_path / name / "student" / "checkpoints") for name in "ab"]
+    assert [path.name for path in final if path] == [f"step_{STEPS:09d}"] * 2
+    first, second = (run(_load, 2, path) for path in final)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            torch.testing.assert_close(value, b[key], rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def _load(world: World, path: Path) -> dict[str, torch.Tensor]:
+    loaded = checkpoint.load(path, world, shard_of(CLASSES, world.rank, world.size), CLASSES)
+    return {**loaded.student, **loaded.local, **loaded.centres}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["arcface", "adadistill", "margindistillation"])
+def test_losses_do_not_depend_on_the_world_size(method: str, tmp_path: Path) -> None:
+    """With frozen BatchNorm; live BatchNorm normalises per rank."""
+    model = {"name": "iresnet18", "embedding_dim": 16, "width": 0.125, "depth": 0.5}
+    lines = []
+    for size in (1, 2, 3):
+        config = config_of(method, tmp_path / str(size), model=model, freeze_batchnorm=True)
+        lines.append(run(train, size, config)[0])
+    same_lines(lines[0], lines[1], 2e-4)
+    same_lines(lines[0], lines[2], 2e-4)
+    assert lines[0][0]["loss"] != lines[0][-1]["loss"]
+
+
+@pytest.mark.slow
+def test_first_step_is_not_at_full_rate_and_values_are_logged(tmp_path: Path) -> None:
+    lines = run(train, 1, config_of("adadistill", tmp_path))[0]
+    assert lines[0]["lr"] == pytest.approx(0.05 / 3)
+    assert {"phase", "step", "epoch", "loss", "lr", "images_per_s", "alpha"} <= lines[0].keys()
+    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 4
+    assert all(0 <= line["alpha"] <= 1 for line in lines)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    run(train, 1, config_of("arcface", tmp_path, max_steps=1))
+    with pytest.raises(RankFailure, match=r"CheckpointError: .*made with global_batch = 12, this run has 6"):
+        run(train, 1, config_of("arcface", tmp_path, global_batch=6), False, True)
