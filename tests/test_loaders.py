@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
 from partialkd.data.recordio import open_writer, pack_payload
 from partialkd.data.sources import RecordIOSource, Source, SyntheticSource, open_source
-from partialkd.errors import DataError
+from partialkd.errors import ConfigError, DataError
 
 SIZE, RECORDS, CLASSES = 32, 45, 9
 LOADERS = ["jpeg", "dali"]
@@ -280,6 +281,13 @@ def test_reading_ahead_is_bounded(loader: str, tmp_path: Path) -> None:
         next(batches)
         # jpeg: at most `workers` micro-steps beyond the one handed over; DALI holds two more
         assert source.started <= 4 * (taken + (2 if loader == "jpeg" else 4))
+
+
+def test_without_dali_the_key_to_change_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.delitem(sys.modules, "partialkd.data.dali", raising=False)
+    with pytest.raises(ConfigError, match=r'data\.loader: must be "jpeg" where DALI is not installed'):
+        _open("dali", folder)
 
 
 @pytest.mark.gpu

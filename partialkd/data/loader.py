@@ -1,6 +1,7 @@
 """Which loader reads the images: `data.loader`.
 
 Both give the same records, labels and flips in the same order; on the CPU the same pixels up to float32 rounding.
+Errors: `ConfigError` if DALI is asked for and not installed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.jpeg import JpegLoader
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
+from partialkd.errors import ConfigError
 
 
 class Loader(Protocol):
@@ -32,7 +34,10 @@ class Loader(Protocol):
 def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
     """The loader that `data.loader` names, for one rank."""
     if data.loader == "dali":
-        from partialkd.data.dali import DaliLoader  # a second, and a library not every machine has
-
+        try:
+            from partialkd.data.dali import DaliLoader  # a second, and a library not every machine has
+        except ImportError as error:
+            rule = 'must be "jpeg" where DALI is not installed (pip install nvidia-dali-cuda130)'
+            raise ConfigError(f'data.loader: {rule}, got "dali": {error}') from error
         return DaliLoader(data, source, plan, device)
     return JpegLoader(data, source, plan, device)
