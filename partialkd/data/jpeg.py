@@ -1,9 +1,9 @@
 """The loader without DALI: threads decode with libjpeg-turbo (`decode.py`) a bounded number of micro-steps ahead.
 
 Yields `FaceBatch`es in the order of the plan, from any micro-step of an epoch. Decoded bytes travel to the device;
-resize, grey, mirror and normalisation happen there, in `decode.to_tensor`.
-Memory: at most `workers` + 2 micro-steps of decoded bytes. Threads belong to one iterator and end with it: at its
-end, when it raises, when it is closed or dropped half-way.
+resize, grey, mirror and normalisation happen there, in `decode.to_tensor` (on the CPU in the decoding threads too).
+Memory: at most `workers` + 2 micro-steps. Threads belong to one iterator and end with it: at its end, when it raises,
+when it or the loader is closed, when it is dropped half-way.
 Errors: `DataError` naming the record, at the micro-step the record belongs to.
 """
 
@@ -61,12 +61,21 @@ class JpegLoader(OrderedLoader):
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
         todo = (self.plan.indices(epoch, step) for step in steps)
-        for indices, (pixels, labels) in ahead(self._read, todo, self.data.workers):
-            flips, greys = self.plan.flips(epoch, indices), self.plan.greys(epoch, indices)
-            if self.device.type == "cuda" and isinstance(pixels, Tensor):
-                pixels = pixels.pin_memory()  # here, not in a worker thread: that has another current device
-            images = to_tensor(pixels, self.data.image_size, flips, greys, self.device)
-            yield make_batch(images, labels, indices, flips)
+        if self.device.type == "cpu":
+            whole = lambda indices: self._finish(epoch, indices, *self._read(indices))
+            yield from (batch for _, batch in ahead(whole, todo, self.data.workers))
+        else:  # the last part in this thread, whose current device and stream are the rank's
+            for indices, (pixels, labels) in ahead(self._read, todo, self.data.workers):
+                yield self._finish(epoch, indices, pixels, labels)
+
+    def _finish(
+        self, epoch: int, indices: np.ndarray, pixels: Tensor | list[np.ndarray], labels: list[int]
+    ) -> FaceBatch:
+        flips, greys = self.plan.flips(epoch, indices), self.plan.greys(epoch, indices)
+        if self.device.type == "cuda" and isinstance(pixels, Tensor):
+            pixels = pixels.pin_memory()
+        images = to_tensor(pixels, self.data.image_size, flips, greys, self.device)
+        return make_batch(images, labels, indices, flips)
 
     def _read(self, indices: np.ndarray) -> tuple[Tensor | list[np.ndarray], list[int]]:
         """Decoded images, as one (b, H, W, 3) uint8 tensor where they are of one size, and class ids."""
