@@ -140,14 +140,8 @@ def test_max_pairs_thins_evenly(tmp_path: Path) -> None:
             f"{who}/0.jpg,{who if same[n] else people[n - 1]}/1.jpg,{int(same[n])}\n" for n, who in enumerate(people)
         ]
         (tmp_path / f"{order}.csv").write_text("a,b,same\n" + "".join(rows))
-        data = _config(
-            tmp_path / order,
-            images=images,
-            pairs_images=pairs_images,
-            pairs=tmp_path / f"{order}.csv",
-            max_pairs=30,
-        )
-        facts = prepare(data)
+        inputs = {"images": images, "pairs_images": pairs_images, "pairs": tmp_path / f"{order}.csv"}
+        facts = prepare(_config(tmp_path / order, **inputs, max_pairs=30))
         assert facts is not None
         assert facts["left_out_pairs"] == {"identity_in_training": 0, "over_max_pairs": 90}
         made = read_bin(tmp_path / order / "made" / f"{order}.bin")
