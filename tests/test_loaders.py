@@ -69,8 +69,7 @@ def _open(
 
 
 def _assert_equal(ours: FaceBatch, theirs: FaceBatch, tolerance: float = 0.0) -> None:
-    for key in ("labels", "records", "flipped"):
-        assert torch.equal(getattr(ours, key), getattr(theirs, key)), key
+    assert all(torch.equal(getattr(ours, key), getattr(theirs, key)) for key in ("labels", "records", "flipped"))
     torch.testing.assert_close(ours.images, theirs.images, atol=tolerance, rtol=0)
 
 
@@ -153,7 +152,7 @@ def test_sequential_plan_gives_short_and_empty_last_batches(loader: str, folder:
         assert len(batches) == 3
         assert [len(batch) for batch in batches] == [len(plan.indices(0, step)) for step in range(3)]
         assert all(batch.images.shape == (len(batch), 3, SIZE, SIZE) for batch in batches)
-        seen += [index for batch in batches for index in batch.records.tolist()]
+        seen += torch.cat([batch.records for batch in batches]).tolist()
     assert sorted(seen) == list(range(RECORDS))
     assert len(plan.indices(0, 2)) == 0
 
@@ -288,15 +287,13 @@ def test_without_dali_the_key_to_change_is_named(folder: Path, monkeypatch: pyte
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("loader", LOADERS)
 def test_cuda_gives_the_same_batches(loader: str, folder: Path) -> None:
-    if loader == "dali":
-        pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali" if loader == "dali" else "simplejpeg")
     data = DataConfig(path=str(folder), loader=loader, image_size=SIZE)  # type: ignore[arg-type]
     source = open_source(data)
     plan = TrainingPlan(len(source), 8, 1, 0, 1, seed=2, flip=True, grey=0.3)
     on_cuda = open_loader(data, source, plan, torch.device("cuda"))
     for ours, theirs in zip(on_cuda.epoch(0), _open("jpeg", folder, plan).epoch(0), strict=True):
-        assert ours.images.is_cuda
-        assert ours.labels.is_cuda
+        assert ours.images.device.type == ours.labels.device.type == "cuda"
         assert torch.equal(ours.records, theirs.records)
         assert torch.equal(ours.labels.cpu(), theirs.labels)
         tolerance = 1e-6 if loader == "jpeg" else 6 / 127.5  # nvJPEG rounds otherwise
