@@ -8,7 +8,7 @@
   for trainable centres a dense gradient and torch.optim.SGD. Centres that move are normalised each step.
 - products: x W^T, then P W into tensors that exist already; no exp, no loss. 4NCD flops.
 
-Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres (and, for trainable ones, their momentum).
+Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import interleaved_seconds, machine, medians, peak_extra_bytes
+from prettytable import PrettyTable
+from torch import Tensor
+
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.dist import World
 from partialkd.margin import arc_margin, margin_softmax
-from prettytable import PrettyTable
-from torch import Tensor
 
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 
-def interleaved_seconds(variants: dict[str, Callable[[], Any]], runs: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved_seconds(
+    variants: dict[str, Callable[[], Any]], runs: int, device: torch.device
+) -> dict[str, list[float]]:
     """Run every variant once to warm up, then all of them in turn `runs` times -> seconds of each run."""
     for step in variants.values():
         step()
@@ -48,7 +50,7 @@ def peak_extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

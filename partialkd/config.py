@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from partialkd.config_problems import describe
 from partialkd.errors import ConfigError
+from partialkd.files import write_text
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -323,7 +324,7 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as TOML that `load_config` reads back to an equal one."""
-    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

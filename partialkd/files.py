@@ -13,27 +13,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from partialkd.errors import DataError
+
 
 @contextmanager
-def open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream that becomes `path` when the block ends without an exception."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replacing(*paths: Path) -> Iterator[list[IO[bytes]]]:
+    """Open one binary stream a path; at the end they take their names in the order given, on an error none does."""
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    streams: list[IO[bytes]] = []
     try:
-        with temporary.open("wb") as stream:
-            yield stream
+        streams.extend(name.open("wb") for name in temporary)
+        yield streams
+        for stream in streams:
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+            stream.close()
+        for name, path in zip(temporary, paths, strict=True):
+            os.replace(name, path)
+    finally:
+        for stream in streams:
+            stream.close()
+        for name in temporary:
+            name.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        sync(folder)
+
+
+def refuse_existing(*paths: Path) -> None:
+    """DataError naming the first path that is already there."""
+    for path in paths:
+        if path.exists():
+            raise DataError(f"{path}: already exists; nothing is overwritten, choose another folder or remove it")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by these bytes."""
-    with open_atomically(path) as stream:
+    with replacing(Path(path)) as (stream,):
         stream.write(data)
 
 

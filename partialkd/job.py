@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ from partialkd.models.teacher import Teacher, open_teacher, wrap_teacher
 from partialkd.teacher_centres import class_means, classifier_rows, load_centres, load_or_make, save_centres
 from partialkd.trainer import Trainer
 
+T = TypeVar("T")
 MODEL = "model.safetensors"
 
 
@@ -58,6 +59,7 @@ class Job:
     world: World
     resume: str  # "auto", "never", or a checkpoint's path
     source: Source
+    data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
     scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
 
@@ -74,8 +76,10 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
     """Collective. Everything; returns what result.json holds."""
     start = time.perf_counter()
     torch.use_deterministic_algorithms(config.run.deterministic)
-    on_main(world, lambda: prepare(config.data))
-    job = Job(config, world, resume, open_source(config.data))
+    facts = on_main(world, lambda: prepare(config.data))
+    job = Job(config, world, resume, open_source(config.data), facts)
+    if world.is_main and facts:
+        print(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}", flush=True)
     open_sets(config.evaluate)  # a missing set is found now, not after training
     on_main(world, lambda: open_folder(job))
     teacher = make_teacher(job)
@@ -89,15 +93,16 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
     return finish(job, time.perf_counter() - start)
 
 
-def on_main(world: World, action: Callable[[], Any]) -> None:
-    """Collective. Rank 0 acts while the others wait; its failure is every rank's."""
-    problem = None
+def on_main(world: World, action: Callable[[], T]) -> T:
+    """Collective. Rank 0 acts while the others wait -> its result, on every rank; its failure is every rank's."""
+    problem, result = None, None
     if world.is_main:
         try:
-            action()
+            result = action()
         except (PartialKDError, OSError) as error:
             problem = str(error)
     world.agree(problem, PartialKDError)
+    return cast(T, world.broadcast_object(result))
 
 
 def open_folder(job: Job) -> None:
@@ -232,6 +237,7 @@ def finish(job: Job, seconds: float) -> dict[str, Any]:
         "world_size": job.world.size,
         "images": len(job.source),
         "identities": job.source.num_classes,
+        "data": job.data_facts,
         "commit": commit(),
         "version": __version__,
         "torch": torch.__version__,

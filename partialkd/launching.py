@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from partialkd.errors import ConfigError, PartialKDError
 from partialkd.trainer import Preempted
 
 FAILED, WRONG_CONFIG, STOPPED = 1, 2, 75  # 75: EX_TEMPFAIL, try again later
+QUIET_S = 3.0  # a rank with nothing to say leaves this much later, so that rank 0 has said it
 
 
 def launched(load: Callable[[], Config], body: Callable[[Config, World], Any]) -> int:
@@ -26,7 +28,9 @@ def launched(load: Callable[[], Config], body: Callable[[Config, World], Any]) -
         config = load()
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(QUIET_S)  # torchrun ends all ranks when the first one ends
         return WRONG_CONFIG
     with World.start(config.dist) as world:
         try:

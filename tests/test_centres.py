@@ -41,7 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
 def method_of(name: str, scale: float = SCALE) -> Any:
     tree = {
         "run": {"name": "t"}, "data": {"path": "x"}, "teacher": {"source": "onnx", "path": "t", "embedding_dim": 8},
-        "student": {"model": {"name": "iresnet18"}, "method": {**METHODS[name], "scale": scale}, "epochs": 1, "global_batch": 1},
+        "student": {"model": {"name": "iresnet18"}, "method": {**METHODS[name], "scale": scale}, "epochs": 1,
+                    "global_batch": 1},
     }  # fmt: skip
     return make_method(parse_config(tree).student.method)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ranks import RankFailure, run
+
 from partialkd.dist import World, seed_rank
 from partialkd.errors import DataError
-from ranks import RankFailure, run
 
 
 def _collectives(world: World) -> dict[str, object]:

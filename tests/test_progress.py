@@ -13,7 +13,7 @@ import pytest
 from partialkd import progress as module
 from partialkd.dist import World
 from partialkd.errors import ConfigError, DataError
-from partialkd.files import open_atomically, write_json, write_text
+from partialkd.files import replacing, write_json, write_text
 from partialkd.progress import Progress, Throughput
 
 
@@ -157,7 +157,7 @@ def test_throughput_is_measured_since_the_last_call(monkeypatch: pytest.MonkeyPa
 
 
 def _write_half(path: Path) -> None:
-    with open_atomically(path) as stream:
+    with replacing(path) as (stream,):
         stream.write(b"half")
         stream.flush()
         assert len(os.listdir(path.parent)) == 2

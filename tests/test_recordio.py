@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partialkd.data.files import replacing
 from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload, read_index, unpack_payload
 from partialkd.errors import DataError
+from partialkd.files import replacing
 
 M = struct.pack("<I", MAGIC)
 

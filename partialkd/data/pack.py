@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from partialkd.data.decode import decode, encode_jpeg, to_pixels
-from partialkd.data.files import refuse_existing, replacing
 from partialkd.data.layout import FLOAT_EXACT, NAMES, pack_records, read_names
 from partialkd.data.sources import RecordIOSource, list_folder
 from partialkd.errors import ConfigError, DataError
+from partialkd.files import refuse_existing, replacing
 
 SKIPPED = "skipped.txt"
 _MAGICS = (

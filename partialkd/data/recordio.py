@@ -28,8 +28,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from partialkd.data.files import replacing
 from partialkd.errors import DataError
+from partialkd.files import replacing
 
 MAGIC = 0xCED7230A
 MAX_PART = (1 << 29) - 1  # bytes: what 29 bits of the length word can say

@@ -1,0 +1,175 @@
+"""The whole job on real files, small: what it writes, what resume skips, what stops it before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankFailure, run
+from safetensors.torch import load_file
+
+from partialkd.config import load_config, parse_config
+from partialkd.dist import World
+from partialkd.job import run_job
+
+ROOT = Path(__file__).parent.parent
+FACES = Path(os.environ.get("PARTIALKD_FACES", ROOT.parent / "shared" / "data"))
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def tree(folder: Path, **student: Any) -> dict[str, Any]:
+    """A chain of a few steps: 12 identities of 8 drawings."""
+    model = {"name": "mobilefacenet_gdc", "embedding_dim": 16, "width": 0.25, "depth": 0.5}
+    short = {"model": model, "epochs": 1, "global_batch": 24, "schedule": {"name": "poly", "warmup_steps": 1}}
+    return {
+        "run": {"name": "trial", "folder": str(folder / "runs"), "log_every": 2},
+        "data": {
+            "path": str(folder / "data"), "image_size": 32, "loader": "jpeg", "workers": 1,
+            "prepare": {
+                "kind": "procedural", "identities": 12, "images_per_identity": 8, "held_out_identities": 6, "pairs": 40,
+            },
+        },
+        "teacher": {"source": "train", "train": {**short, "method": {"name": "arcface", "scale": 16.0}}},
+        "student": {**short, "method": {"name": "adadistill", "scale": 16.0}, **student},
+        "alone": {**short, "method": {"name": "cosface", "scale": 16.0}},
+        "evaluate": {"sets": [str(folder / "data" / "faces.bin")], "fars": [0.1], "folds": 4},
+    }  # fmt: skip
+
+
+def job(world: World, settings: dict[str, Any], resume: str = "never") -> dict[str, Any]:
+    torch.manual_seed(world.rank)
+    return run_job(parse_config(settings), world, resume)
+
+
+def test_the_chain_and_its_resume(tmp_path: Path) -> None:
+    settings = tree(tmp_path)
+    result, other = run(job, 2, settings)
+    folder = tmp_path / "runs" / "trial"
+    assert result["sets"] == other["sets"]
+    on_disk = json.loads((folder / "result.json").read_text())
+    assert {"teacher", "student", "alone"} == on_disk["sets"]["faces"].keys()
+    for scores in on_disk["sets"]["faces"].values():
+        assert 0 <= scores["accuracy"] <= 1
+        assert 0 <= scores["auc"] <= 1
+        assert scores["tar_at_far"].keys() == {"0.1"}
+    assert on_disk["world_size"] == 2
+    assert on_disk["seconds"] > 0
+    assert on_disk["commit"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["step"]) for line in lines] == [
+        (phase, step) for phase in ("teacher", "student", "alone") for step in (2, 4)
+    ]
+    assert all({"epoch", "loss", "lr", "images_per_s"} <= line.keys() for line in lines)
+    assert load_config(folder / "config.toml") == parse_config(settings)
+    student = load_file(folder / "student" / "model.safetensors")
+    exported = load_file(folder / "export" / "model.safetensors")
+    assert all(torch.equal(student[key], exported[key]) for key in student)
+    assert (folder / "export" / "model.onnx").stat().st_size > 10_000
+
+    # All phases are finished: a resumed run trains nothing and finds the same scores, at another world size too.
+    again = run(job, 1, settings, "auto")[0]
+    assert again["phase_seconds"] == {}
+    assert again["sets"]["faces"]["student"]["accuracy"] == pytest.approx(
+        result["sets"]["faces"]["student"]["accuracy"]
+    )
+    # Without resume the old run is moved aside, not overwritten.
+    settings["alone"] = None
+    run(job, 1, {key: value for key, value in settings.items() if value}, "never")
+    assert json.loads((tmp_path / "runs" / "trial.1" / "result.json").read_text())["sets"] == again["sets"]
+
+
+@pytest.mark.parametrize(
+    ("method", "centres"), [({"name": "arcdistill"}, "classifier"), ({"name": "margindistillation"}, "means")]
+)
+def test_fixed_centres(method: dict[str, Any], centres: str, tmp_path: Path) -> None:
+    settings = tree(tmp_path, method=method)
+    del settings["alone"]
+    settings["teacher"]["centres"] = centres
+    result = run(job, 2, settings)[0]
+    assert result["sets"]["faces"].keys() == {"teacher", "student"}
+    manifest = json.loads((tmp_path / "runs" / "trial" / "teacher_centres" / "manifest.json").read_text())
+    assert manifest["how"] == centres
+    assert manifest["classes"] == 12
+    assert len(manifest["teacher"]) == len(manifest["data"]) == 64 or manifest["data"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["student"]["model"].update(embedding_dim=8), "embedding_dim must be the teacher's 16"),
+        (lambda s: s["evaluate"].update(sets=["nowhere.bin"]), r"nowhere\.bin"),
+        (lambda s: s["student"].update(global_batch=25), "global_batch must be divisible by"),
+        (lambda s: s["teacher"].update(source="checkpoint", path="nowhere.pt", model={"name": "vit_tiny"}), "nowhere"),
+    ],
+    ids=["dimension", "set", "batch", "teacher"],
+)
+def test_what_stops_a_run(change: Any, said: str, tmp_path: Path) -> None:
+    settings = json.loads(json.dumps(tree(tmp_path)))
+    settings["teacher"]["train"]["max_steps"] = 1
+    change(settings)
+    if settings["teacher"]["source"] == "checkpoint":
+        del settings["teacher"]["train"]
+    with pytest.raises(RankFailure, match=said):
+        run(job, 2, settings)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += ["--nproc-per-node=2", str(ROOT / "launch" / "train.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_wrong_configuration_is_said_once() -> None:
+    got = torchrun("student.centres.sample_rate=1.5", "student.optimizer.learning_rate=0.1")
+    assert got.returncode != 0
+    assert got.stderr.count("student.centres.sample_rate: must be less than or equal to 1, got 1.5") == 1
+    assert got.stderr.count("student.optimizer.learning_rate: unknown key") == 1
+
+
+def test_failure_of_one_rank_ends_all_and_is_said_once(tmp_path: Path) -> None:
+    """A record whose image is destroyed: one rank reads it and fails, the other goes down with it, quietly."""
+    settings = tree(tmp_path)
+    run(job, 1, {**settings, "student": {**settings["student"], "max_steps": 1}})
+    records = tmp_path / "data" / "train.rec"
+    content = bytearray(records.read_bytes())
+    start = content.index(b"\xff\xd8\xff")  # the first JPEG
+    content[start : start + 64] = bytes(64)
+    records.write_bytes(content)
+    got = torchrun(str(tmp_path / "runs" / "trial" / "config.toml"), "run.name=broken", "dist.timeout_s=60")
+    assert got.returncode != 0
+    errors = [line for line in got.stderr.splitlines() if line.startswith(("error:", "rank "))]
+    assert len(errors) == 1
+    assert "train.rec" in errors[0]
+
+
+@pytest.mark.faces
+@pytest.mark.skipif(not FACES.is_dir(), reason=f"the face photographs are not at {FACES} (PARTIALKD_FACES)")
+@pytest.mark.parametrize("name", ["faces_adadistill", "faces_arcdistill"])
+def test_real_faces_and_a_real_teacher(name: str, tmp_path: Path) -> None:
+    """A shipped configuration, shortened: photographs, an ONNX teacher, LFW pairs without trained identities."""
+    data = tmp_path / "data"
+    config = load_config(
+        ROOT / "configs" / f"{name}.toml",
+        [
+            f"run.folder={tmp_path}", f"data.path={data}", f"evaluate.sets=['{data}/lfw_pairs.bin']",
+            f"data.prepare.images={FACES}/pubfig112.tar.gz", f"data.prepare.pairs_images={FACES}/lfw112.tar.gz",
+            f"data.prepare.pairs={FACES}/lfw_pairs.csv", f"teacher.path={FACES}/sface_128d.onnx",
+            "data.prepare.max_identities=4", "data.prepare.max_pairs=40", "student.global_batch=8",
+            "student.max_steps=4", "student.schedule.warmup_steps=1", "evaluate.flip=false", "run.log_every=1",
+            *(["alone.max_steps=1", "alone.global_batch=8"] if name == "faces_adadistill" else []),
+        ],
+    )  # fmt: skip
+    result = run(job, 2, config.model_dump(mode="json", exclude_none=True))[0]
+    scores = result["sets"]["lfw_pairs"]
+    assert scores["teacher"]["accuracy"] > 0.9  # the real teacher: a wrong colour order or scale would show
+    assert result["identities"] == 4
+    facts = json.loads((data / "manifest.json").read_text())["facts"]
+    assert facts["pairs"]
