@@ -1,7 +1,7 @@
 """Train: torchrun --nproc_per_node=N launch/train.py [CONFIG] [section.key=value ...] [--resume auto|never|PATH].
 
 Without CONFIG: configs/quickstart.toml. Exit status: 0 done; 1 failed; 2 wrong configuration; 75 asked to stop by
-SIGTERM or SIGUSR1, saved, to be started again with --resume auto.
+a signal (SIGTERM, SIGINT, SIGUSR1), saved, to be started again with --resume auto.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partialkd.config import load_config
+from partialkd.config_files import load_config
 from partialkd.job import run_job
-from partialkd.launching import launched
+from partialkd.launching import configured, launched
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 
@@ -26,8 +26,8 @@ def main() -> int:
     paths = [argument for argument in args.arguments if "=" not in argument]
     if len(paths) > 1:
         parser.error(f"one CONFIG, got {paths}")
-    path = paths[0] if paths else DEFAULT
-    return launched(lambda: load_config(path, overrides), lambda config, world: run_job(config, world, args.resume))
+    config = configured(lambda: load_config(paths[0] if paths else DEFAULT, overrides))
+    return launched(config.dist, lambda world: run_job(config, world, args.resume))
 
 
 if __name__ == "__main__":

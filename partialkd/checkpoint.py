@@ -23,18 +23,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 
 from partialkd.centres.shard import shard_of
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, PartialKDError
 from partialkd.files import sync, write_json
-from partialkd.sharded_file import read_rows, write_rows
+from partialkd.sharded_file import RowsNotWritten, read_rows, write_rows
 
 FORMAT = 1
 
@@ -75,8 +74,7 @@ def save(root: Path, snapshot: Snapshot, world: World, keep: int) -> Path:
 
 def newest(root: Path) -> Path | None:
     """The complete checkpoint with the most steps; one process's view: let one rank choose and tell the others."""
-    complete = _complete(root)
-    return complete[-1] if complete else None
+    return next(reversed(complete(root)), None)
 
 
 def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
@@ -90,20 +88,20 @@ def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
 
 def _everywhere(world: World, doing: str, action: Callable[[], T]) -> T:
     """Run `action` on every rank; CheckpointError on all of them if it fails on any."""
-    try:
-        result = action()
-    except CheckpointException as error:  # not an Exception; write_rows: on every rank, lists those that failed
-        own = error.failures.get(world.rank)
-        world.agree(f"{doing}: {type(own[0]).__name__}: {own[0]}" if own else None, CheckpointError)
-        raise CheckpointError(f"{doing}: {error}") from error
-    except PartialKDError as error:
-        world.agree(f"{doing}: {error}", CheckpointError)
-        raise
-    except Exception as error:
-        world.agree(f"{doing}: {type(error).__name__}: {error}", CheckpointError)
-        raise
-    world.agree(None, CheckpointError)
-    return result
+
+    def acting() -> T:
+        try:
+            return action()
+        except RowsNotWritten as error:  # raised on every rank: those that failed speak for all
+            if world.rank not in error.failures:
+                return cast(T, None)
+            raise CheckpointError(f"{doing}: {error.failures[world.rank]}") from error
+        except PartialKDError as error:
+            raise CheckpointError(f"{doing}: {error}") from error
+        except Exception as error:
+            raise CheckpointError(f"{doing}: {type(error).__name__}: {error}") from error
+
+    return world.together(acting)
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -168,7 +166,7 @@ def _publish(partial: Path, final: Path, snapshot: Snapshot, world: World, keep:
         _remove(final)
     partial.rename(final)
     sync(final.parent)
-    for old in _complete(final.parent)[:-keep]:
+    for old in complete(final.parent)[:-keep]:
         if old != final:
             _remove(old)
 
@@ -183,7 +181,7 @@ def _remove(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def _complete(root: Path) -> list[Path]:
+def complete(root: Path) -> list[Path]:
     """Complete checkpoints by step, oldest first."""
     found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d{9,}", path.name)]
     return sorted((path for path in found if _fault(path) is None), key=lambda path: int(path.name[5:]))

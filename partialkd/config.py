@@ -1,23 +1,13 @@
-"""Typed, frozen, strict configuration: one complete TOML file a run, dotted overrides on the command line.
+"""Typed, frozen, strict configuration: every key with its type, range, default and unit.
 
-Errors: `ConfigError`, one line a problem, with the dotted key, the rule and the value, e.g.
-`student.centres.sample_rate: must be less than or equal to 1, got 1.5`. Nothing is inherited between files; the
-resolved configuration is written next to the run's results and can be used as a configuration file again.
+A file is one complete run; reading files and saying what is wrong with them: partialkd.config_files.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from partialkd.config_problems import describe
-from partialkd.errors import ConfigError
-from partialkd.files import write_text
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -163,6 +153,12 @@ class AdaDistillConfig(Section):
     first_sight: bool = True  # a class seen first takes the mean of its teacher embeddings
     renormalise: bool = False  # bring stored centres back to length one after each update
 
+    @model_validator(mode="after")
+    def _cosine_margin(self) -> AdaDistillConfig:
+        if self.kind == "cos" and self.margin > 1:
+            raise ValueError(f'margin must be at most 1 with kind = "cos", got {self.margin}')
+        return self
+
 
 class MarginDistillationConfig(Section):
     name: Literal["margindistillation"]
@@ -238,6 +234,10 @@ class PhaseConfig(Section):
         if self.schedule.milestone_epochs and self.schedule.milestone_steps:
             steps = list(self.schedule.milestone_steps)
             raise ValueError(f"schedule.milestone_steps must be empty beside milestone_epochs, got {steps}")
+        whole = isinstance(self.method, MarginDistillationConfig) and not self.method.per_rank_maximum
+        if whole and self.accumulation > 1:  # D_max is taken over the global batch, which must be there at once
+            rule = "must be 1 with margindistillation (unless method.per_rank_maximum = true)"
+            raise ValueError(f"accumulation {rule}, got {self.accumulation}")
         return self
 
 
@@ -253,7 +253,13 @@ class TeacherConfig(Section):
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: str | None = None  # centres = "classifier": file with the rows (C, D)
     label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
-    train: PhaseConfig | None = None  # source = "train"
+    train: PhaseConfig | None = None  # source = "train"; without effect with another source
+
+    @property
+    def known_dim(self) -> int | None:
+        """Dimension of its embeddings as far as the configuration says; None: the file does."""
+        model = {"train": self.train and self.train.model, "checkpoint": self.model}.get(self.source)
+        return self.project_to or (model.embedding_dim if model else self.embedding_dim)
 
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
@@ -288,63 +294,16 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
-    def _teacher_present(self) -> Config:
-        if self.student.method.name in METHODS_WITH_TEACHER and self.teacher.source == "none":
-            raise ValueError(
-                f'teacher.source must not be "none" with student.method.name = "{self.student.method.name}"'
-            )
-        for where, phase in (("teacher.train", self.teacher.train), ("alone", self.alone)):
+    def _consistent(self) -> Config:
+        method, teacher = self.student.method.name, self.teacher
+        if method in METHODS_WITH_TEACHER:
+            if teacher.source == "none":
+                raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method}"')
+            emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
+            if emitted not in (None, wanted):
+                rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
+                raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
+        for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
             if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
                 raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
         return self
-
-
-# ------------------------------------------------------------------------------------------------- loading
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file, apply `section.key=value` overrides (TOML values, else text), validate."""
-    try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_config(tree, origin=str(path))
-
-
-def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
-    """Validate a nested dictionary."""
-    try:
-        return Config.model_validate(_tuples(tree))
-    except ValidationError as error:
-        lines = [describe(problem, tree) for problem in error.errors()]
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from None
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as TOML that `load_config` reads back to an equal one."""
-    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"override {override!r}: must be section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table = tree
-    for depth, part in enumerate(parts[:-1]):
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a section")
-    table[parts[-1]] = value
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

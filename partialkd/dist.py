@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from partialkd import errors
 from partialkd.config import DistConfig
+from partialkd.errors import PartialKDError
 
 T = TypeVar("T")
 
@@ -61,9 +65,17 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the process group. A rank that failed leaves at once: the others see its connection close."""
+        """Leave the process group. After a failure NCCL's is left alone: tearing it down waits for the other ranks."""
         if dist.is_initialized() and (kind is None or self.device.type == "cpu"):
             dist.destroy_process_group()
+
+    def leave(self, status: int) -> int:
+        """End a rank that failed -> its exit status. On CUDA at once: no destructor may wait for the other ranks."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self.device.type == "cuda":
+            os._exit(status)
+        return status
 
     def first_to_fail(self) -> bool:
         """True on the one rank that fails first: it shows its error, the ranks that it pulls down stay quiet."""
@@ -131,6 +143,26 @@ class World:
         if problems:
             raise error("; ".join(problems))
 
+    def together(self, action: Callable[[], T]) -> T:
+        """Collective. Every rank acts on its own; an error of one rank is raised on all of them."""
+        result, own = None, None
+        try:
+            result = action()
+        except Exception as error:  # raised again below, once every rank knows
+            own = error
+        failures = self.gather_objects(None if own is None else (_shared_kind(own), _shared_text(own)))
+        if own is not None and not isinstance(own, PartialKDError):
+            raise own
+        texts = [f"rank {rank}: {failure[1]}" for rank, failure in enumerate(failures) if failure]
+        if texts:
+            raise next(failure[0] for failure in failures if failure)("; ".join(texts)) from own
+        return cast(T, result)
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Collective. Rank 0 acts, the others wait (at most the timeout) -> its result; its error is everybody's."""
+        result = self.together(lambda: action() if self.is_main else None)
+        return cast(T, self.broadcast_object(result))
+
     def _all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         out = x.detach().clone()
         if self.size > 1:
@@ -141,6 +173,15 @@ class World:
 def seed_rank(seed: int, world: World) -> None:
     """Seed torch so that ranks draw different numbers (dropout). What must be equal is seeded by its own generator."""
     torch.manual_seed(seed * 1_000_003 + world.rank)
+
+
+def _shared_kind(error: Exception) -> type[PartialKDError]:
+    """What all ranks raise for it: one of partialkd.errors, each of which takes a text."""
+    return next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), PartialKDError)
+
+
+def _shared_text(error: Exception) -> str:
+    return str(error) if isinstance(error, PartialKDError) else f"{type(error).__name__}: {error}"
 
 
 _TORCHRUN_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

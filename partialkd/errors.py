@@ -19,3 +19,7 @@ class TeacherError(PartialKDError):
 
 class CheckpointError(PartialKDError):
     """A checkpoint is missing, incomplete, or belongs to another run."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved; start it again with --resume auto."""

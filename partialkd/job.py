@@ -8,8 +8,8 @@
       export/                        the student as model.onnx and model.safetensors
       result.json                    scores of all networks, and how they came about
 
-A phase that has its model.safetensors is finished; with resume "auto" it is loaded, and the one that is not
-goes on from its newest checkpoint. Without resume, an earlier run of the same name is moved aside, not lost.
+A phase that has its model.safetensors is finished; a resumed run loads it, and goes on with the phase that is not
+from its newest checkpoint (run_folder.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,13 +30,13 @@ from partialkd import __version__, checkpoint
 from partialkd.centres import CentreStore
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
-from partialkd.config import Config, PhaseConfig, save_config
+from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.data.loader import open_loader
 from partialkd.data.order import SequentialPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import Source, open_source
 from partialkd.dist import World
-from partialkd.errors import CheckpointError, ConfigError, PartialKDError
+from partialkd.errors import ConfigError, Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export import export
@@ -44,11 +44,17 @@ from partialkd.files import write_json
 from partialkd.methods import METHODS
 from partialkd.models.saved import open_model, save_model
 from partialkd.models.teacher import Teacher, open_teacher, wrap_teacher
-from partialkd.teacher_centres import class_means, classifier_rows, load_centres, load_or_make, save_centres
-from partialkd.trainer import Trainer
-
-T = TypeVar("T")
-MODEL = "model.safetensors"
+from partialkd.run_folder import MODEL, open_run
+from partialkd.stopping import StopSignals
+from partialkd.teacher_centres import (
+    class_means,
+    classifier_rows,
+    file_digest,
+    load_centres,
+    load_or_make,
+    save_centres,
+)
+from partialkd.trainer import Trainer, plan_of
 
 
 @dataclass
@@ -57,15 +63,13 @@ class Job:
 
     config: Config
     world: World
-    resume: str  # "auto", "never", or a checkpoint's path
+    resumed: bool
+    folder: Path
     source: Source
+    stop: StopSignals
     data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
     scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.run.folder) / self.config.run.name
 
     @property
     def image_size(self) -> int:
@@ -76,42 +80,39 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
     """Collective. Everything; returns what result.json holds."""
     start = time.perf_counter()
     torch.use_deterministic_algorithms(config.run.deterministic)
-    facts = on_main(world, lambda: prepare(config.data))
-    job = Job(config, world, resume, open_source(config.data), facts)
+    stop = StopSignals()
+    try:
+        job = prepare_job(config, world, resume, stop)
+        teacher = make_teacher(job)
+        student = run_phase(job, "student", config.student, teacher)
+        evaluate(job, "student", student)
+        if teacher:
+            evaluate(job, "teacher", teacher.embed)
+        if config.alone:
+            evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
+        result = finish(job, time.perf_counter() - start)
+        model, folder = config.student.model, job.folder / "export"
+        world.on_main(lambda: export(student.state_dict(), model, job.image_size, folder))
+    finally:
+        stop.forget()
+    return result
+
+
+def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
+    """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
+    facts = world.on_main(lambda: prepare(config.data))
     if world.is_main and facts:
         print(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}", flush=True)
-    open_sets(config.evaluate)  # a missing set is found now, not after training
-    on_main(world, lambda: open_folder(job))
-    teacher = make_teacher(job)
-    student = run_phase(job, "student", config.student, teacher)
-    evaluate(job, "student", student)
-    if teacher:
-        evaluate(job, "teacher", teacher.embed)
-    if config.alone:
-        evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
-    on_main(world, lambda: export(student.state_dict(), config.student.model, job.image_size, job.folder / "export"))
-    return finish(job, time.perf_counter() - start)
-
-
-def on_main(world: World, action: Callable[[], T]) -> T:
-    """Collective. Rank 0 acts while the others wait -> its result, on every rank; its failure is every rank's."""
-    problem, result = None, None
-    if world.is_main:
-        try:
-            result = action()
-        except (PartialKDError, OSError) as error:
-            problem = str(error)
-    world.agree(problem, PartialKDError)
-    return cast(T, world.broadcast_object(result))
-
-
-def open_folder(job: Job) -> None:
-    """Make the run's folder; move an earlier run of that name aside, unless it is to be resumed."""
-    if job.resume == "never" and job.folder.exists():
-        number = next(n for n in range(1, 1_000_000) if not job.folder.with_name(f"{job.folder.name}.{n}").exists())
-        job.folder.rename(job.folder.with_name(f"{job.folder.name}.{number}"))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    save_config(job.config, job.folder / "config.toml")
+    source = world.together(lambda: open_source(config.data))
+    world.together(lambda: open_sets(config.evaluate))
+    phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
+    if config.teacher.source != "train":
+        del phases["teacher"]
+    for name, phase in phases.items():
+        if phase:
+            plan_of(name, phase, config, len(source), world)
+    folder = world.on_main(lambda: open_run(config, resume))
+    return Job(config, world, resume != "never", folder, source, stop, facts)
 
 
 # ------------------------------------------------------------------------------------------------- phases
@@ -122,39 +123,43 @@ def make_teacher(job: Job) -> Teacher | None:
     config = job.config.teacher
     if config.source == "none":
         return None
-    if config.train:
+    if config.source == "train":
+        assert config.train is not None
         network = run_phase(job, "teacher", config.train, None)
         teacher = wrap_teacher(network, job.image_size, job.world.device, config.project_to)
     else:
-        teacher = open_teacher(config, job.image_size, job.world.device)
+        teacher = job.world.together(lambda: open_teacher(config, job.image_size, job.world.device))
     check_teacher(job, teacher)
     return teacher
 
 
 def check_teacher(job: Job, teacher: Teacher) -> None:
-    """Dimensions agree, and the teacher tells real images apart."""
+    """Collective. Dimensions agree, and the teacher tells real images apart."""
     wanted = job.config.student.model.embedding_dim
     if teacher.embedding_dim != wanted:
         raise ConfigError(
-            f"student.model.embedding_dim must be the teacher's {teacher.embedding_dim} "
+            f"student.model.embedding_dim: must be the teacher's {teacher.embedding_dim} "
             f"(or set teacher.project_to = {wanted}), got {wanted}"
         )
-    batch = next(iter(_sequential(job, 8)[0].epoch(0)))
-    teacher.check(batch.images)
+    loader, _ = _sequential(job, 8)
+    job.world.together(lambda: teacher.check(next(loader.epoch(0)).images))
+    loader.close()
 
 
 def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) -> nn.Module:
     """Collective. Train one network, or load it where an earlier start of this run has finished it."""
-    folder = job.folder / name
+    folder, world = job.folder / name, job.world
     start = time.perf_counter()
-    if job.resume != "never" and job.world.broadcast_object((folder / MODEL).exists()):
-        return open_model(folder / MODEL)[0].to(job.world.device)
+    if job.stop.agreed(world):
+        raise Preempted(f"stopped before {name}")
+    if job.resumed and world.on_main((folder / MODEL).exists):
+        return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
     store = make_store(job, phase, teacher)
-    trainer = Trainer(name, phase, job.config, job.world, job.source, store, teacher, folder)
-    network = trainer.run(_checkpoint_to_resume(job, folder))
+    trainer = Trainer(name, phase, job.config, world, job.source, store, teacher, folder, job.stop)
+    network = trainer.run(world.on_main(lambda: checkpoint.newest(folder / "checkpoints")) if job.resumed else None)
     if METHODS[phase.method.name].kind == "trainable":
-        save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, job.world)
-    on_main(job.world, lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
+        save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
+    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
     trainer.close()
     job.seconds[name] = time.perf_counter() - start
     return network
@@ -166,10 +171,11 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teacher | None) -> CentreS
     shard = shard_of(classes, world.rank, world.size)
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
     kind = METHODS[method.name].kind
-    initial = getattr(method, "initial_centres", "teacher_means")
-    if kind == "trainable" or initial != "teacher_means":
+    if kind == "trainable":
+        return CentreStore.random(shard, classes, dim, dtype, world.device, job.config.run.seed)
+    if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
         store = CentreStore.random(shard, classes, dim, dtype, world.device, job.config.run.seed)
-        store.skip_unseen = kind == "ema" and initial == "exclude"
+        store.skip_unseen = method.initial_centres == "exclude"
         return store
     assert teacher is not None
     store = CentreStore.empty(shard, classes, dim, dtype, world.device)
@@ -177,8 +183,8 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teacher | None) -> CentreS
         "teacher": teacher.fingerprint,
         "data": job.source.fingerprint,
         "how": job.config.teacher.centres,
-        "classifier": job.config.teacher.classifier,
-        "label_map": job.config.teacher.label_map,
+        "classifier": file_digest(job.config.teacher.classifier),
+        "label_map": file_digest(job.config.teacher.label_map),
     }
     load_or_make(store, job.folder / "teacher_centres", facts, lambda s: fill_from_teacher(job, s, teacher), world)
     return store
@@ -192,7 +198,7 @@ def fill_from_teacher(job: Job, store: CentreStore, teacher: Teacher) -> None:
         class_means(store, loader.epoch(0), teacher.embed, plan.local_batch, job.world)
         loader.close()
     elif config.source == "train":
-        load_centres(store, job.folder / "teacher" / "centres", teacher.project)
+        load_centres(store, job.folder / "teacher" / "centres", teacher.project, job.world)
     else:
         assert config.classifier is not None
         assert config.label_map is not None
@@ -202,17 +208,6 @@ def fill_from_teacher(job: Job, store: CentreStore, teacher: Teacher) -> None:
 def _sequential(job: Job, batch: int) -> tuple[Any, SequentialPlan]:
     plan = SequentialPlan(len(job.source), batch, job.world.rank, job.world.size)
     return open_loader(job.config.data, job.source, plan, job.world.device), plan
-
-
-def _checkpoint_to_resume(job: Job, folder: Path) -> Path | None:
-    if job.resume == "never":
-        return None
-    if job.resume == "auto":
-        return job.world.broadcast_object(checkpoint.newest(folder / "checkpoints") if job.world.is_main else None)
-    path = Path(job.resume)
-    if not path.is_dir():
-        raise CheckpointError(f"--resume {path}: no such checkpoint")
-    return path if path.parent.parent.name == folder.name else None
 
 
 # ------------------------------------------------------------------------------------------------ results

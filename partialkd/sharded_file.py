@@ -7,7 +7,7 @@ give early ranks the remainder (centres/shard.py). A loading rank reads the piec
 nothing else, so it never holds more than its shard and two pieces. What is loaded is on the CPU.
 
 Errors: reading, `CheckpointError` on this rank for a file that cannot be read, lacks classes of the shard or holds
-something else than tensors. Writing, torch's `CheckpointException` (not an `Exception`) on every rank.
+something else than tensors. Writing, `RowsNotWritten` on every rank.
 Nothing is unpickled freely: torch reads the tensors with weights_only, and the metadata is read here by an
 unpickler that knows its few classes only.
 """
@@ -30,6 +30,14 @@ from partialkd.errors import CheckpointError
 PIECE_BYTES = 64 << 20  # of one saved piece: what a loading rank may read beside its own rows
 
 
+class RowsNotWritten(CheckpointError):
+    """`failures`: what went wrong on which rank."""
+
+    def __init__(self, failures: dict[int, BaseException]) -> None:
+        self.failures = {rank: f"{type(error).__name__}: {error}" for rank, error in failures.items()}
+        super().__init__("; ".join(f"rank {rank}: {text}" for rank, text in self.failures.items()))
+
+
 def write_rows(folder: Path, tensors: dict[str, Tensor], shard: range, world_size: int) -> None:
     """Collective. Write this rank's rows of every tensor into a folder that exists and is seen by all ranks."""
     pieces = {
@@ -39,7 +47,10 @@ def write_rows(folder: Path, tensors: dict[str, Tensor], shard: range, world_siz
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose, with one rank
-        dcp.save(pieces, storage_writer=dcp.FileSystemWriter(folder), no_dist=world_size == 1)
+        try:
+            dcp.save(pieces, storage_writer=dcp.FileSystemWriter(folder), no_dist=world_size == 1)
+        except dcp.CheckpointException as error:  # not an Exception, and raised on every rank
+            raise RowsNotWritten({rank: failure[0] for rank, failure in error.failures.items()}) from error
 
 
 def _parts(shard: range, rows: Tensor) -> Iterator[range]:

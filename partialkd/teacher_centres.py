@@ -10,11 +10,12 @@ used, or the word "identity" where row k is class k.
 
 Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
 centres were made, their shape. Centres whose manifest says something else are made again, never reused.
-Errors: TeacherError naming the file, on every rank.
+Errors: TeacherError or CheckpointError naming the file, on every rank.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -70,23 +71,14 @@ def classifier_rows(
     store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
 ) -> None:
     """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
-    problem = None
-    try:
-        weight = read_matrix(path)
-        ids = read_label_map(label_map, len(weight), store.num_classes)
-        mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
-        rows = project(weight[mine].float().to(store.device))
-        if rows.shape[1] != store.dim:
-            raise TeacherError(f"{path}: rows must have {store.dim} numbers, got {rows.shape[1]}")
-        if not (rows.isfinite().all(1) & (rows.norm(dim=1) > 0)).all():
-            raise TeacherError(f"{path}: holds rows that are zero or not finite")
-        target = (ids[mine] - store.shard.start).to(store.device)
-        store.write(target, rows)
-        store.seen[target] = True
-        store.skip_unseen = True
-    except TeacherError as error:
-        problem = str(error)
-    world.agree(problem, TeacherError)
+    weight = world.together(lambda: read_matrix(path))
+    ids = world.together(lambda: read_label_map(label_map, len(weight), store.num_classes))
+    mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
+    rows = world.together(lambda: _checked(project(weight[mine].float().to(store.device)), store.dim, path))
+    target = (ids[mine] - store.shard.start).to(store.device)
+    store.write(target, rows)
+    store.seen[target] = True
+    store.skip_unseen = True
 
 
 def read_matrix(path: Path) -> Tensor:
@@ -128,10 +120,9 @@ def load_or_make(
 ) -> None:
     """Collective. Fill the store from `folder` if its manifest says `facts`, else by `make`, and save it there."""
     facts = {**facts, "classes": store.num_classes, "dim": store.dim, "store": str(store.unit.dtype)}
-    if world.broadcast_object(_manifest(folder) == facts):
-        store.load_state(
-            {name: rows.to(store.device) for name, rows in read_rows(folder / "centres", store.shard).items()}
-        )
+    if world.on_main(lambda: _manifest(folder) == facts):
+        saved = world.together(lambda: read_rows(folder / "centres", store.shard))
+        store.load_state({name: rows.to(store.device) for name, rows in saved.items()})
         store.skip_unseen = True
         return
     make(store)
@@ -140,23 +131,39 @@ def load_or_make(
 
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
     """Collective. Write the centres, without moments, and then the manifest."""
-    if world.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "centres").mkdir(parents=True)
-    world.barrier()
+    world.on_main(lambda: _empty(folder))
     tensors = {"unit": store.unit, "length": store.length, "seen": store.seen}
     write_rows(folder / "centres", tensors, store.shard, world.size)
-    if world.is_main:
-        write_json(folder / MANIFEST, facts)
-    world.barrier()
+    world.on_main(lambda: write_json(folder / MANIFEST, facts))
 
 
-def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor]) -> None:
-    """Fill the store with saved centres, projected as the teacher's embeddings are."""
-    saved = read_rows(folder / "centres", store.shard)
-    rows = project((saved["unit"].float() * saved["length"][:, None]).to(store.device))
-    store.write(slice(None), rows)
+def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor], world: World) -> None:
+    """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
+    saved = world.together(lambda: read_rows(folder / "centres", store.shard))
+    rows = (saved["unit"].float() * saved["length"][:, None]).to(store.device)
+    store.write(slice(None), world.together(lambda: _checked(project(rows), store.dim, folder)))
     store.seen[:] = True
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "centres").mkdir(parents=True)
+
+
+def _checked(rows: Tensor, dim: int, path: Path) -> Tensor:
+    if rows.shape[1] != dim:
+        raise TeacherError(f"{path}: rows must have {dim} numbers, got {rows.shape[1]}")
+    if not (rows.isfinite().all(1) & (rows.norm(dim=1) > 0)).all():
+        raise TeacherError(f"{path}: holds rows that are zero or not finite")
+    return rows
+
+
+def file_digest(path: str | None) -> str | None:
+    """sha256 of a file's content; of a word that is no file, the word."""
+    if path is None or not Path(path).is_file():
+        return path
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _manifest(folder: Path) -> Any:

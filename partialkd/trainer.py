@@ -5,13 +5,13 @@ A micro-step: embeddings (b, D) of the student, of the teacher if the method ask
 the sharded centres, its gradient back to the embeddings and through the student. After `accumulation` of them
 the student takes its step and, at the same learning rate, trainable centres take theirs.
 
-On SIGTERM or SIGUSR1 (any rank, any number of times) all ranks finish the step they agree on, save, and raise
-`Preempted`. The agreement is sought every `AGREE_EVERY` optimiser steps, since it costs a collective.
+When a rank is asked to stop (stopping.py), all ranks finish the step they agree on, save, and raise `Preempted`.
+The agreement is sought every `AGREE_EVERY` optimiser steps, since it costs a collective.
 """
 
 from __future__ import annotations
 
-import signal
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,35 @@ from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import Source
 from partialkd.dist import World, seed_rank
-from partialkd.errors import CheckpointError, PartialKDError
+from partialkd.errors import CheckpointError, ConfigError, PartialKDError, Preempted
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
 from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
+from partialkd.schedule import Schedule
+from partialkd.stopping import StopSignals
 from partialkd.student import Student
 
 AGREE_EVERY = 10  # optimiser steps
 
 
-class Preempted(Exception):
-    """The run was asked to stop and has saved; start it again with --resume auto."""
+def plan_of(name: str, phase: PhaseConfig, config: Config, num_records: int, world: World) -> TrainingPlan:
+    """The order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
+    key, data = key_of(name), config.data
+    try:
+        plan = TrainingPlan(
+            num_records, phase.global_batch, phase.accumulation, world.rank, world.size, config.run.seed,
+            data.flip, data.grey,
+        )  # fmt: skip
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from error
+    Schedule.of_phase(phase, plan.micro_steps, key)
+    return plan
+
+
+def key_of(name: str) -> str:
+    """Where a configuration has this phase."""
+    return "teacher.train" if name == "teacher" else name
 
 
 class Trainer:
@@ -54,23 +71,23 @@ class Trainer:
         store: CentreStore,
         teacher: Teacher | None,
         folder: Path,
+        stop: StopSignals,
     ) -> None:
-        self.name, self.phase, self.config, self.world, self.store, self.folder = (
-            name, phase, config, world, store, folder,
-        )  # fmt: skip
-        seed, data = config.run.seed, config.data
-        self.plan = TrainingPlan(
-            len(source), phase.global_batch, phase.accumulation, world.rank, world.size, seed, data.flip, data.grey
-        )
-        self.loader = open_loader(data, source, self.plan, world.device)
+        self.name, self.phase, self.config, self.world = name, phase, config, world
+        self.source, self.store, self.folder, self.stop = source, store, folder, stop
+        seed = config.run.seed
+        self.plan = plan_of(name, phase, config, len(source), world)
+        self.loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
         self.teacher = teacher if self.method.needs_teacher else None
         self.centres = _centres(phase, self.method.kind, store, world, seed)
         torch.manual_seed(seed)  # every rank builds the same network
-        self.student = Student(build_model(phase.model, data.image_size), phase, world, self.plan.micro_steps, name)
+        network = build_model(phase.model, config.data.image_size)
+        self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name))
         seed_rank(seed, world)
         self.epoch = self.micro_steps_done = 0  # position in the epoch
-        self._stop = False
+        self._saved_step = -1
+        self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
     @property
     def last_step(self) -> int:
@@ -80,12 +97,12 @@ class Trainer:
         """Collective. Train to the end -> the trained network, in eval mode, equal on all ranks."""
         if resume is not None:
             self.load(resume)
-        self._catch_signals()
         with Progress(
             self.folder.parent, self.name, self.last_step, self.world, self.config.run.tensorboard, self.student.steps
         ) as progress:
             self._train(progress)
-        self.save()
+        if self._saved_step != self.student.steps:
+            self.save()
         return self.student.network()
 
     def close(self) -> None:
@@ -98,10 +115,10 @@ class Trainer:
         while self.student.steps < self.last_step:
             for batch in self.loader.epoch(self.epoch, self.micro_steps_done):
                 lr = self.student.lr
-                outcome = self.micro_step(batch)
+                self._outcomes.append(self.micro_step(batch))
                 self.micro_steps_done += 1
                 if self.micro_steps_done % self.phase.accumulation == 0:
-                    self._after_step(outcome, lr, progress, speed)
+                    self._after_step(lr, progress, speed)
                 if self.student.steps == self.last_step:
                     return
             self.epoch, self.micro_steps_done = self.epoch + 1, 0
@@ -120,30 +137,33 @@ class Trainer:
             self.centres.step(lr)
         return outcome
 
-    def _after_step(self, outcome: Outcome, lr: float, progress: Progress, speed: Throughput) -> None:
-        step, run = self.student.steps, self.config.run
-        if step % run.log_every == 0 or step == self.last_step:
-            values = self._means(outcome)
+    def _after_step(self, lr: float, progress: Progress, speed: Throughput) -> None:
+        step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
+        outcomes, self._outcomes = self._outcomes, []
+        if step % run.log_every == 0 or last:
+            values = self._means(outcomes)
             progress.log(step, self.epoch, values.pop("loss"), lr, speed.since_last(step), values)
-        if run.checkpoint_every and step % run.checkpoint_every == 0 and step < self.last_step:
-            self.save()
-        if step % AGREE_EVERY == 0 and step < self.last_step and self._asked_to_stop():
+        if not last and step % AGREE_EVERY == 0 and self.stop.agreed(self.world):
             self.save()
             raise Preempted(f"{self.name}: stopped and saved at step {step}")
+        if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
+            self.save()
 
-    def _means(self, outcome: Outcome) -> dict[str, float]:
-        """Loss and the method's values, means over the ranks; one collective. Raises if the loss is not finite."""
-        values = {"loss": outcome.loss.detach(), **outcome.values}
-        means = self.world.mean(torch.stack([value.float() for value in values.values()])).tolist()
-        named = dict(zip(values, means, strict=True))
-        if not torch.isfinite(torch.tensor(named["loss"])):
+    def _means(self, outcomes: list[Outcome]) -> dict[str, float]:
+        """Loss and the method's values, means over micro-steps and ranks; one collective. The loss must be finite."""
+        values = [{"loss": outcome.loss.detach(), **outcome.values} for outcome in outcomes]
+        means = torch.stack([torch.stack([one[key].float() for one in values]).mean() for key in values[0]])
+        named = dict(zip(values[0], self.world.mean(means).tolist(), strict=True))
+        if not math.isfinite(named["loss"]):
             raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
         return named
 
     # ------------------------------------------------------------------------------------- save and resume
 
     def save(self) -> Path:
-        """Collective. Everything the run needs to go on from here."""
+        """Collective. Everything the run needs to go on from here; refused if the last gradient was not finite."""
+        if not math.isfinite(self.student.grad_norm or 0.0):
+            raise PartialKDError(f"{self.name}: the gradient of step {self.student.steps} is not finite; not saved")
         progress = {**self._identity(), "epoch": self.epoch, "micro_steps_done": self.micro_steps_done}
         snapshot = checkpoint.Snapshot(
             step=self.student.steps,
@@ -154,6 +174,7 @@ class Trainer:
             num_classes=self.store.num_classes,
             progress=progress,
         )
+        self._saved_step = snapshot.step
         return checkpoint.save(self.folder / "checkpoints", snapshot, self.world, self.config.run.keep_checkpoints)
 
     def load(self, path: Path) -> None:
@@ -165,7 +186,7 @@ class Trainer:
         self.student.load_state(snapshot.student, snapshot.local)
         if snapshot.centres:
             self.store.load_state(snapshot.centres)
-        self.centres.steps = snapshot.step
+        self.centres.steps = self._saved_step = snapshot.step
         self.epoch, self.micro_steps_done = snapshot.progress["epoch"], snapshot.progress["micro_steps_done"]
         _set_random_state(snapshot.local, self.world)
 
@@ -174,21 +195,12 @@ class Trainer:
         return {
             "phase": self.name,
             "seed": self.config.run.seed,
-            "records": self.plan.num_records,
+            "data": self.source.fingerprint,
             "global_batch": self.phase.global_batch,
             "accumulation": self.phase.accumulation,
+            "model": self.phase.model.model_dump(mode="json"),
             "method": self.phase.method.model_dump(mode="json"),
         }
-
-    def _catch_signals(self) -> None:
-        def ask(*_: object) -> None:
-            self._stop = True
-
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, ask)
-
-    def _asked_to_stop(self) -> bool:
-        return bool(self.world.max(torch.tensor(float(self._stop), device=self.world.device)))
 
 
 def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:

@@ -43,14 +43,16 @@ def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
 class RankPool:
     """`world_size` processes in one gloo group, each waiting for a function to call."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, timeout_s: float = 60.0) -> None:
         context = mp.get_context("spawn")
         port = free_port()
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, port, theirs, sys.path), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, world_size, port, theirs, sys.path, timeout_s), daemon=True
+            )
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -67,7 +69,7 @@ class RankPool:
             for rank in [rank for rank, pipe in open_pipes.items() if pipe in ready]:
                 try:
                     failure, results[rank] = open_pipes.pop(rank).recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     raise RankFailure(f"rank {rank} died") from None
                 if failure:
                     raise RankFailure(f"rank {rank}:\n{failure}")
@@ -79,7 +81,7 @@ class RankPool:
             process.join()
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: Connection, path: list[str]) -> None:
+def _serve(rank: int, world_size: int, port: int, pipe: Connection, path: list[str], timeout_s: float) -> None:
     sys.path[:] = path
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
@@ -88,11 +90,11 @@ def _serve(rank: int, world_size: int, port: int, pipe: Connection, path: list[s
     import torch
 
     torch.set_num_threads(1)
-    with World.start(DistConfig(device="cpu", timeout_s=60.0)) as world:
+    with World.start(DistConfig(device="cpu", timeout_s=timeout_s)) as world:
         while True:
             try:
                 fn, args = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             try:
                 answer = (None, fn(world, *args))

@@ -14,7 +14,8 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.sampling import hash_words
 from partialkd.centres.shard import shard_of
 from partialkd.centres.update import make_row_optimizer
-from partialkd.config import CentresConfig, OptimizerConfig, parse_config
+from partialkd.config import CentresConfig, OptimizerConfig
+from partialkd.config_files import parse_config
 from partialkd.dist import World
 from partialkd.methods import make_method
 
@@ -41,8 +42,10 @@ METHODS: dict[str, dict[str, Any]] = {
 def method_of(name: str, scale: float = SCALE) -> Any:
     tree = {
         "run": {"name": "t"}, "data": {"path": "x"}, "teacher": {"source": "onnx", "path": "t", "embedding_dim": 8},
-        "student": {"model": {"name": "iresnet18"}, "method": {**METHODS[name], "scale": scale}, "epochs": 1,
-                    "global_batch": 1},
+        "student": {
+            "model": {"name": "iresnet18", "embedding_dim": 8}, "method": {**METHODS[name], "scale": scale},
+            "epochs": 1, "global_batch": 1,
+        },
     }  # fmt: skip
     return make_method(parse_config(tree).student.method)
 
@@ -80,7 +83,7 @@ def one_step(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
         centres.step(optimizer.lr)
     return {
         "loss": torch.stack(losses), "gradient": gradients, "centres": store.read(slice(None)), "seen": store.seen,
-        "values": values,
+        "values": values, "dtype": store.unit.dtype,
     }  # fmt: skip
 
 
@@ -171,6 +174,21 @@ def test_float32_store(name: str, size: int) -> None:
 
 
 @sizes
+@pytest.mark.parametrize("name", ["arcdistill", "ada_weighted", "arcface"])
+def test_bfloat16_store(name: str, size: int) -> None:
+    """Rounding the unit rows to eight bits is a relative error of 2^-9 a number; all else stays in float32."""
+    p = problem()
+    results = run(one_step, size, name, p, {"dtype": torch.bfloat16})
+    loss, gradient, centres, _ = assembled(results)
+    want = expected(name, p, SCALE, SGD)
+    assert results[0]["dtype"] == torch.bfloat16
+    torch.testing.assert_close(loss.double(), want[0], atol=0.03, rtol=0.01)
+    for got, wanted in ((gradient, want[1]), (centres, want[2])):
+        assert (got.double() - wanted).norm() < 0.01 * wanted.norm()
+        assert not torch.equal(got.double(), wanted)
+
+
+@sizes
 @pytest.mark.parametrize("name", ["cosface", "margindistillation", "ada"])
 def test_fewer_classes_than_ranks(name: str, size: int) -> None:
     compare(name, problem(classes=2), size)
@@ -181,6 +199,18 @@ def test_fewer_classes_than_ranks(name: str, size: int) -> None:
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_sampled_rows(name: str, backend: str, size: int) -> None:
     compare(name, sampled(problem(classes=40), 0.3), size, sample_rate=0.3, chunk_rows=7, backend=backend)
+
+
+@sizes
+def test_sampled_rows_under_adamw(size: int) -> None:
+    compare("cosface", sampled(problem(classes=40), 0.3), size, sample_rate=0.3, optimizer=ADAMW)
+
+
+@sizes
+@pytest.mark.parametrize("name", ["arcface", "cosface", "arcdistill", "cosdistill"])
+def test_accumulation_for_every_margin(name: str, size: int) -> None:
+    """Two micro-steps are the larger batch. AdaDistill's centres move at each, MarginDistillation refuses them."""
+    compare(name, problem(), size, splits=2)
 
 
 @sizes
@@ -266,6 +296,14 @@ def test_order_of_samples_does_not_matter(name: str) -> None:
     torch.testing.assert_close(a[0], b[0])
     torch.testing.assert_close(a[1][order], b[1])
     torch.testing.assert_close(a[2], b[2])
+
+
+def test_margins_are_reported() -> None:
+    p = problem()
+    results = run(one_step, 2, "margindistillation", p, {})
+    margins = dense.margin_distillation_margins(p, 0.2, 0.5)
+    torch.testing.assert_close(torch.stack([r["values"]["margin"] for r in results]).mean(), margins.mean())
+    assert 0.2 <= margins.min() < margins.max() <= 0.5
 
 
 def test_alpha_is_reported() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
-from ranks import RankFailure, run
+from ranks import RankFailure, RankPool, run
 
 from partialkd.dist import World, seed_rank
 from partialkd.errors import DataError
@@ -50,3 +52,48 @@ def _agree(world: World) -> None:
 def test_one_ranks_problem_is_everybodys_error() -> None:
     with pytest.raises(RankFailure, match=r"DataError: rank 1: record 7 is broken"):
         run(_agree, 2)
+
+
+def _together(world: World, kind: type[Exception]) -> int:
+    def act() -> int:
+        if world.rank == 1:
+            raise kind("record 7 is broken")
+        return world.rank
+
+    return world.together(act)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(DataError, "DataError: rank 1: record 7 is broken"), (ValueError, "record 7 is broken")],
+)
+def test_acting_together_fails_together(kind: type[Exception], said: str) -> None:
+    with pytest.raises(RankFailure, match=said):
+        run(_together, 3, kind)
+
+
+def _on_main(world: World) -> str:
+    return world.on_main(lambda: f"made by {world.rank}")
+
+
+@pytest.mark.distributed
+def test_on_main_gives_everybody_the_result() -> None:
+    assert run(_on_main, 3) == ["made by 0"] * 3
+
+
+def _absent(world: World) -> None:
+    if world.rank == 1:
+        time.sleep(20)
+    world.sum(torch.ones(1))
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_collective_that_waits_longer_than_the_timeout_ends() -> None:
+    pool = RankPool(2, timeout_s=2.0)
+    try:
+        with pytest.raises(RankFailure, match=r"rank 0:[\s\S]*(?i:timed? ?out)"):
+            pool.run(_absent)
+    finally:
+        pool.close()

@@ -19,13 +19,14 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up: a module imports from its own layer and those below. The longest name that fits counts.
 LAYERS = (
-    ("", "errors", "files", "config", "config_problems", "centres.shard"),
+    ("", "errors", "files", "config", "config_files", "config_problems", "centres.shard"),
     ("dist",),
+    ("launching", "stopping"),
     ("centres", "margin", "models", "data", "schedule", "optimizer", "sharded_file"),
     ("methods",),
     ("student", "checkpoint", "evaluate", "export", "progress", "teacher_centres"),
-    ("trainer",),
-    ("job", "launching"),
+    ("trainer", "run_folder"),
+    ("job",),
     ("launch",),
 )
 
@@ -35,7 +36,7 @@ OWNERS = {
     "torch.distributed.checkpoint": {"checkpoint", "sharded_file"},
     "deepspeed": {"student"},
     "nvidia.dali": {"data.dali"},
-    "triton": {"centres.kernels"},
+    "triton": {"centres.kernels"},  # the name its kernels will have
 }
 HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib")
 LAZY_MODULES = {"data.dali"}  # themselves imported only inside functions, so that they may import at the top

@@ -12,12 +12,14 @@ import pytest
 import torch
 from ranks import RankFailure, run
 
-from partialkd import checkpoint, trainer
+from partialkd import checkpoint, stopping, trainer
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
-from partialkd.config import Config, parse_config
+from partialkd.config import Config
+from partialkd.config_files import parse_config
 from partialkd.data.sources import open_source
 from partialkd.dist import World
+from partialkd.errors import Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
@@ -61,32 +63,33 @@ class Interrupted(trainer.Trainer):
         return super().micro_step(batch)
 
 
-def make_trainer(kind: type[trainer.Trainer], world: World, config: Config) -> trainer.Trainer:
+def make_trainer(
+    kind: type[trainer.Trainer], world: World, config: Config, stop: stopping.StopSignals
+) -> trainer.Trainer:
     torch.manual_seed(3)
     teacher = wrap_teacher(build_model(config.student.model, 32).eval(), 32, world.device)
     shard = shard_of(CLASSES, world.rank, world.size)
     store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2)
     store.skip_unseen = METHODS[config.student.method.name].kind == "ema"
     source, folder = open_source(config.data), Path(config.run.folder) / "student"
-    return kind("student", config.student, config, world, source, store, teacher, folder)
+    return kind("student", config.student, config, world, source, store, teacher, folder, stop)
 
 
 def train(world: World, config: Config, interrupt: bool = False, resume: bool = False) -> list[dict[str, Any]]:
     """-> the lines of metrics.jsonl; signal handlers are put back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config)
+    stop = stopping.StopSignals()
+    run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config, stop)
     try:
         if interrupt:
             trainer.AGREE_EVERY = 1
-            with pytest.raises(trainer.Preempted, match="saved at step 7"):
+            with pytest.raises(Preempted, match="saved at step 7"):
                 run_.run(None)
         else:
             run_.run(checkpoint.newest(run_.folder / "checkpoints") if resume else None)
     finally:
         trainer.AGREE_EVERY = 10
         run_.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        stop.forget()
     world.barrier()
     return [json.loads(line) for line in (Path(config.run.folder) / "metrics.jsonl").read_text().splitlines()]
 

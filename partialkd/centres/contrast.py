@@ -26,7 +26,9 @@ from torch import Tensor
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
 
-_CHUNK_NUMBERS = 1 << 20  # numbers in a chunk of logits (4 MiB in float32): measured best of 2^16 to 2^21 on CPU
+# Logits in a chunk: few chunks, for threads meet at the end of each; but the second sweep also passes over the
+# chunk's rows several times. Best of 2^19 to 2^23 on two CPU cores at N = 256 (benchmarks/centre_step.py).
+SUMS_CHUNK, GRADIENTS_CHUNK = 1 << 22, 1 << 20
 LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
 
 
@@ -68,11 +70,6 @@ def offset_of(scale: float) -> float:
     return max(0.0, scale - LARGEST_SCALE)
 
 
-def default_chunk_rows(num_samples: int) -> int:
-    """Rows whose logits for `num_samples` samples stay in a cache."""
-    return max(256, _CHUNK_NUMBERS // max(1, num_samples))
-
-
 def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) -> Iterator[Chunk]:
     """Every row that at least one filter keeps, in order."""
     for start in range(0, len(store.shard), chunk_rows):
@@ -98,10 +95,10 @@ class ChunkedSweep:
         scaled = queries.embeddings * self.scale
         total = torch.zeros_like(queries.embeddings)
         partition = scaled.new_zeros(len(scaled))
-        rows = self._rows_a_chunk(queries)
-        buffer = _buffer(scaled, rows)
+        rows = self._rows_a_chunk(queries, SUMS_CHUNK)
+        workspace = _Workspace()
         for chunk in chunks(store, [queries.filter], rows):
-            terms = self._terms(scaled, chunk, buffer)
+            terms = self._terms(scaled, chunk, workspace)
             _set_targets(terms, *chunk.columns(queries), value=None)
             partition += terms.sum(1)
             total.addmm_(terms, chunk.unit)
@@ -114,14 +111,14 @@ class ChunkedSweep:
 
         The rows yielded may be changed by the caller before the next chunk is asked for.
         """
-        rows = self._rows_a_chunk(batches[0][0])
+        rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
         scaled = [queries.embeddings * self.scale for queries, _, _ in batches]
-        buffer = _buffer(scaled[0], rows)
+        workspace = _Workspace()
         for chunk in chunks(store, filters, rows):
             gradient = chunk.unit.new_empty(chunk.unit.shape)
             for k, (queries, weight, target_gradient) in enumerate(batches):
-                terms = self._terms(scaled[k], chunk, buffer)
+                terms = self._terms(scaled[k], chunk, workspace)
                 terms *= weight[:, None]
                 if len(batches) > 1 and chunk.kept is not None:
                     terms *= queries.filter.keep(chunk.start, chunk.stop)[chunk.kept]
@@ -129,14 +126,14 @@ class ChunkedSweep:
                 gradient.addmm_(terms.T, queries.embeddings, beta=min(k, 1))
             yield chunk.rows, gradient
 
-    def _rows_a_chunk(self, queries: Queries) -> int:
+    def _rows_a_chunk(self, queries: Queries, logits: int) -> int:
         """More rows when few of them are kept, so that the products stay large."""
-        rows = self.chunk_rows or default_chunk_rows(len(queries.embeddings))
+        rows = self.chunk_rows or max(256, logits // len(queries.embeddings))
         return max(1, int(rows / queries.filter.rate))
 
-    def _terms(self, scaled: Tensor, chunk: Chunk, buffer: Tensor) -> Tensor:
-        """exp(scale * cosine - offset) (N, r), in the buffer."""
-        terms = buffer[: len(scaled) * len(chunk.unit)].view(len(scaled), len(chunk.unit))
+    def _terms(self, scaled: Tensor, chunk: Chunk, workspace: _Workspace) -> Tensor:
+        """exp(scale * cosine - offset) (N, r), in the workspace."""
+        terms = workspace.take(scaled, len(scaled), len(chunk.unit))
         torch.mm(scaled, chunk.unit.T, out=terms)
         if offset_of(self.scale):
             terms -= offset_of(self.scale)
@@ -194,8 +191,17 @@ def make_sweep(backend: str, scale: float, chunk_rows: int | None) -> ChunkedSwe
     return ChunkedSweep(scale, chunk_rows) if backend == "chunked" else ReferenceSweep(scale)
 
 
-def _buffer(scaled: Tensor, chunk_rows: int) -> Tensor:
-    return scaled.new_empty(len(scaled) * chunk_rows)
+class _Workspace:
+    """Memory for one chunk of logits at a time, used again for the next; grows when a chunk keeps more rows."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, like: Tensor, rows: int, columns: int) -> Tensor:
+        """(rows, columns), contiguous, of the type and device of `like`; its content is left over."""
+        if self._memory.numel() < rows * columns:
+            self._memory = like.new_empty(rows * columns)
+        return self._memory[: rows * columns].view(rows, columns)
 
 
 def _set_targets(terms: Tensor, inside: Tensor, column: Tensor, value: Tensor | None) -> None:

@@ -124,7 +124,7 @@ class Centres:
         return OwnRows(self.store, gathered[0], gathered[-1], owned, row)
 
     def _filter(self, own: OwnRows) -> RowFilter:
-        seen = None if self.store.nothing_skipped() else self.store.seen
+        seen = None if self.store.everything_seen else self.store.seen
         if self.sample_rate >= 1.0 and seen is None:
             return RowFilter(self.store.shard.start, own.row[:0])
         return RowFilter(self.store.shard.start, own.row[own.owned], self.sample_rate, self.seed, self.steps, seen)

@@ -84,10 +84,10 @@ class CentreStore:
         """Bring these centres to length one."""
         self.length[rows] = 1.0
 
-    def nothing_skipped(self) -> bool:
-        """True when every row may be a negative. Asks the device only while centres are missing."""
-        if self.skip_unseen and bool(self.seen.all()):
-            self.skip_unseen = False
+    @property
+    def everything_seen(self) -> bool:
+        """True when every row may be a negative. Asks the device only until no centre is missing any more."""
+        self.skip_unseen = self.skip_unseen and not bool(self.seen.all())
         return not self.skip_unseen
 
     def state(self) -> dict[str, Tensor]:

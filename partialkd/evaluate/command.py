@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -19,9 +18,10 @@ from pydantic import ValidationError
 
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.dist import World
-from partialkd.errors import ConfigError, PartialKDError
+from partialkd.errors import ConfigError
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.files import write_json
+from partialkd.launching import launched
 from partialkd.models.saved import read_description
 from partialkd.models.teacher import Teacher, open_teacher
 
@@ -29,27 +29,11 @@ from partialkd.models.teacher import Teacher, open_teacher
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; the exit status."""
     options = _parser().parse_args(arguments)
-    with World.start(DistConfig(device=options.device)) as world:
-        try:
-            _evaluate(options, world)
-        except PartialKDError as error:
-            if world.is_main:
-                print(f"error: {error}", file=sys.stderr)
-            return 1
-    return 0
+    return launched(DistConfig(device=options.device), lambda world: _evaluate(options, world))
 
 
 def _evaluate(options: argparse.Namespace, world: World) -> None:
-    try:
-        config = _evaluate_config(options)
-        open_sets(config)
-        if options.json and not Path(options.json).parent.is_dir():
-            raise ConfigError(f"--json {options.json}: its folder must exist")
-        network = open_network(options, world)
-    except PartialKDError as error:
-        world.agree(str(error), type(error))
-        raise
-    world.agree(None, PartialKDError)
+    config, network = world.together(lambda: _opened(options, world))
     name = Path(options.file).name
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world)
     results = {set_name: {name: row} for set_name, row in scores.items()}
@@ -60,6 +44,15 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
             settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
             facts = {"model": options.file, "fingerprint": network.fingerprint, "settings": settings}
             write_json(Path(options.json), {**facts, **results_dict(results)})
+
+
+def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher]:
+    """Everything that can be wrong before the first image is embedded."""
+    config = _evaluate_config(options)
+    open_sets(config)
+    if options.json and not Path(options.json).parent.is_dir():
+        raise ConfigError(f"--json {options.json}: its folder must exist")
+    return config, open_network(options, world)
 
 
 def open_network(options: argparse.Namespace, world: World) -> Teacher:

@@ -63,14 +63,13 @@ def _open_set(path: Path, config: EvaluateConfig) -> VerificationSet:
 
 def _evaluate_set(embedder: _Embedder, path: Path) -> PairScores:
     config, world = embedder.config, embedder.world
-    try:
+
+    def read_and_embed() -> tuple[VerificationSet, _Distinct, Tensor]:
         pairs = _open_set(path, config)
         distinct = _Distinct.of(pairs.images)
-        share = embedder.share_of(distinct, path)
-    except DataError as error:
-        world.agree(str(error), DataError)
-        raise
-    world.agree(None, DataError)
+        return pairs, distinct, embedder.share_of(distinct, path)
+
+    pairs, distinct, share = world.together(read_and_embed)
     embeddings = _gather(share, world).cpu().double().numpy()
     try:
         return score_pairs(_cosines(embeddings[distinct.places]), pairs.same, config.folds, config.fars)

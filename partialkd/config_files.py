@@ -1,0 +1,92 @@
+"""Configuration files: TOML read strictly, dotted overrides, the resolved configuration written beside the results.
+
+Errors: `ConfigError`, one line a problem, with the dotted key, the rule and the value, e.g.
+`student.centres.sample_rate: must be less than or equal to 1, got 1.5`. Nothing is inherited between files; what
+`save_config` writes can be used as a configuration file again.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from partialkd.config import Config
+from partialkd.config_problems import describe
+from partialkd.errors import ConfigError
+from partialkd.files import write_text
+
+# What may differ between a run and its resumption: where and how it runs, not what it computes.
+FREE = ("dist", "evaluate", "run.folder", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints",
+        "run.tensorboard", "data.loader", "data.workers")  # fmt: skip
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides (TOML values, else text), validate."""
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin=str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
+    """Validate a nested dictionary."""
+    try:
+        return Config.model_validate(_tuples(tree))
+    except ValidationError as error:
+        lines = [describe(problem, tree) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as TOML that `load_config` reads back to an equal one."""
+    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r}: must be section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tree
+    for depth, part in enumerate(parts[:-1]):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a section")
+    table[parts[-1]] = value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def check_same_run(config: Config, path: Path) -> None:
+    """ConfigError naming the keys in which `config` differs from the saved one, other than those that may."""
+    saved, given = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
+    keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
+    changed = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
+    if changed:
+        changes = "; ".join(
+            f"{key}: must be {saved.get(key)!r} as in {path}, got {given.get(key)!r}" for key in changed
+        )
+        raise ConfigError(f"--resume goes on with the same run only. {changes}")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
