@@ -79,10 +79,8 @@ def check_same_run(config: Config, path: Path) -> None:
     keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
     changed = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
     if changed:
-        changes = "; ".join(
-            f"{key}: must be {saved.get(key)!r} as in {path}, got {given.get(key)!r}" for key in changed
-        )
-        raise ConfigError(f"--resume goes on with the same run only. {changes}")
+        changes = "; ".join(f"{key}: must be {saved.get(key)!r}, got {given.get(key)!r}" for key in changed)
+        raise ConfigError(f"--resume goes on with the run of {path} only: {changes}")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -107,11 +107,16 @@ def test_fixed_centres(method: dict[str, Any], centres: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s["student"]["model"].update(embedding_dim=8), "embedding_dim must be the teacher's 16"),
+        (lambda s: s["student"]["model"].update(embedding_dim=8), "embedding_dim: must be the teacher's 16"),
         (lambda s: s["evaluate"].update(sets=["nowhere.bin"]), r"nowhere\.bin"),
         (lambda s: s["student"].update(global_batch=25), r"student\.global_batch must be divisible by"),
         (lambda s: s["alone"].update(epochs=0.01), r"alone\."),
-        (lambda s: s["teacher"].update(source="checkpoint", path="nowhere.pt", model={"name": "vit_tiny"}), "nowhere"),
+        (
+            lambda s: s["teacher"].update(
+                source="checkpoint", path="nowhere.pt", model={"name": "vit_tiny", "embedding_dim": 16}
+            ),
+            "nowhere",
+        ),
     ],
     ids=["dimension", "set", "batch", "schedule", "teacher"],
 )
@@ -212,14 +217,16 @@ def test_failure_of_one_rank_ends_all_and_is_said_once(tmp_path: Path) -> None:
 
 def test_the_default_job_learns(tmp_path: Path) -> None:
     """The command of the README with fewer faces: the distilled student is clearly above chance on other people."""
-    small = ["teacher.train.epochs=6", "student.epochs=6", "alone.epochs=1", "run.name=learns"]
+    phases = {"teacher.train": 6, "student": 6, "alone": 1}
+    small = [f"{phase}.epochs={epochs}" for phase, epochs in phases.items()]
+    small += [f"{phase}.schedule.warmup_steps=5" for phase in phases] + ["run.name=learns"]
     faces = ["data.prepare.identities=100", "data.prepare.images_per_identity=16", "data.prepare.pairs=600"]
     places = [f"run.folder={tmp_path}", f"data.path={tmp_path}/data", f"evaluate.sets=['{tmp_path}/data/faces.bin']"]
     got = torchrun(*small, *faces, *places)
     assert got.returncode == 0, got.stderr
     result = json.loads((tmp_path / "learns" / "result.json").read_text())["sets"]["faces"]
     assert result["teacher"]["accuracy"] > 0.65
-    assert result["student"]["accuracy"] > 0.65  # measured 0.7x; chance is 0.5, its deviation 0.02
+    assert result["student"]["accuracy"] > 0.65  # measured 0.81; chance is 0.5 with a deviation of 0.02
     assert result["student"]["auc"] > 0.7
 
 
