@@ -79,6 +79,9 @@ class Job:
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
     """Collective. Everything; returns what result.json holds."""
     start = time.perf_counter()
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
+        torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(config.run.deterministic)
     stop = StopSignals()
     try:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,21 @@ from ranks import RankFailure, run
 from safetensors.torch import load_file
 
 from partialkd import job as module
-from partialkd.config_files import load_config, parse_config
+from partialkd.config_files import load_config, parse_config, save_config
 from partialkd.dist import World
 from partialkd.errors import ConfigError, Preempted
 from partialkd.job import run_job
 
 ROOT = Path(__file__).parent.parent
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--local-addr=127.0.0.1",
+    "--nproc-per-node=2",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 FACES = Path(os.environ.get("PARTIALKD_FACES", ROOT.parent / "shared" / "data"))
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -53,6 +63,7 @@ def job(world: World, settings: dict[str, Any], resume: str = "never") -> dict[s
 
 def test_the_chain_and_its_resume(tmp_path: Path) -> None:
     settings = tree(tmp_path)
+    settings["run"]["deterministic"] = True
     result, other = run(job, 2, settings)
     folder = tmp_path / "runs" / "trial"
     assert result["sets"] == other["sets"]
@@ -186,10 +197,33 @@ def test_a_signal_between_phases_is_not_lost(tmp_path: Path) -> None:
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command += ["--nproc-per-node=2", str(ROOT / "launch" / "train.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [*TORCHRUN, str(ROOT / "launch" / "train.py"), *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_usr1_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    settings = tree(tmp_path)
+    settings["teacher"]["train"] = {**settings["teacher"]["train"], "epochs": 25}
+    settings["run"]["log_every"] = 1
+    save_config(parse_config(settings), tmp_path / "run.toml")
+    metrics = tmp_path / "runs" / "trial" / "metrics.jsonl"
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), str(tmp_path / "run.toml"), "--resume", "auto"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(2400):
+            if process.poll() is not None or (metrics.exists() and metrics.read_text()):
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert said.count("teacher: stopped and saved at step ") == 1
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert lines[-1]["step"] % 10 == 0
+    assert lines[-1]["step"] < 100
+    assert subprocess.run(command, env=ENVIRONMENT, timeout=300, check=False).returncode == 0
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if line["phase"] == "teacher"] == list(range(1, 101))
+    assert (tmp_path / "runs" / "trial" / "result.json").exists()
 
 
 def test_wrong_configuration_is_said_once() -> None:
@@ -232,7 +266,7 @@ def test_the_default_job_learns(tmp_path: Path) -> None:
 
 @pytest.mark.faces
 @pytest.mark.skipif(not FACES.is_dir(), reason=f"the face photographs are not at {FACES} (PARTIALKD_FACES)")
-@pytest.mark.parametrize("name", ["faces_adadistill", "faces_arcdistill"])
+@pytest.mark.parametrize("name", ["faces_adadistill", "faces_arcdistill", "faces_margindistillation"])
 def test_real_faces_and_a_real_teacher(name: str, tmp_path: Path) -> None:
     """A shipped configuration, shortened: photographs, an ONNX teacher, LFW pairs without trained identities."""
     data = tmp_path / "data"

@@ -5,7 +5,8 @@
 target logit s * cos(theta_i + m_i): samples the teacher is sure of get the larger margin. Differs from the
 published code in D_max, the maximum over the *global* batch (at least 1e-6): theirs is taken per device, so
 that the loss changes with the number of GPUs (`per_rank_maximum = true` for parity). This costs one more
-collective, a maximum of one number, because c_i is known to the owner of the class and not to other ranks.
+collective, a maximum of one number, because c_i is known to the owner of the class and not to other ranks; and
+gradient accumulation is refused by the configuration, since a micro-step is not the global batch.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def _session(path: Path, device: torch.device) -> Any:
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    elif device.type == "cuda":
+        hint = "install onnxruntime-gpu in place of onnxruntime"
+        warnings.warn(f"{path}: this onnxruntime runs on the CPU only, slowly; {hint}", stacklevel=2)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common base
