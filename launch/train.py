@@ -1,7 +1,7 @@
 """Train: torchrun --nproc_per_node=N launch/train.py [CONFIG] [section.key=value ...] [--resume auto|never|PATH].
 
-Without CONFIG: configs/quickstart.toml. Exit status: 0 done; 1 failed; 2 wrong configuration; 75 asked to stop by
-a signal (SIGTERM, SIGINT, SIGUSR1), saved, to be started again with --resume auto.
+Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
+stop by a signal (SIGTERM, SIGINT, SIGUSR1), saved, to be started again with --resume auto. torchrun makes 1 of them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A file is one complete run; reading files and saying what is wrong with them: pa
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -277,7 +278,7 @@ class TeacherConfig(Section):
 
 
 class EvaluateConfig(Section):
-    sets: tuple[str, ...] = ()  # InsightFace .bin files; the set is named after the file
+    sets: tuple[str, ...] = ()  # InsightFace .bin files; a name without a folder lies in data.path
     fars: tuple[Share, ...] = (1e-1, 1e-2, 1e-3)
     folds: Annotated[int, Field(ge=2)] = 10
     flip: bool = True  # add the mirrored image's embedding
@@ -292,6 +293,14 @@ class Config(Section):
     student: PhaseConfig
     alone: PhaseConfig | None = None  # the same student without a teacher, for comparison
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """`evaluate` with the place of every set."""
+        sets = tuple(
+            str(Path(self.data.path) / name) if Path(name).name == name else name for name in self.evaluate.sets
+        )
+        return self.evaluate.model_copy(update={"sets": sets})
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -1,7 +1,7 @@
 """The world of ranks: devices, collectives, seeds, start and end. The only module that calls torch.distributed.
 
 Every rank is one process started by torchrun (or the only process, when there is none). NCCL joins CUDA
-devices, gloo everything else. Collectives here carry no gradient: the mathematics of DESIGN.md needs none.
+devices, gloo everything else. Collectives here carry no gradient: the mathematics of docs/one_batch.md needs none.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class World:
             raise own
         texts = [f"rank {rank}: {failure[1]}" for rank, failure in enumerate(failures) if failure]
         if texts:
-            raise next(failure[0] for failure in failures if failure)("; ".join(texts)) from own
+            kind, text = next(failure for failure in failures if failure)
+            alike = all(failure == (kind, text) for failure in failures)
+            raise kind(text if alike else "; ".join(texts)) from own
         return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:

@@ -96,6 +96,8 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         result = finish(job, time.perf_counter() - start)
         model, folder = config.student.model, job.folder / "export"
         world.on_main(lambda: export(student.state_dict(), model, job.image_size, folder))
+        if world.is_main:
+            print(f"{folder}: the student as model.onnx and model.safetensors", flush=True)
     finally:
         stop.forget()
     return result
@@ -107,7 +109,7 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     if world.is_main and facts:
         print(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}", flush=True)
     source = world.together(lambda: open_source(config.data))
-    world.together(lambda: open_sets(config.evaluate))
+    world.together(lambda: open_sets(config.evaluation))
     phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
     if config.teacher.source != "train":
         del phases["teacher"]
@@ -220,7 +222,7 @@ def _sequential(job: Job, batch: int) -> tuple[Any, SequentialPlan]:
 def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
     """Collective. Score a network on all sets."""
     data = job.config.data
-    for name, scores in evaluate_sets(embed, job.config.evaluate, data.image_size, data.resize, job.world).items():
+    for name, scores in evaluate_sets(embed, job.config.evaluation, data.image_size, data.resize, job.world).items():
         job.scores.setdefault(name, {})[who] = scores
 
 
@@ -244,7 +246,8 @@ def finish(job: Job, seconds: float) -> dict[str, Any]:
     }
     if job.world.is_main:
         write_json(job.folder / "result.json", result)
-        print(results_table(job.scores))
+        if job.scores:
+            print(results_table(job.scores))
         print(f"{job.folder}: {seconds:.0f} s on {job.world.size} ranks")
     return result
 

@@ -1,4 +1,4 @@
-"""Class centres sharded over ranks (DESIGN.md, section 2)."""
+"""Class centres sharded over ranks (docs/one_batch.md)."""
 
 from partialkd.centres.engine import Centres, Contrast
 from partialkd.centres.store import CentreStore

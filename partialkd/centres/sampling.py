@@ -3,8 +3,8 @@
 A row is drawn when a hash of (seed, step, class id) falls below the sample rate. The choice therefore depends
 neither on the world size nor on the chunk size, it needs no list of rows, and the second sweep of trainable
 centres finds the same rows again by asking again. The number of rows drawn varies around rate * C by about
-sqrt(rate * (1 - rate) * C). (DESIGN.md seeds by (seed, step, rank), which changes with the world size;
-Partial FC, arXiv:2203.15565, draws an exact number per rank.)
+sqrt(rate * (1 - rate) * C). (Partial FC, arXiv:2203.15565, draws an exact number on every rank, so that its sample
+changes with the world size.)
 """
 
 from __future__ import annotations

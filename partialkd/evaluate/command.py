@@ -12,7 +12,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -61,7 +61,7 @@ def open_network(options: argparse.Namespace, world: World) -> Teacher:
     named = {key: getattr(options, key) for key in ("mean", "std", "colour") if getattr(options, key) is not None}
     settings: dict[str, Any] = {"source": "checkpoint", "path": options.file}
     try:
-        if named or _described_size(options) is None or options.input_size:
+        if named or options.file.endswith(".onnx") or _described_size(options) is None or options.input_size:
             settings["input"] = InputConfig(size=size, **named)
         if options.file.endswith(".onnx"):
             settings |= {"source": "onnx", "embedding_dim": options.embedding_dim or onnx_width(options.file)}
@@ -76,21 +76,30 @@ def open_network(options: argparse.Namespace, world: World) -> Teacher:
 
 def onnx_width(path: str) -> int:
     """Numbers an image that an ONNX file's only output declares."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file")
-    import onnx
-
-    try:
-        outputs = onnx.load(path, load_external_data=False).graph.output
-        shapes = [[size.dim_value for size in output.type.tensor_type.shape.dim] for output in outputs]
-    except Exception as error:  # protobuf's errors have no public base
-        raise ConfigError(f"{path}: not an ONNX file: {error}") from error
+    shapes = _onnx_shapes(path, "output")
     if len(shapes) != 1 or len(shapes[0]) < 2 or not all(shapes[0][1:]):
         raise ConfigError(f"{path}: does not say how long its embedding is, give --embedding-dim; outputs {shapes}")
     return math.prod(shapes[0][1:])
 
 
+def _onnx_shapes(path: str, side: Literal["input", "output"]) -> list[list[int]]:
+    """Shapes of an ONNX file's inputs or outputs, 0 where the file leaves a size open."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file")
+    import onnx
+
+    try:
+        values = getattr(onnx.load(path, load_external_data=False).graph, side)
+        return [[size.dim_value for size in value.type.tensor_type.shape.dim] for value in values]
+    except Exception as error:  # protobuf's errors have no public base
+        raise ConfigError(f"{path}: not an ONNX file: {error}") from error
+
+
 def _described_size(options: argparse.Namespace) -> int | None:
+    """Pixels a side of its input, as far as the file says."""
+    if options.file.endswith(".onnx"):
+        shapes = _onnx_shapes(options.file, "input")
+        return (shapes[0][-1] or None) if shapes and len(shapes[0]) == 4 else None
     if options.model is not None or not options.file.endswith(".safetensors"):
         return None
     return read_description(options.file)[1]
