@@ -155,7 +155,7 @@ def test_newest_ignores_what_is_not_complete(tmp_path: Path) -> None:
     (tmp_path / "step_final").mkdir()
     assert checkpoint.newest(tmp_path) == good
     for path, reason in (
-        (truncated, "rank 0: .*student.safetensors: must have [0-9]+ bytes, got 20"),
+        (truncated, "student.safetensors: must have [0-9]+ bytes, got 20"),
         (without, "manifest.json"),
         (other, "__0_0.distcp"),
         (foreign, "format must be 1, got 99"),
