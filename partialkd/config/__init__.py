@@ -1,0 +1,48 @@
+"""Typed, frozen, strict configuration: every key with its type, range, default and unit.
+
+A file is one complete run; reading files and saying what is wrong with them: partialkd.config_files.
+"""
+
+from partialkd.config.data import ArchiveConfig, DataConfig, ProceduralConfig
+from partialkd.config.job import Config, EvaluateConfig
+from partialkd.config.methods import (
+    METHODS_WITH_TEACHER,
+    AdaDistillConfig,
+    ArcDistillConfig,
+    ArcFaceConfig,
+    CombinedMargin,
+    CosDistillConfig,
+    CosFaceConfig,
+    MarginDistillationConfig,
+    MethodConfig,
+)
+from partialkd.config.models import InputConfig, ModelConfig
+from partialkd.config.run import DistConfig, RunConfig
+from partialkd.config.teacher import TeacherConfig
+from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig
+
+__all__ = [
+    "METHODS_WITH_TEACHER",
+    "AdaDistillConfig",
+    "ArcDistillConfig",
+    "ArcFaceConfig",
+    "ArchiveConfig",
+    "CentresConfig",
+    "CombinedMargin",
+    "Config",
+    "CosDistillConfig",
+    "CosFaceConfig",
+    "DataConfig",
+    "DistConfig",
+    "EvaluateConfig",
+    "InputConfig",
+    "MarginDistillationConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "ProceduralConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TeacherConfig",
+]

@@ -1,0 +1,47 @@
+"""Which images, how they are read, and in what order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from partialkd.config.base import Count, Positive, Probability, Section
+
+
+class ProceduralConfig(Section):
+    """Parametric face drawings, made once into `data.path`: training records and a verification set of others."""
+
+    kind: Literal["procedural"]
+    identities: Annotated[int, Field(ge=2)] = 400
+    images_per_identity: Annotated[int, Field(ge=2)] = 24
+    held_out_identities: Annotated[int, Field(ge=2)] = 120
+    pairs: Annotated[int, Field(ge=10, multiple_of=2)] = 3000  # half of one person, half of two
+    seed: Count = 0
+
+
+class ArchiveConfig(Section):
+    """Real images: `<identity>/<image>` in a .tar.gz or folder, packed once into `data.path`."""
+
+    kind: Literal["archive"]
+    images: str  # archive or folder of the training identities
+    exclude_identities: str | None = None  # text file, an identity a line: left out of training
+    pairs_images: str | None = None  # archive or folder of the evaluated images
+    pairs: str | None = None  # CSV `a,b,same` in fold order, paths inside pairs_images
+    max_identities: Positive | None = None
+    min_images: Positive = 1  # identities with fewer are left out
+    max_pairs: Positive | None = None  # evenly from every fold; for short runs
+
+
+class DataConfig(Section):
+    source: Literal["recordio", "folder", "synthetic"] = "recordio"
+    path: str  # folder with train.rec, train.idx, property; or <identity>/<image> files
+    image_size: Annotated[int, Field(ge=16, le=512)] = 112
+    resize: bool = False  # False: a record of another size is an error
+    loader: Literal["dali", "jpeg"] = "dali"
+    workers: Positive = 2  # decoding threads a rank
+    flip: bool = True  # mirror half of the images
+    grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
+    prepare: Annotated[ProceduralConfig | ArchiveConfig, Field(discriminator="kind")] | None = None
+    synthetic_identities: Positive = 1000  # source = "synthetic" only
+    synthetic_images: Positive = 10000

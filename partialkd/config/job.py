@@ -1,0 +1,56 @@
+"""The whole of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from partialkd.config.base import Positive, Section, Share
+from partialkd.config.data import DataConfig
+from partialkd.config.methods import METHODS_WITH_TEACHER
+from partialkd.config.run import DistConfig, RunConfig
+from partialkd.config.teacher import TeacherConfig
+from partialkd.config.training import PhaseConfig
+
+
+class EvaluateConfig(Section):
+    sets: tuple[str, ...] = ()  # InsightFace .bin files; a name without a folder lies in data.path
+    fars: tuple[Share, ...] = (1e-1, 1e-2, 1e-3)
+    folds: Annotated[int, Field(ge=2)] = 10
+    flip: bool = True  # add the mirrored image's embedding
+    batch: Positive = 128  # images a forward, per rank
+
+
+class Config(Section):
+    run: RunConfig
+    dist: DistConfig = DistConfig()
+    data: DataConfig
+    teacher: TeacherConfig = TeacherConfig()
+    student: PhaseConfig
+    alone: PhaseConfig | None = None  # the same student without a teacher, for comparison
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """`evaluate` with the place of every set."""
+        sets = tuple(
+            str(Path(self.data.path) / name) if Path(name).name == name else name for name in self.evaluate.sets
+        )
+        return self.evaluate.model_copy(update={"sets": sets})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        method, teacher = self.student.method.name, self.teacher
+        if method in METHODS_WITH_TEACHER:
+            if teacher.source == "none":
+                raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method}"')
+            emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
+            if emitted not in (None, wanted):
+                rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
+                raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
+        for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
+            if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
+                raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
+        return self

@@ -1,0 +1,32 @@
+"""Networks, ours and foreign ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from partialkd.config.base import PositiveFloat, Section
+
+
+class ModelConfig(Section):
+    name: Literal[
+        "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
+        "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc",
+        "vit_tiny", "vit_small", "vit_base",
+    ]  # fmt: skip
+    embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
+    width: PositiveFloat = 1.0  # multiplies the channel counts; 1.0 is the published network
+    depth: PositiveFloat = 1.0  # multiplies the blocks of each stage, at least one
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    channels_last: bool = False
+    activation_checkpointing: bool = False
+
+
+class InputConfig(Section):
+    """What a foreign network expects: pixels 0..255 become (pixel - mean) / std in this order and size."""
+
+    size: Annotated[int, Field(ge=16, le=512)] = 112
+    mean: float = 127.5
+    std: PositiveFloat = 127.5
+    colour: Literal["rgb", "bgr"] = "rgb"

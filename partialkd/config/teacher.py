@@ -1,0 +1,46 @@
+"""Where the teacher and its centres come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from partialkd.config.base import Positive, Section
+from partialkd.config.models import InputConfig, ModelConfig
+from partialkd.config.training import PhaseConfig
+
+
+class TeacherConfig(Section):
+    """Where the teacher comes from: trained first by this run, a state_dict of our models, or an ONNX file."""
+
+    source: Literal["none", "train", "checkpoint", "onnx"] = "none"
+    path: str | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
+    model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
+    input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
+    embedding_dim: Positive | None = None  # source = "onnx": checked against what the file emits
+    project_to: Positive | None = None  # one fixed orthogonal projection of embeddings and centres alike
+    centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
+    classifier: str | None = None  # centres = "classifier": file with the rows (C, D)
+    label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
+    train: PhaseConfig | None = None  # source = "train"; without effect with another source
+
+    @property
+    def known_dim(self) -> int | None:
+        """Dimension of its embeddings as far as the configuration says; None: the file does."""
+        model = {"train": self.train and self.train.model, "checkpoint": self.model}.get(self.source)
+        return self.project_to or (model.embedding_dim if model else self.embedding_dim)
+
+    @model_validator(mode="after")
+    def _complete(self) -> TeacherConfig:
+        needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
+        if self.path is not None and self.path.endswith(".safetensors"):
+            needs["checkpoint"] = ["path"]  # such a file may describe its network itself
+        for key in needs[self.source]:
+            if getattr(self, key) is None:
+                raise ValueError(f'{key} is required with source = "{self.source}"')
+        if self.centres == "classifier" and self.source != "train":  # a teacher trained here brings its own
+            for key in ("classifier", "label_map"):
+                if getattr(self, key) is None:
+                    raise ValueError(f'{key} is required with centres = "classifier"')
+        return self

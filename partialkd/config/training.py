@@ -1,0 +1,73 @@
+"""One network trained once: model, method, centres, optimiser, schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
+from partialkd.config.methods import MarginDistillationConfig, MethodConfig
+from partialkd.config.models import ModelConfig
+
+
+class CentresConfig(Section):
+    sample_rate: Share = 1.0  # share of the rows compared with in a step
+    store: Literal["fp32", "bf16"] = "fp32"
+    backend: Literal["chunked", "reference"] = "chunked"
+    chunk_rows: Positive | None = None  # rows a chunk of the sweep; None: from the batch size
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # adamw
+    eps: PositiveFloat = 1e-8  # adamw
+    weight_decay: NonNegativeFloat = 5e-4
+    clip_norm: NonNegativeFloat = 5.0  # 0: no clipping; the student's gradient, centres are not part of it
+
+
+class ScheduleConfig(Section):
+    """Factor on the learning rate, per optimiser step. Milestones in zero-based epochs or in steps."""
+
+    name: Literal["constant", "step", "poly", "cosine"] = "poly"
+    warmup_steps: Count = 0
+    milestone_epochs: tuple[Positive, ...] = ()
+    milestone_steps: tuple[Positive, ...] = ()
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # step
+    power: PositiveFloat = 2.0  # poly
+    final: Probability = 0.0  # cosine, poly: factor reached at the end
+
+
+class PhaseConfig(Section):
+    """One network trained once: the teacher, the distilled student, or the student alone."""
+
+    model: ModelConfig
+    method: MethodConfig
+    centres: CentresConfig = CentresConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    epochs: PositiveFloat
+    max_steps: Positive | None = None  # optimiser steps; ends a run early (the schedule keeps its length)
+    global_batch: Positive  # images an optimiser step, over all ranks and micro-steps
+    accumulation: Positive = 1  # micro-steps an optimiser step
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sync_batchnorm: bool = False
+    freeze_batchnorm: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PhaseConfig:
+        if self.global_batch % self.accumulation:
+            raise ValueError(
+                f"global_batch must be divisible by accumulation ({self.accumulation}), got {self.global_batch}"
+            )
+        if self.schedule.milestone_epochs and self.schedule.milestone_steps:
+            steps = list(self.schedule.milestone_steps)
+            raise ValueError(f"schedule.milestone_steps must be empty beside milestone_epochs, got {steps}")
+        whole = isinstance(self.method, MarginDistillationConfig) and not self.method.per_rank_maximum
+        if whole and self.accumulation > 1:  # D_max is taken over the global batch, which must be there at once
+            rule = "must be 1 with margindistillation (unless method.per_rank_maximum = true)"
+            raise ValueError(f"accumulation {rule}, got {self.accumulation}")
+        return self
