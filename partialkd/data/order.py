@@ -67,11 +67,11 @@ class TrainingPlan:
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image is mirrored, one half of all on average."""
-        return _uniform(self.seed, _FLIP, epoch, indices) < (0.5 if self.flip else 0.0)
+        return uniform(self.seed, _FLIP, epoch, indices) < (0.5 if self.flip else 0.0)
 
     def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image loses its colours, a share `grey` of all on average."""
-        return _uniform(self.seed, _GREY, epoch, indices) < self.grey
+        return uniform(self.seed, _GREY, epoch, indices) < self.grey
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._cached[0] != epoch:
@@ -112,8 +112,11 @@ def _check_step(micro_step: int, micro_steps: int) -> None:
         raise ValueError(f"micro_step must be in [0, {micro_steps}), got {micro_step}")
 
 
-def _uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index), by repeated SplitMix64 finalisers."""
+def uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index), by repeated SplitMix64 finalisers.
+
+    Every random choice about one record (flip, grey, an augmentation) takes a salt of its own.
+    """
     mixed = np.zeros(len(indices), dtype=np.uint64)
     for word in (seed & (1 << 64) - 1, salt, epoch, indices.astype(np.uint64)):
         mixed = _mix(mixed + np.asarray(word, dtype=np.uint64) + _GOLDEN)
