@@ -19,12 +19,13 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up: a module imports from its own layer and those below. The longest name that fits counts.
 LAYERS = (
-    ("", "errors", "files", "config", "config_files", "config_problems", "centres.shard"),
+    ("", "errors", "files", "flight_recorder", "config", "config_files", "config_problems", "centres.shard"),
     ("dist",),
     ("launching", "stopping"),
     ("centres", "margin", "models", "data", "schedule", "optimizer", "sharded_file"),
     ("methods",),
     ("student", "checkpoint", "evaluate", "export", "progress", "teacher_centres"),
+    ("run_state",),
     ("trainer", "run_folder"),
     ("job",),
     ("launch",),
