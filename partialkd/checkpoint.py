@@ -72,6 +72,30 @@ def save(root: Path, snapshot: Snapshot, world: World, keep: int) -> Path:
     return final
 
 
+class Saver:
+    """Writes the checkpoints of one run into `root`, the `keep` newest of them kept."""
+
+    def __init__(
+        self, root: Path, world: World, keep: int, asynchronous: bool = False, keep_best: bool = False
+    ) -> None:
+        self.root, self.world, self.keep = root, world, keep
+        self.asynchronous, self.keep_best = asynchronous, keep_best
+
+    def save(self, snapshot: Snapshot, score: float | None = None) -> Path:
+        """Collective. Begin writing, after the one before is finished; its tensors may change once this returns.
+
+        Raises CheckpointError on every rank if this one, or the one before in the background, cannot be written.
+        `score`: lower is better; with keep_best, the best one is kept beside the newest.
+        """
+        return save(self.root, snapshot, self.world, self.keep)
+
+    def wait(self) -> None:
+        """Collective. Until the last save is complete; raises CheckpointError on every rank if it failed."""
+
+    def close(self) -> None:
+        """Not collective: for the end of a run, failed or not, in a `finally`. Never waits long, never raises."""
+
+
 def newest(root: Path) -> Path | None:
     """The complete checkpoint with the most steps; one process's view: let one rank choose and tell the others."""
     return next(reversed(complete(root)), None)
@@ -80,10 +104,10 @@ def newest(root: Path) -> Path | None:
 def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     """Collective. What this rank needs of a checkpoint written at any world size.
 
-    The local state of rank r is the one saved by rank r; a rank that did not exist then takes rank 0's, random
-    number generators included.
+    At the saved world size `local` is this rank's own. At another it is the same on every rank: floating-point
+    "buffer.*" entries are the mean over all saved ranks, "rng.*" entries are absent, others are rank 0's.
     """
-    return _everywhere(world, f"loading {path}", lambda: _read(path, world.rank, shard, num_classes))
+    return _everywhere(world, f"loading {path}", lambda: _read(path, world, shard, num_classes))
 
 
 def _everywhere(world: World, doing: str, action: Callable[[], T]) -> T:
@@ -202,20 +226,35 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _read(path: Path, rank: int, shard: range, num_classes: int) -> Snapshot:
+def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     fault = _fault(path)
     if fault:
         raise CheckpointError(fault)
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     if manifest["num_classes"] != num_classes:
         raise CheckpointError(f"must hold the centres of {num_classes} classes, got {manifest['num_classes']}")
-    owner = rank if rank < manifest["world_size"] else 0
     return Snapshot(
         step=manifest["step"],
         student=load_file(path / "student.safetensors"),
-        local=load_file(path / "local" / f"{owner:05d}.safetensors"),
+        local=_read_local(path, manifest["world_size"], world),
         centres=read_rows(path / "centres", shard),
         shard=shard,
         num_classes=num_classes,
         progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
     )
+
+
+def _read_local(path: Path, saved_by: int, world: World) -> dict[str, Tensor]:
+    files = [path / "local" / f"{rank:05d}.safetensors" for rank in range(saved_by)]
+    if saved_by == world.size:
+        return load_file(files[world.rank])
+    return _shared_local([load_file(file) for file in files])
+
+
+def _shared_local(saved: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The local state for ranks that are not those that saved, from all of theirs."""
+    shared = {key: value for key, value in saved[0].items() if not key.startswith("rng.")}
+    for key, value in shared.items():
+        if key.startswith("buffer.") and value.is_floating_point():
+            shared[key] = torch.stack([one[key].double() for one in saved]).mean(dim=0).to(value.dtype)
+    return shared

@@ -49,7 +49,8 @@ def _snapshot(world: World, num_classes: int, step: int = 0) -> Snapshot:
         student=_student(step) if world.is_main else {},
         local={
             "buffer.mean": torch.full((3,), float(world.rank)),
-            "rng": torch.full((4,), world.rank, dtype=torch.uint8),
+            "buffer.count": torch.tensor(10 + world.rank),
+            "rng.cpu": torch.full((4,), world.rank, dtype=torch.uint8),
         },
         centres={name: x[shard.start : shard.stop] for name, x in _full(num_classes, step).items()},
         shard=shard,
@@ -70,8 +71,9 @@ def _load(world: World, path: Path, num_classes: int) -> dict[str, Any]:
 
 
 def _resave(world: World, path: Path, root: Path, num_classes: int) -> None:
-    shard = shard_of(num_classes, world.rank, world.size)
-    checkpoint.save(root, checkpoint.load(path, world, shard, num_classes), world, keep=9)
+    snapshot = checkpoint.load(path, world, shard_of(num_classes, world.rank, world.size), num_classes)
+    snapshot.local = _snapshot(world, num_classes).local
+    checkpoint.save(root, snapshot, world, keep=9)
 
 
 def _expect(results: list[dict[str, Any]], num_classes: int, saved_by: int, step: int) -> None:
@@ -81,9 +83,7 @@ def _expect(results: list[dict[str, Any]], num_classes: int, saved_by: int, step
         assert got["shard"] == shard
         assert got["step"] == step
         assert got["progress"] == {"epoch": 3, "phase": "student", "losses": [0.5, 1e-7]}
-        owner = rank if rank < saved_by else 0
-        assert got["local"]["rng"].tolist() == [owner] * 4
-        assert got["local"]["buffer.mean"].tolist() == [owner] * 3
+        _expect_local(got["local"], rank, len(results), saved_by)
         for given, expected in ((got["student"], _student(step)), (got["centres"], _full(num_classes, step))):
             assert set(given) == set(expected)
         for name, value in _student(step).items():
@@ -91,6 +91,15 @@ def _expect(results: list[dict[str, Any]], num_classes: int, saved_by: int, step
         for name, value in full.items():
             assert got["centres"][name].dtype == value.dtype
             torch.testing.assert_close(got["centres"][name], value[shard.start : shard.stop], rtol=0, atol=0)
+
+
+def _expect_local(local: dict[str, Tensor], rank: int, world_size: int, saved_by: int) -> None:
+    """A rank's own, or what the mean over the saved ranks makes of it for all."""
+    same = world_size == saved_by
+    assert set(local) == {"buffer.mean", "buffer.count"} | ({"rng.cpu"} if same else set())
+    assert local["buffer.mean"].tolist() == [rank if same else (saved_by - 1) / 2] * 3
+    assert local["buffer.count"].item() == 10 + (rank if same else 0)
+    assert not same or local["rng.cpu"].tolist() == [rank] * 4
 
 
 @pytest.mark.distributed
@@ -215,7 +224,7 @@ def _save_with(world: World, root: Path, fault: str) -> tuple[str, str]:
     snapshot = _snapshot(world, 10, step=20)
     limit = resource.RLIM_INFINITY
     if world.rank == 1 and fault == "local":
-        snapshot.local["rng"], limit = torch.zeros(40_000, dtype=torch.uint8), 20_000
+        snapshot.local["rng.cpu"], limit = torch.zeros(40_000, dtype=torch.uint8), 20_000
     if fault == "centres":
         snapshot.centres["wide"] = torch.zeros(len(snapshot.shard), 5000)
         limit = 20_000 if world.rank == 1 else limit
