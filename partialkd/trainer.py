@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
@@ -27,11 +26,12 @@ from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import Source
 from partialkd.dist import World, seed_rank
-from partialkd.errors import CheckpointError, ConfigError, PartialKDError, Preempted
+from partialkd.errors import ConfigError, PartialKDError, Preempted
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
 from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
+from partialkd.run_state import Position, capture, identity, restore
 from partialkd.schedule import Schedule
 from partialkd.stopping import StopSignals
 from partialkd.student import Student
@@ -42,6 +42,7 @@ AGREE_EVERY = 10  # optimiser steps
 def plan_of(name: str, phase: PhaseConfig, config: Config, num_records: int, world: World) -> TrainingPlan:
     """The order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
     key, data = key_of(name), config.data
+    _check_world_size(key, phase, world.size)
     try:
         plan = TrainingPlan(
             num_records, phase.global_batch, phase.accumulation, world.rank, world.size, config.run.seed,
@@ -51,6 +52,18 @@ def plan_of(name: str, phase: PhaseConfig, config: Config, num_records: int, wor
         raise ConfigError(f"{key}.{error}") from error
     Schedule.of_phase(phase, plan.micro_steps, key)
     return plan
+
+
+def _check_world_size(key: str, phase: PhaseConfig, size: int) -> None:
+    """A run may be resumed at another number of ranks, but not at every one."""
+    batch, accumulation = phase.global_batch, phase.accumulation
+    if batch % (accumulation * size):
+        each = batch // accumulation
+        fitting = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0)
+        raise ConfigError(
+            f"{key}.global_batch must be divisible by accumulation x world size ({accumulation} x {size} = "
+            f"{accumulation * size}), got {batch}; with this batch and accumulation the world size may be {fitting}"
+        )
 
 
 def key_of(name: str) -> str:
@@ -164,58 +177,29 @@ class Trainer:
         """Collective. Everything the run needs to go on from here; refused if the last gradient was not finite."""
         if not math.isfinite(self.student.grad_norm or 0.0):
             raise PartialKDError(f"{self.name}: the gradient of step {self.student.steps} is not finite; not saved")
-        progress = {**self._identity(), "epoch": self.epoch, "micro_steps_done": self.micro_steps_done}
-        snapshot = checkpoint.Snapshot(
-            step=self.student.steps,
-            student=self.student.state(),
-            local={**self.student.local_state(), **_random_state(self.world)},
-            centres={} if self.method.kind == "fixed" else self.store.state(),  # nobody moves fixed centres
-            shard=self.store.shard,
-            num_classes=self.store.num_classes,
-            progress=progress,
-        )
+        position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
+        moving = self.method.kind != "fixed"
+        snapshot = capture(self.student, self.centres, position, self._identity(), moving)
         self._saved_step = snapshot.step
         return checkpoint.save(self.folder / "checkpoints", snapshot, self.world, self.config.run.keep_checkpoints)
 
     def load(self, path: Path) -> None:
-        """Collective. Go on where `save` was called, with the same losses."""
+        """Collective. Go on where `save` was called, on any number of ranks."""
         snapshot = checkpoint.load(path, self.world, self.store.shard, self.store.num_classes)
-        for key, value in self._identity().items():
-            if snapshot.progress[key] != value:
-                raise CheckpointError(f"{path}: made with {key} = {snapshot.progress[key]!r}, this run has {value!r}")
-        self.student.load_state(snapshot.student, snapshot.local)
-        if snapshot.centres:
-            self.store.load_state(snapshot.centres)
-        self.centres.steps = self._saved_step = snapshot.step
-        self.epoch, self.micro_steps_done = snapshot.progress["epoch"], snapshot.progress["micro_steps_done"]
-        _set_random_state(snapshot.local, self.world)
+        seed = self.config.run.seed
+        position = restore(snapshot, self.student, self.centres, self._identity(), seed, path)
+        self.epoch, self.micro_steps_done = position.epoch, position.micro_steps(self._micro_batch)
+        self._saved_step = snapshot.step
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be the same run."""
-        return {
-            "phase": self.name,
-            "seed": self.config.run.seed,
-            "data": self.source.fingerprint,
-            "global_batch": self.phase.global_batch,
-            "accumulation": self.phase.accumulation,
-            "model": self.phase.model.model_dump(mode="json"),
-            "method": self.phase.method.model_dump(mode="json"),
-        }
+        return identity(self.name, self.phase, self.config, self.source.fingerprint)
+
+    @property
+    def _micro_batch(self) -> int:
+        """Samples a micro-step, of all ranks."""
+        return self.phase.global_batch // self.phase.accumulation
 
 
 def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:
     optimizer = make_row_optimizer(store, phase.optimizer) if kind == "trainable" else None
     return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer)
-
-
-def _random_state(world: World) -> dict[str, Tensor]:
-    state = {"rng.cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        state["rng.cuda"] = torch.cuda.get_rng_state(world.device)
-    return state
-
-
-def _set_random_state(local: dict[str, Tensor], world: World) -> None:
-    torch.set_rng_state(local["rng.cpu"])
-    if world.device.type == "cuda" and "rng.cuda" in local:
-        torch.cuda.set_rng_state(local["rng.cuda"], world.device)

@@ -96,9 +96,14 @@ class CentreStore:
         return {"unit": self.unit, "length": self.length, "seen": self.seen, **moments}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over tensors of this shard, moments included."""
-        for name in ("unit", "length", "seen"):
-            getattr(self, name).copy_(state[name])
+        """Take over tensors of this shard, moments included. Rows kept in another precision are converted."""
+        if state["unit"].dtype == self.unit.dtype:
+            self.unit.copy_(state["unit"])
+            self.length.copy_(state["length"])
+        else:  # split again, since a row that was rounded is not quite of unit length
+            length = state["length"].to(self.length)
+            self.replace(slice(None), state["unit"].to(length) * length[:, None])
+        self.seen.copy_(state["seen"])
         for key, value in state.items():
             if key.startswith("moment."):
                 self.moments[key.removeprefix("moment.")] = value.to(self.device)

@@ -1,0 +1,115 @@
+"""What a run needs to go on from here, as a checkpoint's Snapshot: taken from a phase in training, put back into one.
+
+The number of ranks, the micro-steps a step, the ZeRO stage and the precision in which centres are kept may all differ
+between the two. What must be equal stands in `identity`. The position in the epoch counts samples of all ranks, so that
+a run goes on with the record after the last one it learnt from, however the global batch is cut.
+
+At the same number of ranks a run goes on bit for bit. At another one, with the same global batch:
+- the student's parameters and moments, the rate's schedule, the centres with their moments and which have been seen are
+  the same numbers, and so are the rows drawn in a sampled step: losses differ by the rounding of sums (float32, frozen
+  BatchNorm: about 1e-6 of the loss);
+- live BatchNorm goes on from running statistics averaged over the ranks that saved, and normalises by the statistics of
+  batches of another size, as it would from the start at that number of ranks; SyncBatchNorm's batches stay the same;
+- random numbers (dropout) come from new streams, one for each (seed, rank, step): no two ranks share one, and none is
+  drawn from twice.
+With another accumulation, moving-average centres move at other moments and the positives of a sampled step are those of
+other micro-batches: these losses are close, not equal.
+
+Errors: CheckpointError naming the path, the entry and both values; nothing has been changed then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partialkd.centres import Centres
+from partialkd.checkpoint import Snapshot
+from partialkd.config import Config, PhaseConfig
+from partialkd.dist import World
+from partialkd.errors import CheckpointError
+from partialkd.student import Student
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the reading of the records is, at the end of an optimiser step."""
+
+    epoch: int  # zero-based
+    samples: int  # read of this epoch by all ranks together
+
+    def micro_steps(self, samples_each: int) -> int:
+        """Micro-steps of `samples_each` samples (of all ranks together) that cover what was read."""
+        assert self.samples % samples_each == 0, "a position lies between two optimiser steps"
+        return self.samples // samples_each
+
+
+def identity(name: str, phase: PhaseConfig, config: Config, data: str) -> dict[str, Any]:
+    """What must be equal for a run to be the same run; `data`: the fingerprint of its records."""
+    return {
+        "phase": name,
+        "seed": config.run.seed,
+        "data": data,
+        "global_batch": phase.global_batch,
+        "model": phase.model.model_dump(mode="json"),
+        "method": phase.method.model_dump(mode="json"),
+    }
+
+
+def capture(
+    student: Student, centres: Centres, position: Position, facts: dict[str, Any], centres_move: bool
+) -> Snapshot:
+    """Collective. The state of a phase between two optimiser steps; `facts`: its identity, and other JSON to keep."""
+    store = centres.store
+    return Snapshot(
+        step=student.steps,
+        student=student.state(),
+        local={**student.local_state(), **_random_state(student.world)},
+        centres=store.state() if centres_move else {},  # the others are made again from the teacher
+        shard=store.shard,
+        num_classes=store.num_classes,
+        progress={**facts, "epoch": position.epoch, "samples": position.samples},
+    )
+
+
+def restore(
+    snapshot: Snapshot, student: Student, centres: Centres, facts: dict[str, Any], seed: int, path: Path
+) -> Position:
+    """Collective. Put a loaded snapshot into a phase of the same identity -> where to go on reading."""
+    saved = snapshot.progress
+    differ = [key for key, value in facts.items() if saved.get(key) != value]
+    problem = "; ".join(f"{path}: made with {key} = {saved.get(key)!r}, this run has {facts[key]!r}" for key in differ)
+    student.world.agree(problem or None, CheckpointError)
+    student.load_state(snapshot.student, snapshot.local)
+    if snapshot.centres:
+        centres.store.load_state(snapshot.centres)
+    centres.steps = snapshot.step
+    _set_random_state(snapshot, seed, student.world)
+    return Position(saved["epoch"], saved["samples"])
+
+
+def stream_seed(seed: int, rank: int, step: int) -> int:
+    """The seed of a rank's random numbers from `step` on: another one for each (seed, rank, step)."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _random_state(world: World) -> dict[str, Tensor]:
+    state = {"rng.cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state(world.device)
+    return state
+
+
+def _set_random_state(snapshot: Snapshot, seed: int, world: World) -> None:
+    """Go on with this rank's own stream; with a new one where the snapshot holds none for it."""
+    torch.manual_seed(stream_seed(seed, world.rank, snapshot.step))  # of all devices
+    if "rng.cpu" in snapshot.local:
+        torch.set_rng_state(snapshot.local["rng.cpu"])
+    if "rng.cuda" in snapshot.local and world.device.type == "cuda":
+        torch.cuda.set_rng_state(snapshot.local["rng.cuda"], world.device)
