@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import Source
 from partialkd.dist import World, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted
+from partialkd.evaluate.verification import evaluate_sets
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
 from partialkd.models.teacher import Teacher
@@ -98,6 +100,10 @@ class Trainer:
         network = build_model(phase.model, config.data.image_size)
         self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name))
         seed_rank(seed, world)
+        run = config.run
+        self.saver = checkpoint.Saver(
+            folder / "checkpoints", world, run.keep_checkpoints, run.checkpoint_async, run.keep_best
+        )
         self.epoch = self.micro_steps_done = 0  # position in the epoch
         self._saved_step = -1
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -115,11 +121,13 @@ class Trainer:
         ) as progress:
             self._train(progress)
         if self._saved_step != self.student.steps:
-            self.save()
+            self.save(self._score())
+        self.saver.wait()
         return self.student.network()
 
     def close(self) -> None:
-        """Give back the loader's threads and DeepSpeed's hooks."""
+        """Give back the loader's threads and DeepSpeed's hooks, and what writes checkpoints."""
+        self.saver.close()
         self.loader.close()
         self.student.close()
 
@@ -157,10 +165,11 @@ class Trainer:
             values = self._means(outcomes)
             progress.log(step, self.epoch, values.pop("loss"), lr, speed.since_last(step), values)
         if not last and step % AGREE_EVERY == 0 and self.stop.agreed(self.world):
-            self.save()
+            self.save()  # without a score: there may be little time
+            self.saver.wait()
             raise Preempted(f"{self.name}: stopped and saved at step {step}")
         if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
-            self.save()
+            self.save(self._score())
 
     def _means(self, outcomes: list[Outcome]) -> dict[str, float]:
         """Loss and the method's values, means over micro-steps and ranks; one collective. The loss must be finite."""
@@ -173,15 +182,26 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- save and resume
 
-    def save(self) -> Path:
-        """Collective. Everything the run needs to go on from here; refused if the last gradient was not finite."""
+    def save(self, score: float | None = None) -> Path:
+        """Collective. Everything the run needs to go on from here; refused if the last gradient was not finite.
+
+        Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
+        """
         if not math.isfinite(self.student.grad_norm or 0.0):
             raise PartialKDError(f"{self.name}: the gradient of step {self.student.steps} is not finite; not saved")
         position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
         moving = self.method.kind != "fixed"
         snapshot = capture(self.student, self.centres, position, self._identity(), moving)
         self._saved_step = snapshot.step
-        return checkpoint.save(self.folder / "checkpoints", snapshot, self.world, self.config.run.keep_checkpoints)
+        return self.saver.save(snapshot, score)
+
+    def _score(self) -> float | None:
+        """Collective. How bad the student is now, for `run.keep_best`: its mean share of wrong pairs in all sets."""
+        if not self.config.run.keep_best:
+            return None
+        data, sets = self.config.data, self.config.evaluation
+        scores = evaluate_sets(self.student.network(), sets, data.image_size, data.resize, self.world)
+        return 1 - mean(score.accuracy for score in scores.values())
 
     def load(self, path: Path) -> None:
         """Collective. Go on where `save` was called, on any number of ranks."""

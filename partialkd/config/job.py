@@ -42,6 +42,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.run.keep_best and not self.evaluate.sets:
+            raise ValueError("run.keep_best must be false without evaluate.sets, got true")
         method, teacher = self.student.method.name, self.teacher
         if method in METHODS_WITH_TEACHER:
             if teacher.source == "none":
