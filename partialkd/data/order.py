@@ -23,6 +23,7 @@ class Plan(Protocol):
 
     micro_steps: int  # an epoch, the same on every rank
     local_batch: int  # the largest batch of this rank
+    seed: int | None  # of the choices about records (`uniform`); None: records come as they are
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray: ...
 
@@ -87,6 +88,8 @@ class SequentialPlan:
 
     Micro-step m covers records [m * B, (m + 1) * B), B = local_batch * world_size, rank r the r-th part of them.
     """
+
+    seed = None
 
     def __init__(self, num_records: int, local_batch: int, rank: int, world_size: int) -> None:
         if local_batch < 1:
