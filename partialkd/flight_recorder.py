@@ -81,7 +81,7 @@ def _collectives() -> list[dict[str, Any]]:
 
 
 class _Plain(pickle.Unpickler):
-    """The form in which torch hands its list over: dictionaries, lists, texts and numbers, nothing that is looked up."""
+    """The form in which torch hands its list over: dictionaries, lists, texts and numbers, no names to look up."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} in the list of collectives")
