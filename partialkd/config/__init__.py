@@ -17,7 +17,7 @@ from partialkd.config.methods import (
     MethodConfig,
 )
 from partialkd.config.models import InputConfig, ModelConfig
-from partialkd.config.run import DistConfig, RunConfig
+from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig
 
@@ -36,6 +36,7 @@ __all__ = [
     "DataConfig",
     "DistConfig",
     "EvaluateConfig",
+    "HealthConfig",
     "InputConfig",
     "MarginDistillationConfig",
     "MethodConfig",

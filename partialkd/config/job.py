@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from partialkd.config.base import Positive, Section, Share
 from partialkd.config.data import DataConfig
 from partialkd.config.methods import METHODS_WITH_TEACHER
-from partialkd.config.run import DistConfig, RunConfig
+from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import PhaseConfig
 
@@ -31,6 +31,7 @@ class Config(Section):
     student: PhaseConfig
     alone: PhaseConfig | None = None  # the same student without a teacher, for comparison
     evaluate: EvaluateConfig = EvaluateConfig()
+    health: HealthConfig = HealthConfig()
 
     @property
     def evaluation(self) -> EvaluateConfig:

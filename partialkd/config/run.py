@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partialkd.config.base import Count, Positive, PositiveFloat, Section
+from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Section
 
 
 class DistConfig(Section):
@@ -25,3 +25,12 @@ class RunConfig(Section):
     keep_best: bool = False  # keep the checkpoint with the lowest mean loss too
     checkpoint_async: bool = False  # write in the background: a copy in host memory, training goes on meanwhile
     tensorboard: bool = True
+
+
+class HealthConfig(Section):
+    """What is done when numbers go wrong. Nothing here changes what a healthy run computes."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite; skip: leave the step out
+    max_skipped: Positive = 10  # steps a phase may leave out in all; skip
+    check_every: Positive = 50  # optimiser steps between looks at losses, teacher, centres and the ranks' students
+    spike_factor: NonNegativeFloat = 10.0  # deviations of the loss above its recent median that raise an alarm; 0: none
