@@ -1,0 +1,37 @@
+"""An MXNet teacher as a network and centres of this project: `python launch/import_mxnet.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from partialkd.errors import PartialKDError
+from partialkd.models.mxnet_checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+
+
+def main() -> int:
+    """Exit status: 0, or 1 with the problem on stderr and nothing written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("symbol", type=Path, help="model-symbol.json")
+    parser.add_argument("params", type=Path, help="model-0000.params")
+    parser.add_argument("folder", type=Path, help=f"folder for {MODEL_FILE} and {CLASSIFIER_FILE}")
+    parser.add_argument("--image-size", type=int, help="pixels a side (default: the largest that fits, mostly 112)")
+    args = parser.parse_args()
+    try:
+        found = import_checkpoint(args.symbol, args.params, args.folder, args.image_size)
+    except (PartialKDError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{args.folder / MODEL_FILE}: {found.config.name}, images of {found.image_size} pixels")
+    if found.classifier is not None:
+        print(
+            f"{args.folder / CLASSIFIER_FILE}: {len(found.classifier)} classes of {found.config.embedding_dim} numbers"
+        )
+    if found.unused:
+        print(f"not part of either: {', '.join(found.unused)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
