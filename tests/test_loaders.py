@@ -234,7 +234,7 @@ def _tasks() -> int:
 @pytest.mark.parametrize("end", ["closed", "loader closed", "dropped", "failed"])
 def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: Path, tmp_path: Path) -> None:
     source = _Unplugged(CLASSES, RECORDS, SIZE) if end == "failed" else None
-    opened = _open(loader, folder, source=source, workers=3)
+    opened = _open(loader, folder, SequentialPlan(RECORDS, 8, 0, 1), source, workers=3)
     list(_open(loader, folder).epoch(0))  # what libraries start once and keep
     before = _tasks()
     batches: Any = opened.epoch(0)

@@ -3,7 +3,7 @@
 A file is one complete run; reading files and saying what is wrong with them: partialkd.config_files.
 """
 
-from partialkd.config.data import ArchiveConfig, AugmentConfig, DataConfig, ProceduralConfig
+from partialkd.config.data import ArchiveConfig, AugmentConfig, DataConfig, PartConfig, ProceduralConfig
 from partialkd.config.job import Config, EvaluateConfig
 from partialkd.config.methods import (
     METHODS_WITH_TEACHER,
@@ -42,6 +42,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PartConfig",
     "PhaseConfig",
     "ProceduralConfig",
     "RunConfig",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from partialkd.config.base import Count, Positive, Probability, Section, Share
+from partialkd.config.base import Count, Positive, PositiveFloat, Probability, Section, Share
 
 
 class ProceduralConfig(Section):
@@ -31,6 +31,17 @@ class ArchiveConfig(Section):
     max_identities: Positive | None = None
     min_images: Positive = 1  # identities with fewer are left out
     max_pairs: Positive | None = None  # evenly from every fold; for short runs
+
+
+class PartConfig(Section):
+    """One of several data sets that a run reads as one."""
+
+    path: str
+    source: Literal["recordio", "folder"] = "recordio"
+    weight: PositiveFloat = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
+    label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
+    label_map: str | None = None  # text file `identity<TAB>new id`, -1: left out
+    exclude_identities: str | None = None  # text file, an identity a line: left out
 
 
 class AugmentConfig(Section):
@@ -60,7 +71,18 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     source: Literal["recordio", "folder", "synthetic"] = "recordio"
-    path: str  # folder with train.rec, train.idx, property; or <identity>/<image> files
+    path: str = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
+    parts: tuple[PartConfig, ...] = ()  # several data sets instead of the one in `path`
+    shared_identities: bool = False  # parts may have class ids in common: the same persons
+    label_map: str | None = None  # without parts: as in a part
+    exclude_identities: str | None = None  # without parts: as in a part
+    min_images: Positive = 1  # identities with fewer, over all parts, are left out
+    index_cache: str | None = None  # folder where the parsed indices of .rec files are kept; None: parsed at each start
+    sampler: Literal["shuffle", "balanced", "pk"] = "shuffle"  # each record once; each identity alike; P x K batches
+    images_per_identity: Annotated[int, Field(ge=2)] = 4  # pk: K; P = global_batch / K
+    shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files
+    block_records: Positive = 256  # blocks: consecutive records read together
+    group_blocks: Positive = 256  # blocks: blocks whose records are mixed; their bytes should fit in memory twice
     image_size: Annotated[int, Field(ge=16, le=512)] = 112
     resize: bool = False  # False: a record of another size is an error
     loader: Literal["dali", "jpeg"] = "dali"
@@ -71,3 +93,26 @@ class DataConfig(Section):
     prepare: Annotated[ProceduralConfig | ArchiveConfig, Field(discriminator="kind")] | None = None
     synthetic_identities: Positive = 1000  # source = "synthetic" only
     synthetic_images: Positive = 10000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if not self.parts and "path" not in self.model_fields_set:
+            raise ValueError("path required key is missing")
+        if self.parts:
+            for key in ("source", "prepare", "label_map", "exclude_identities"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} must be left out beside data.parts, got {getattr(self, key)!r}")
+        if self.sampler != "shuffle":
+            if self.shuffle != "global":
+                raise ValueError(f'shuffle must be "global" with data.sampler = "{self.sampler}", got "{self.shuffle}"')
+            if any(part.weight != 1 for part in self.parts):
+                weights = [part.weight for part in self.parts]
+                raise ValueError(f'sampler must be "shuffle" where parts have weights {weights}, got "{self.sampler}"')
+        if self.source == "synthetic" and self.filtered:
+            raise ValueError('source must be "recordio" or "folder" where identities are left out, got "synthetic"')
+        return self
+
+    @property
+    def filtered(self) -> bool:
+        """Whether class ids of the files are not those of training: parts, a map, or identities left out."""
+        return bool(self.parts or self.label_map or self.exclude_identities or self.min_images > 1)

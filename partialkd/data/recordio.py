@@ -6,8 +6,8 @@ boundary (the magic is cut out there and put back by the reader). A part is magi
 (flag uint32, label float32, id uint64, id2 uint64), `flag` more float32 labels when flag > 0, then the image.
 The .idx is text, `key<TAB>offset` a line.
 
-A reader holds keys (n,) and offsets (n,) sorted by key, and reads with `pread`: safe from several threads, after
-a fork, and pickled to spawned processes (which open the file again).
+A reader holds offsets (n,) int64 sorted by key, and keys only where they are not consecutive; it reads with `pread`:
+safe from several threads, after a fork, and pickled to spawned processes (which open the file again).
 Errors: `DataError` with file, key and byte offset.
 """
 
@@ -16,10 +16,10 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import warnings
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from partialkd.data.record_index import read_index
 from partialkd.errors import DataError
 from partialkd.files import replacing
 
@@ -38,6 +39,8 @@ _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _SCAN_CHUNK = 1 << 16  # records a thread looks at in one go
+_READAHEAD = 1 << 17  # bytes: Linux cuts longer wishes down to its read-ahead window, 128 KiB as it comes
+_READAHEAD_MOST = 1 << 30  # bytes: neighbours by key that lie further apart are no run
 _SCAN_THREADS = 8  # of a cold file: they wait for the disk, not for a core
 
 
@@ -70,50 +73,40 @@ def unpack_payload(payload: bytes, where: str) -> tuple[np.ndarray, bytes]:
     return np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32), payload[start:]
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """.idx file -> keys (n,) int64 ascending, offsets (n,) int64."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = text.count(b"\n") + (not text.endswith(b"\n"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy < 2.3 only warns of text that is no number
-            pairs = np.fromstring(text, dtype=np.int64, sep=" ")
-    except (ValueError, DeprecationWarning):
-        pairs = np.empty(0, np.int64)
-    if len(pairs) == 0 or len(pairs) != 2 * lines or pairs.min() < 0:
-        raise DataError(f"{path}: {_bad_line(text)}")
-    keys, offsets = pairs[0::2], pairs[1::2]
-    order = np.argsort(keys, kind="stable")
-    keys, offsets = keys[order], offsets[order]
-    twice = np.flatnonzero(keys[1:] == keys[:-1])
-    if len(twice):
-        raise DataError(f"{path}: key {keys[twice[0]]} occurs twice")
-    return keys, offsets
-
-
-def _bad_line(text: bytes) -> str:
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        if len(fields) != 2 or not all(field.isdigit() for field in fields):
-            return f"line {number}: must be two numbers, key and offset, got {line[:60]!r}"
-    return "no record in the index"
-
-
 class RecordReader:
     """Random access to the records of a .rec by position in the sorted keys of its .idx."""
 
     def __init__(self, rec: Path, idx: Path) -> None:
         self.path = Path(rec)
-        self.keys, self.offsets = read_index(Path(idx))
+        self.numbers, self.offsets = read_index(Path(idx))
         self.size = self._open()
-        wrong = (self.offsets % 4 != 0) | (self.offsets > self.size - _PART.size - _HEADER.size)
-        if wrong.any():
-            position = int(np.argmax(wrong))
-            rule = f"offset must be a multiple of 4 and leave room for a record in a file of {self.size} bytes"
-            raise DataError(f"{self.where(position)}: {rule} (a truncated file, or the index of another one)")
+        for chunk in self._chunks():
+            offsets = self.offsets[chunk]
+            wrong = (offsets % 4 != 0) | (offsets > self.size - _PART.size - _HEADER.size)
+            if wrong.any():
+                position = chunk.start + int(np.argmax(wrong))
+                rule = f"offset must be a multiple of 4 and leave room for a record in a file of {self.size} bytes"
+                raise DataError(f"{self.where(position)}: {rule} (a truncated file, or the index of another one)")
+
+    @classmethod
+    def parsed(cls, rec: Path, numbers: range | np.ndarray, offsets: np.ndarray) -> RecordReader:
+        """A reader of an index that was read and checked before."""
+        reader = cls.__new__(cls)
+        reader.path, reader.numbers, reader.offsets = Path(rec), numbers, offsets
+        reader.size = reader._open()
+        return reader
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) int64 ascending."""
+        numbers = self.numbers
+        return np.arange(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
+
+    def key(self, position: int) -> int:
+        return int(self.numbers[position])
+
+    def _chunks(self) -> Iterator[slice]:
+        return (slice(at, min(at + _SCAN_CHUNK, len(self))) for at in range(0, len(self), _SCAN_CHUNK))
 
     def _open(self) -> int:
         try:
@@ -138,11 +131,11 @@ class RecordReader:
             raise DataError(f"{self.path}: the file changed while it was in use")
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.offsets)
 
     def where(self, position: int) -> str:
         """For error messages: file, key and byte offset."""
-        return f"{self.path}: key {self.keys[position]} at byte {self.offsets[position]}"
+        return f"{self.path}: key {self.numbers[position]} at byte {self.offsets[position]}"
 
     def payload(self, position: int) -> bytes:
         """The whole payload of a record, its parts joined."""
@@ -179,22 +172,34 @@ class RecordReader:
 
     def headers(self) -> Headers:
         """Flag, first label and image size of every record, in one vectorised pass over a memory map."""
-        n = len(self)
-        found = Headers(np.empty(n, np.uint32), np.empty(n, np.float32), np.empty(n, np.int64))
+        parts = [found for _, found in self.scan()]
+        names = ("flags", "labels", "image_bytes")
+        return Headers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def scan(self) -> Iterator[tuple[int, Headers]]:
+        """The same in pieces, each with the position of its first record; of a few pieces at a time."""
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
         words = np.frombuffer(mapped, "<u4", self.size // 4)
-        chunks = [slice(start, start + _SCAN_CHUNK) for start in range(0, n, _SCAN_CHUNK)]
-        with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-            for split in pool.map(lambda chunk: self._scan(words, chunk, found), chunks):
-                for position in split.tolist():
-                    payload = self.payload(position)
-                    labels, image = unpack_payload(payload, self.where(position))
-                    found.flags[position] = _HEADER.unpack_from(payload)[0]
-                    found.labels[position], found.image_bytes[position] = labels[0], len(image)
-        return found
+        pending: deque[tuple[int, Future[Headers]]] = deque()
+        pool = ThreadPoolExecutor(_SCAN_THREADS)
+        try:
+            for chunk in self._chunks():
+                pending.append((chunk.start, pool.submit(self._scan, words, chunk)))
+                if len(pending) > _SCAN_THREADS:
+                    yield pending[0][0], pending.popleft()[1].result()
+            while pending:
+                yield pending[0][0], pending.popleft()[1].result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _scan(self, words: np.ndarray, chunk: slice, found: Headers) -> np.ndarray:
-        """Fill one slice of `found`; returns the positions of records in several parts, left to the caller."""
+    def first_header(self) -> Headers:
+        """What `headers` says of the first record."""
+        payload = self.payload(0)
+        labels, image = unpack_payload(payload, self.where(0))
+        flag = np.array(_HEADER.unpack_from(payload)[:1], np.uint32)
+        return Headers(flag, labels[:1], np.array([len(image)], np.int64))
+
+    def _scan(self, words: np.ndarray, chunk: slice) -> Headers:
         at = self.offsets[chunk] // 4
         kind, length = words[at + 1] >> 29, (words[at + 1] & MAX_PART).astype(np.int64)
         flags, several = words[at + 2], kind == FIRST
@@ -206,9 +211,20 @@ class RecordReader:
             self.read(position)  # raises what exactly is wrong
             raise DataError(f"{self.where(position)}: record is not valid")
         first_of_many = words[np.minimum(at + 8, len(words) - 1)]
-        found.flags[chunk], found.image_bytes[chunk] = flags, image
-        found.labels[chunk] = np.where(flags > 0, first_of_many, words[at + 3]).view(np.float32)
-        return chunk.start + np.flatnonzero(several)
+        labels = np.where(flags > 0, first_of_many, words[at + 3]).view(np.float32)
+        for row in np.flatnonzero(several).tolist():
+            payload, where = self.payload(chunk.start + row), self.where(chunk.start + row)
+            values, encoded = unpack_payload(payload, where)
+            flags[row], labels[row], image[row] = _HEADER.unpack_from(payload)[0], values[0], len(encoded)
+        return Headers(flags, labels, image)
+
+    def readahead(self, start: int, stop: int) -> None:
+        """Have the system read the records start..stop-1 into its page cache, where they lie one after the other."""
+        begin = int(self.offsets[start])
+        end = int(self.offsets[stop]) if stop < len(self) else self.size
+        if begin < end <= begin + _READAHEAD_MOST and hasattr(os, "posix_fadvise"):
+            for at in range(begin, end, _READAHEAD):
+                os.posix_fadvise(self._fd, at, min(_READAHEAD, end - at), os.POSIX_FADV_WILLNEED)
 
 
 class RecordWriter:
