@@ -9,7 +9,8 @@ always said: `label_map` is a text file whose line k holds the class id of row k
 used, or the word "identity" where row k is class k.
 
 Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
-centres were made, their shape. Centres whose manifest says something else are made again, never reused.
+centres were made, their shape, size and checksum of every file. Centres whose manifest says something else are made
+again, never reused; damaged ones are an error.
 Errors: TeacherError or CheckpointError naming the file, on every rank.
 """
 
@@ -34,9 +35,10 @@ from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.dist import World
-from partialkd.errors import TeacherError
-from partialkd.files import write_json
+from partialkd.errors import CheckpointError, TeacherError
+from partialkd.files import sync, write_json
 from partialkd.sharded_file import read_rows, write_rows
+from partialkd.tensor_file import sums_from_json, sums_to_json
 
 MANIFEST = "manifest.json"
 
@@ -120,8 +122,8 @@ def load_or_make(
 ) -> None:
     """Collective. Fill the store from `folder` if its manifest says `facts`, else by `make`, and save it there."""
     facts = {**facts, "classes": store.num_classes, "dim": store.dim, "store": str(store.unit.dtype)}
-    if world.on_main(lambda: _manifest(folder) == facts):
-        saved = world.together(lambda: read_rows(folder / "centres", store.shard))
+    if world.on_main(lambda: _manifest(folder)[0] == facts):
+        saved = world.together(lambda: _saved_rows(folder, store.shard))
         store.load_state({name: rows.to(store.device) for name, rows in saved.items()})
         store.skip_unseen = True
         return
@@ -133,13 +135,15 @@ def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world:
     """Collective. Write the centres, without moments, and then the manifest."""
     world.on_main(lambda: _empty(folder))
     tensors = {"unit": store.unit, "length": store.length, "seen": store.seen}
-    write_rows(folder / "centres", tensors, store.shard, world.size)
-    world.on_main(lambda: write_json(folder / MANIFEST, facts))
+    own = world.together(lambda: write_rows(folder / "centres", tensors, store.shard))
+    files = {name: total for files in world.gather_objects(own) for name, total in files.items()}
+    world.on_main(lambda: sync(folder / "centres"))
+    world.on_main(lambda: write_json(folder / MANIFEST, {**facts, "files": sums_to_json(files)}))
 
 
 def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor], world: World) -> None:
     """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
-    saved = world.together(lambda: read_rows(folder / "centres", store.shard))
+    saved = world.together(lambda: _saved_rows(folder, store.shard))
     rows = (saved["unit"].float() * saved["length"][:, None]).to(store.device)
     store.write(slice(None), world.together(lambda: _checked(project(rows), store.dim, folder)))
     store.seen[:] = True
@@ -166,9 +170,19 @@ def file_digest(path: str | None) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _manifest(folder: Path) -> Any:
+def _manifest(folder: Path) -> tuple[Any, Any]:
+    """What the centres are, and their files; None where there is no manifest, or an older one without files."""
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    files = facts.pop("files", None)
+    return (None if files is None else facts), files
+
+
+def _saved_rows(folder: Path, shard: range) -> dict[str, Tensor]:
+    _, files = _manifest(folder)
+    if files is None:
+        raise CheckpointError(f"{folder / MANIFEST}: must name the files of the centres")
+    return read_rows(folder / "centres", sums_from_json(files), shard)
 
 
 def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:

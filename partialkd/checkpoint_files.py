@@ -1,0 +1,176 @@
+"""What makes a folder a checkpoint: its name, its manifest, its sizes; publishing one and removing old ones.
+
+A checkpoint is called `step_000000123`, or `step_000000123-2` where one of that step was there already: nothing has to
+make way before its successor is there, and the higher number is the newer. It is written in a hidden folder,
+manifest last, and appears by one rename. The manifest has the size and CRC-32 of every other file, and the CRC-32 of
+itself.
+
+Errors: `CheckpointError` naming the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from partialkd.errors import CheckpointError
+from partialkd.files import sync, write_json
+from partialkd.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json
+
+FORMAT = 2  # 1 had no checksums, and centres as torch.distributed.checkpoint writes them, with pickled metadata
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step_(\d{9,})(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    world_size: int  # that saved it
+    num_classes: int
+    score: float | None  # lower is better
+    files: Files
+
+
+# ------------------------------------------------------------------------------------------------- looking
+
+
+def complete(root: Path) -> list[Path]:
+    """Complete checkpoints by step, oldest first. Sizes are compared, contents are not."""
+    return [path for path in written(root) if fault(path) is None]
+
+
+def newest(root: Path) -> Path | None:
+    """The complete checkpoint with the most steps; one process's view: let one rank choose and tell the others."""
+    return next(reversed(complete(root)), None)
+
+
+def best(root: Path) -> Path | None:
+    """The complete checkpoint with the lowest score, the newest of equal ones; None if none has a score."""
+    lowest, found = math.inf, None
+    for path in complete(root):
+        score = read_manifest(path).score
+        if score is not None and score <= lowest:
+            lowest, found = score, path
+    return found
+
+
+def written(root: Path) -> list[Path]:
+    """Whatever is called like a checkpoint, by step, oldest first."""
+    found = [path for path in root.glob("step_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: _order(path.name))
+
+
+def fault(path: Path) -> str | None:
+    """What keeps this folder from being a complete checkpoint; None if nothing does. Reads the manifest only."""
+    try:
+        for name, expected in read_manifest(path).files.items():
+            check_size(path / name, expected)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def verify(path: Path) -> None:
+    """CheckpointError naming the first file that is not as it was written. Reads all of them."""
+    for name, expected in read_manifest(path).files.items():
+        check_file(path / name, expected)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint `path`."""
+    file = path / MANIFEST
+    try:
+        facts = json.loads(file.read_bytes())
+        if facts["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format must be {FORMAT}, got {facts['format']!r}")
+        if facts.pop("crc32") != _crc32(facts):
+            raise CheckpointError(f"{file}: damaged: it is not what its own checksum says")
+        del facts["format"]
+        return Manifest(**{**facts, "files": sums_from_json(facts["files"])})
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged: {type(error).__name__}: {error}") from error
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step, and the how manyth writing of it."""
+    match = NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 1)
+
+
+def _crc32(facts: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint is written, and what it will be called."""
+
+    partial: Path
+    final: Path
+
+
+def open_target(root: Path, step: int) -> Target:
+    """A fresh hidden folder, whatever earlier processes left removed. Only rank 0 makes it.
+
+    Its name is its own, so that a process thought dead that still writes cannot write into it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".step_*.partial"):
+        shutil.rmtree(leftover)
+    final = root / _next_name(root, step)
+    partial = root / f".{final.name}.{os.urandom(4).hex()}.partial"
+    for name in ("local", "centres"):
+        (partial / name).mkdir(parents=True)
+    return Target(partial, final)
+
+
+def _next_name(root: Path, step: int) -> str:
+    """Sorts after all that are there of this step."""
+    number = max((_order(path.name)[1] for path in written(root) if _order(path.name)[0] == step), default=0) + 1
+    return f"step_{step:09d}" if number == 1 else f"step_{step:09d}-{number}"
+
+
+def publish(target: Target, manifest: Manifest, keep: int, keep_best: bool) -> None:
+    """Manifest, flush, rename; then remove what is neither new nor best."""
+    for folder in (target.partial / "local", target.partial / "centres"):
+        sync(folder)
+    facts = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    facts = {"format": FORMAT, **facts, "files": sums_to_json(manifest.files)}
+    write_json(target.partial / MANIFEST, {**facts, "crc32": _crc32(facts)})
+    target.partial.rename(target.final)
+    sync(target.final.parent)
+    _remove_old(target.final, keep, keep_best)
+
+
+def _remove_old(final: Path, keep: int, keep_best: bool) -> None:
+    """`final` stays, the `keep` newest stay, and the best if asked; of one step, only the last writing."""
+    found = complete(final.parent)
+    steps = {_order(path.name)[0]: path for path in found}  # the last writing of each
+    kept = {final, *list(steps.values())[-keep:]}
+    if keep_best and (champion := best(final.parent)):
+        kept.add(champion)
+    for old in found:
+        if old not in kept:
+            remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Out of sight first, so that no half-removed checkpoint is ever seen."""
+    hidden = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.partial")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
