@@ -14,8 +14,10 @@ then stay as they are, while its scale and shift train on.
 State is told by parameter name and in full, so it loads at any ZeRO stage and world size; at the same ones the
 continuation is exact. Buffers (running statistics) are each rank's own.
 Raises: ConfigError naming the key; CheckpointError naming the missing or misshapen entry, before anything is changed;
-FloatingPointError at stages 1-3 instead of a step with a gradient that is not finite. Stage 0 does not wait for the
-device to find out: the norm, and with it every parameter, becomes NaN.
+FloatingPointError on all ranks instead of a step with a gradient that is not finite, which then changes nothing:
+parameters, moments and running statistics are what they were before its first micro-step. Without `guarded` that holds
+for parameters and moments at stages 1-3 only: stage 0 does not wait for the device to find out, and the norm, and with
+it every parameter, becomes NaN.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Student:
         self.schedule = Schedule.of_phase(phase, micro_steps, key)
         self.steps = 0  # optimiser steps done
         self._blank = copy.deepcopy(model).to("meta")  # the plain network, before anything is hooked into it
-        self._norm: Any = None
+        self.guarded = False  # look at every norm before the step, at stage 0 too; keep the running statistics for it
+        self._buffers: list[Tensor] = []  # as they were before the optimiser step
+        self.norm: Any = None  # of the last optimiser step, before clipping, on the device
         model = _prepared(model, phase, world)
         self.optimizer = make_optimizer(model, phase.optimizer)
         self._moments = moment_keys(phase.optimizer)
@@ -78,14 +82,16 @@ class Student:
     @property
     def grad_norm(self) -> float | None:
         """Of the last optimiser step, before clipping; NaN if it was not finite. Reading it waits for the device."""
-        if self._norm is None:
+        if self.norm is None:
             return None
-        norm = float(self._norm)
+        norm = float(self.norm)
         return norm if norm >= 0 else float("nan")  # DeepSpeed says -1
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
         return self.engine(images).float()
+        if self.guarded and self.engine.micro_steps % self.phase.accumulation == 0:
+            self._buffers = [buffer.clone() for buffer in self.engine.module.buffers()]
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
         """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D)."""
@@ -96,8 +102,9 @@ class Student:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
             return False
-        self._step_at(self.lr)
-        if not self.engine.was_step_applied():
+        if not self._step_at(self.lr):
+            for buffer, before in zip(self.engine.module.buffers(), self._buffers, strict=False):
+                buffer.copy_(before)
             raise FloatingPointError(f"the gradient of optimiser step {self.steps} is not finite")
         self.steps += 1
         return True
@@ -194,14 +201,20 @@ class Student:
             )
         return engine
 
-    def _step_at(self, lr: float) -> None:
+    def _step_at(self, lr: float) -> bool:
+        """False if the gradient was not finite, and nothing changed."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.phase.zero_stage == 0:
-            self._norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
+        applied = True
+            self.norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
+            applied = not self.guarded or bool(self.norm.isfinite())
+            if not applied:
+                self.engine.module.zero_grad()  # optimisers pass over parameters without a gradient
         self.engine.step()
         if self.phase.zero_stage > 0:
-            self._norm = self.engine.get_global_grad_norm()
+            self.norm = self.engine.get_global_grad_norm()
+        return applied and self.engine.was_step_applied()
 
     def _make_moments(self) -> None:
         """Let every stage create its optimiser state, by an optimiser step of gradient and learning rate zero.
@@ -215,7 +228,7 @@ class Student:
             if micro_step + 1 < self.phase.accumulation:
                 self.engine.step()
         self._step_at(0.0)
-        self._norm = None
+        self.norm = None
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         """Collective. Every parameter and moment in full, one at a time."""

@@ -31,6 +31,7 @@ from partialkd.errors import ConfigError, PartialKDError, Preempted
 from partialkd.evaluate.verification import evaluate_sets
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
+from partialkd.health import Health
 from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
 from partialkd.run_state import Position, capture, identity, restore
@@ -104,6 +105,10 @@ class Trainer:
         self.saver = checkpoint.Saver(
             folder / "checkpoints", world, run.keep_checkpoints, run.checkpoint_async, run.keep_best
         )
+        self.health = Health(
+            name, config.health, world, source, self.student, self.centres, self.teacher,
+            lambda: checkpoint.newest(folder / "checkpoints"),
+        )  # fmt: skip
         self.epoch = self.micro_steps_done = 0  # position in the epoch
         self._saved_step = -1
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -129,18 +134,21 @@ class Trainer:
         """Give back the loader's threads and DeepSpeed's hooks, and what writes checkpoints."""
         self.saver.close()
         self.loader.close()
+        self.health.close()
         self.student.close()
 
     def _train(self, progress: Progress) -> None:
         speed = Throughput(self.phase.global_batch, self.student.steps)
         while self.student.steps < self.last_step:
             for batch in self.loader.epoch(self.epoch, self.micro_steps_done):
-                lr = self.student.lr
+                lr, steps = self.student.lr, self.student.steps
                 self._outcomes.append(self.micro_step(batch))
                 self.micro_steps_done += 1
-                if self.micro_steps_done % self.phase.accumulation == 0:
+                if self.student.steps > steps:
                     self._after_step(lr, progress, speed)
                 if self.student.steps == self.last_step:
+                elif self.micro_steps_done % self.phase.accumulation == 0:
+                    self._outcomes.clear()  # of a step that was left out
                     return
             self.epoch, self.micro_steps_done = self.epoch + 1, 0
 
@@ -152,10 +160,15 @@ class Trainer:
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         outcome.loss.backward()
         assert student.grad is not None
-        self.student.backward(embeddings, student.grad)
+        gradient = self.health.watch(batch, embeddings, teacher, outcome.loss, student.grad)
+        self.student.backward(embeddings, gradient)
         lr = self.student.lr
-        if self.student.step():
-            self.centres.step(lr)
+        try:
+            if self.student.step():
+                self.centres.step(lr)
+                self.health.stepped()
+        except FloatingPointError:
+            self.health.failed()
         return outcome
 
     def _after_step(self, lr: float, progress: Progress, speed: Throughput) -> None:
@@ -179,19 +192,20 @@ class Trainer:
         if not math.isfinite(named["loss"]):
             raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
         return named
+            self.health.check()
 
     # ------------------------------------------------------------------------------------- save and resume
 
     def save(self, score: float | None = None) -> Path:
-        """Collective. Everything the run needs to go on from here; refused if the last gradient was not finite.
+        """Collective. Everything the run needs to go on from here; refused if numbers went wrong.
 
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
-        if not math.isfinite(self.student.grad_norm or 0.0):
-            raise PartialKDError(f"{self.name}: the gradient of step {self.student.steps} is not finite; not saved")
+        self.health.check(everything=True)
         position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
         moving = self.method.kind != "fixed"
-        snapshot = capture(self.student, self.centres, position, self._identity(), moving)
+        snapshot = capture(self.student, self.centres, position, facts, moving)
+        facts = {**self._identity(), "skipped": self.health.skipped}
         self._saved_step = snapshot.step
         return self.saver.save(snapshot, score)
 
@@ -216,6 +230,7 @@ class Trainer:
 
     @property
     def _micro_batch(self) -> int:
+        self.health.skipped = snapshot.progress.get("skipped", 0)
         """Samples a micro-step, of all ranks."""
         return self.phase.global_batch // self.phase.accumulation
 

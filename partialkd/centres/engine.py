@@ -5,7 +5,10 @@ cosine and the negative log-sum-exp over all other classes (docs/one_batch.md). 
 gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
 gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass.
 
-`step` moves trainable centres: one all_gather of two numbers a sample, then the second sweep.
+`step` moves trainable centres: one all_gather of two numbers a sample, then the second sweep. `skip` takes its place
+where the student does not step either: with `undoable`, moved averages go back to where they were, bit for bit.
+
+A sample whose embedding or gradient is not finite has a loss that is not finite, but no part in any centre's movement.
 
 Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes).
 Source: Partial FC, arXiv:2203.15565. Differs: no logits, no maximum, own target row sent along (b, D) so that
@@ -25,10 +28,11 @@ from partialkd.centres.contrast import Queries, make_sweep, offset_of
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
-from partialkd.centres.update import OwnRows, RowOptimizer
+from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
 from partialkd.config import CentresConfig
 from partialkd.dist import World
 
+Moved = tuple[Tensor, Tensor, Tensor, Tensor, bool]  # rows, their unit, length and seen, the store's skip_unseen
 Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
 
 
@@ -67,7 +71,9 @@ class Centres:
         self.sample_rate = config.sample_rate
         self.sweep = make_sweep(config.backend, scale, config.chunk_rows)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
+        self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._pending: list[_Pending] = []
+        self._moved: list[Moved] = []
 
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
@@ -77,8 +83,10 @@ class Centres:
         x = F.normalize(student.to(self.store.length.dtype))
         with torch.no_grad():
             own = self._gather(x.detach(), labels, teacher)
+            if look and self.undoable and len(self.store.shard):
+                self._moved.append(self._as_it_is(own.row))
             looked = look(own) if look else torch.zeros_like(own.student[:, 0])
-            queries = Queries(own.student, own.owned, own.row, self._filter(own))
+            queries = Queries(where_finite(own.student), own.owned, own.row, self._filter(own))
             total, partition = self.sweep.sums(self.store, queries)
             sums, target_centre, partition, looked = self._scatter(total, self._targets(own), partition, looked)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
@@ -97,8 +105,21 @@ class Centres:
                 batches = [self._row_weights(pending) for pending in self._pending]
                 for rows, gradient in self.sweep.row_gradients(self.store, batches):
                     self.optimizer.step(self.store, rows, gradient, lr)
-            self._pending.clear()
+        self._pending.clear()
+        self._moved.clear()
         self.steps += 1
+
+    def skip(self) -> None:
+        """Instead of `step`: nothing moves, and what `look` has moved since the last step goes back (`undoable`)."""
+        store = self.store
+        for rows, unit, length, seen, store.skip_unseen in reversed(self._moved):
+            store.unit[rows], store.length[rows], store.seen[rows] = unit, length, seen
+        self._pending.clear()
+        self._moved.clear()
+
+    def _as_it_is(self, rows: Tensor) -> Moved:
+        store = self.store
+        return rows, store.unit[rows], store.length[rows], store.seen[rows], store.skip_unseen
 
     def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
         """-> queries, dL/dcosine of the other classes divided by p_ij (N,), dL/dcosine of the own class (N,).
@@ -110,7 +131,7 @@ class Centres:
         assert found.negative.grad is not None
         others = found.negative.grad * self.scale / pending.partition.clamp_min(torch.finfo(found.target.dtype).tiny)
         mean = 1 / (self.world.size * len(self._pending))
-        weights = self.world.all_gather(torch.stack([others, found.target.grad], dim=1) * mean)
+        weights = self.world.all_gather(where_finite(torch.stack([others, found.target.grad], dim=1) * mean))
         return pending.queries, weights[:, 0].contiguous(), weights[:, 1].contiguous()
 
     def _gather(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> OwnRows:

@@ -23,6 +23,11 @@ class OwnRows:
     row: Tensor  # (N,) int64, 0 where not owned
 
 
+def where_finite(rows: Tensor) -> Tensor:
+    """(n, m) with zeros in the place of every row that holds NaN or infinity."""
+    return rows.where(rows.isfinite().all(1, keepdim=True), 0)
+
+
 def teacher_cosine(own: OwnRows) -> Tensor:
     """<f_t, w_y / |w_y|> (N,), 0 where the class is not owned."""
     if not len(own.store.shard):
@@ -50,7 +55,7 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
         alpha = alpha * store.seen[row]
     rows, group, count = row.unique(return_inverse=True, return_counts=True)
     step = torch.zeros(len(rows), store.dim, dtype=centre.dtype, device=centre.device)
-    step.index_add_(0, group, (1 - alpha)[:, None] * (f_t - centre))
+    step.index_add_(0, group, where_finite((1 - alpha)[:, None] * (f_t - centre)))
     store.write(rows, store.read(rows) + step / count[:, None])
     store.seen[rows] = True
     if renormalise:
