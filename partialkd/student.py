@@ -89,9 +89,9 @@ class Student:
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
-        return self.engine(images).float()
         if self.guarded and self.engine.micro_steps % self.phase.accumulation == 0:
             self._buffers = [buffer.clone() for buffer in self.engine.module.buffers()]
+        return self.engine(images).float()
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
         """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D)."""
@@ -205,8 +205,8 @@ class Student:
         """False if the gradient was not finite, and nothing changed."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.phase.zero_stage == 0:
         applied = True
+        if self.phase.zero_stage == 0:
             self.norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
             applied = not self.guarded or bool(self.norm.isfinite())
             if not applied:

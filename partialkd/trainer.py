@@ -29,9 +29,9 @@ from partialkd.data.sources import Source
 from partialkd.dist import World, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted
 from partialkd.evaluate.verification import evaluate_sets
+from partialkd.health import Health
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
-from partialkd.health import Health
 from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
 from partialkd.run_state import Position, capture, identity, restore
@@ -146,9 +146,9 @@ class Trainer:
                 self.micro_steps_done += 1
                 if self.student.steps > steps:
                     self._after_step(lr, progress, speed)
-                if self.student.steps == self.last_step:
                 elif self.micro_steps_done % self.phase.accumulation == 0:
                     self._outcomes.clear()  # of a step that was left out
+                if self.student.steps == self.last_step:
                     return
             self.epoch, self.micro_steps_done = self.epoch + 1, 0
 
@@ -190,9 +190,9 @@ class Trainer:
         means = torch.stack([torch.stack([one[key].float() for one in values]).mean() for key in values[0]])
         named = dict(zip(values[0], self.world.mean(means).tolist(), strict=True))
         if not math.isfinite(named["loss"]):
+            self.health.check()
             raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
         return named
-            self.health.check()
 
     # ------------------------------------------------------------------------------------- save and resume
 
@@ -203,9 +203,9 @@ class Trainer:
         """
         self.health.check(everything=True)
         position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
+        facts = {**self._identity(), "skipped": self.health.skipped}
         moving = self.method.kind != "fixed"
         snapshot = capture(self.student, self.centres, position, facts, moving)
-        facts = {**self._identity(), "skipped": self.health.skipped}
         self._saved_step = snapshot.step
         return self.saver.save(snapshot, score)
 
@@ -224,13 +224,13 @@ class Trainer:
         position = restore(snapshot, self.student, self.centres, self._identity(), seed, path)
         self.epoch, self.micro_steps_done = position.epoch, position.micro_steps(self._micro_batch)
         self._saved_step = snapshot.step
+        self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.name, self.phase, self.config, self.source.fingerprint)
 
     @property
     def _micro_batch(self) -> int:
-        self.health.skipped = snapshot.progress.get("skipped", 0)
         """Samples a micro-step, of all ranks."""
         return self.phase.global_batch // self.phase.accumulation
 
