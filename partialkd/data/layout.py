@@ -124,18 +124,22 @@ def read_names(path: Path, num_classes: int) -> list[str]:
     return names
 
 
-def image_positions(keys: np.ndarray, headers: Headers, where: str) -> np.ndarray:
-    """Positions of the image records among all of a file: past the header record, before the identity records."""
-    if not (keys[0] == 0 and headers.flags[0] > 0 and headers.image_bytes[0] == 0):
-        return np.arange(len(keys))
-    end = float(headers.labels[0])
+def image_positions(keys: range | np.ndarray, first: Headers, where: str) -> range | None:
+    """Positions of the image records among all of a file: past the header record, before the identity records.
+
+    keys (n,) ascending; first: what the first record says. None: the header's number is rounded, and the images are
+    the records that hold one.
+    """
+    if not (keys[0] == 0 and first.flags[0] > 0 and first.image_bytes[0] == 0):
+        return range(len(keys))
+    end = float(first.labels[0])
     if not (end >= 1 and end == np.floor(end)):
         raise DataError(f"{where}: key 0: header record must give the key after the last image, got {end}")
-    if end >= FLOAT_EXACT:  # the header itself is rounded: the images end where the records without image begin
-        return np.flatnonzero(headers.image_bytes > 0)
-    stop = int(np.searchsorted(keys, int(end)))
+    if end >= FLOAT_EXACT:
+        return None
+    stop = min(int(end), len(keys)) if isinstance(keys, range) else int(np.searchsorted(keys, int(end)))
     if stop != end:
         raise DataError(
             f"{where}: header record announces image keys 1..{int(end) - 1}, the index has {stop - 1} of them"
         )
-    return np.arange(1, stop)
+    return range(1, stop)

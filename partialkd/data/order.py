@@ -1,7 +1,8 @@
 """Which record is read when, by which rank, mirrored or grey: pure arithmetic on (seed, epoch, step).
 
-A plan has no state but a cached permutation: any micro-step of any epoch can be asked for, so a run resumes exactly
-from its position alone. Indices are (b,) int64 into a Source, flips and greys (b,) bool.
+A plan has no state: any micro-step of any epoch can be asked for, so a run resumes exactly from its position alone,
+at another world size or accumulation too (micro-steps an optimiser step change, optimiser steps an epoch do not).
+Indices are (b,) int64 into a Source, flips and greys (b,) bool. The orders themselves: samplers.py.
 Everything about one record (its place in the global order, flip, grey) is independent of rank and world size; ranks
 and micro-steps only cut the same global batch into parts.
 Errors: `ConfigError` naming the numbers that do not divide; `ValueError` for a micro-step outside the epoch.
@@ -13,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from partialkd.data.permutation import hash64
+from partialkd.data.samplers import GlobalOrder, Order
 from partialkd.errors import ConfigError
 
 _FLIP, _GREY = 1, 2  # salts: the two choices of one record are independent
@@ -23,7 +26,11 @@ class Plan(Protocol):
 
     micro_steps: int  # an epoch, the same on every rank
     local_batch: int  # the largest batch of this rank
-    seed: int | None  # of the choices about records (`uniform`); None: records come as they are
+
+    @property
+    def seed(self) -> int | None:
+        """Of the choices about records (`uniform`); None: records come as they are."""
+        ...
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray: ...
 
@@ -33,7 +40,10 @@ class Plan(Protocol):
 
 
 class TrainingPlan:
-    """A new random order an epoch; each record at most once in it, the last incomplete global batch left out."""
+    """Global batches cut from an order, the last incomplete one left out.
+
+    Without `order`: a new random order of `num_records` an epoch, each record at most once in it.
+    """
 
     def __init__(
         self,
@@ -45,26 +55,29 @@ class TrainingPlan:
         seed: int,
         flip: bool,
         grey: float = 0.0,
+        order: Order | None = None,
     ) -> None:
+        order = order or GlobalOrder([num_records], [1.0], seed)
         parts = accumulation * world_size
         if global_batch % parts:
             rule = f"accumulation x world size ({accumulation} x {world_size} = {parts})"
             raise ConfigError(f"global_batch must be divisible by {rule}, got {global_batch}")
-        if num_records < global_batch:
-            raise ConfigError(f"global_batch must be at most the number of records ({num_records}), got {global_batch}")
-        self.num_records, self.global_batch, self.accumulation = num_records, global_batch, accumulation
+        if order.length < global_batch:
+            rule = f"must be at most the number of records an epoch ({order.length})"
+            raise ConfigError(f"global_batch {rule}, got {global_batch}")
+        self.order, self.global_batch, self.accumulation = order, global_batch, accumulation
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.flip, self.grey = flip, grey
-        self.micro_steps = num_records // global_batch * accumulation
+        self.steps = order.length // global_batch  # optimiser steps an epoch
+        self.micro_steps = self.steps * accumulation
         self.local_batch = global_batch // parts
-        self.dropped = num_records % global_batch  # records an epoch leaves out, other ones each epoch
-        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self.dropped = order.length % global_batch  # records an epoch leaves out, other ones each epoch
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:
         """The records of this rank in a micro-step (b,) int64: its slice of the micro-step's slice of the order."""
         _check_step(micro_step, self.micro_steps)
         start = (micro_step * self.world_size + self.rank) * self.local_batch
-        return self._order(epoch)[start : start + self.local_batch].astype(np.int64)
+        return self.order.records(epoch, np.arange(start, start + self.local_batch, dtype=np.int64))
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image is mirrored, one half of all on average."""
@@ -73,14 +86,6 @@ class TrainingPlan:
     def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image loses its colours, a share `grey` of all on average."""
         return uniform(self.seed, _GREY, epoch, indices) < self.grey
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._cached[0] != epoch:
-            dtype = np.int32 if self.num_records < 1 << 31 else np.int64
-            records: np.ndarray = np.arange(self.num_records, dtype=dtype)
-            np.random.default_rng([self.seed, epoch]).shuffle(records)
-            self._cached = (epoch, records)
-        return self._cached[1]
 
 
 class SequentialPlan:
@@ -116,20 +121,8 @@ def _check_step(micro_step: int, micro_steps: int) -> None:
 
 
 def uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index), by repeated SplitMix64 finalisers.
+    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index).
 
     Every random choice about one record (flip, grey, an augmentation) takes a salt of its own.
     """
-    mixed = np.zeros(len(indices), dtype=np.uint64)
-    for word in (seed & (1 << 64) - 1, salt, epoch, indices.astype(np.uint64)):
-        mixed = _mix(mixed + np.asarray(word, dtype=np.uint64) + _GOLDEN)
-    return (mixed >> np.uint64(11)) * 2.0**-53
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return (hash64(seed, salt, epoch, indices) >> np.uint64(11)) * 2.0**-53

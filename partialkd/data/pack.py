@@ -212,8 +212,7 @@ def _write_image(source: RecordIOSource, index: int, root: Path, names: list[str
     suffix = _suffix(image)
     if suffix is None:
         raise DataError(f"{source.name(index)}: not a known image format (starts with {image[:8]!r})")
-    key = int(source.reader.keys[source.positions[index]])
-    (root / names[label] / f"{key:08d}{suffix}").write_bytes(image)
+    (root / names[label] / f"{source.stem(index)}{suffix}").write_bytes(image)
 
 
 def _suffix(encoded: bytes) -> str | None:

@@ -1,0 +1,77 @@
+"""Which identities of a data set training uses, and under which numbers: exclude lists and label maps.
+
+An identity is named as its data set names it: a folder's name, or in .rec files the class id as a number.
+Exclude list: a text file, one identity a line. A folder's list may name identities that it has not (a list of
+evaluated persons usually does); a number outside the classes of .rec files is an error.
+Label map: a text file, `identity<TAB>new id` a line (or spaces, where the name has none). -1 leaves the identity out;
+several identities with one new id become one. Every identity with images must have a line.
+Errors: `DataError` with file and line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from partialkd.errors import DataError
+
+LEFT_OUT = -1
+
+
+class Names:
+    """The identities of a data set: their names by class id, numbers where it has none."""
+
+    def __init__(self, num_classes: int, names: list[str] | None) -> None:
+        self.num_classes, self.names = num_classes, names
+        self._class_ids = {name: label for label, name in enumerate(names)} if names is not None else None
+
+    def __getitem__(self, label: int) -> str:
+        return str(label) if self.names is None else self.names[label]
+
+    def find(self, identity: str, where: str) -> int | None:
+        """Its class id, None for a name that the data set does not have."""
+        if self._class_ids is not None:
+            return self._class_ids.get(identity)
+        if not (identity.isascii() and identity.isdigit() and int(identity) < self.num_classes):
+            raise DataError(f"{where}: identity must be a class id below {self.num_classes}, got {identity[:60]!r}")
+        return int(identity)
+
+
+def excluded(path: Path, names: Names) -> np.ndarray:
+    """(C,) bool: True for the identities of the list."""
+    found = np.zeros(names.num_classes, dtype=bool)
+    for number, line in _lines(path):
+        label = names.find(line.strip(), f"{path}: line {number}")
+        if label is not None:
+            found[label] = True
+    return found
+
+
+def mapped(path: Path, names: Names, present: np.ndarray) -> np.ndarray:
+    """New ids (C,) int64 by class id, LEFT_OUT for those left out. present (C,) bool: identities with images."""
+    new = np.full(names.num_classes, LEFT_OUT, dtype=np.int64)
+    listed = np.zeros(names.num_classes, dtype=bool)
+    for number, line in _lines(path):
+        where = f"{path}: line {number}"
+        identity, _, text = line.rpartition("\t") if "\t" in line else line.strip().rpartition(" ")
+        if not identity.strip() or not text.strip().removeprefix("-").isdecimal() or not -1 <= int(text) < 1 << 31:
+            raise DataError(f"{where}: must be identity<TAB>new id, the id -1 or from 0 on, got {line[:80]!r}")
+        label = names.find(identity.strip(), where)
+        if label is None:
+            raise DataError(f"{where}: the data set has no identity {identity.strip()[:60]!r}")
+        if listed[label]:
+            raise DataError(f"{where}: identity {names[label]!r} occurs twice")
+        new[label], listed[label] = int(text), True
+    missing = np.flatnonzero(present & ~listed)
+    if len(missing):
+        raise DataError(f"{path}: has no line for identity {names[int(missing[0])]!r} ({len(missing)} such identities)")
+    return new
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

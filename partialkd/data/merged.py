@@ -1,0 +1,193 @@
+"""One or several data sets as one source of training, no file rewritten.
+
+In every part, in this order: identities of its exclude list are left out, its label map gives new ids, its offset is
+added (by default the first number after the ids of the parts before it). Two parts may use one id only where
+`data.shared_identities` says that they are the same persons. Identities with fewer than `min_images` over all parts
+are left out, and the ids that remain are numbered 0..C-1 in ascending order. `origins` leads back from a class id to
+(part, identity).
+
+Memory, beyond the parts' own: 4 bytes a record of a part of which some images are left out, 4 bytes an identity.
+Errors: `DataError` naming file and identity; `ConfigError` naming the parts whose ids meet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partialkd.config import PartConfig
+from partialkd.data.folder_source import FolderSource, digest_of
+from partialkd.data.identities import LEFT_OUT, Names, excluded, mapped
+from partialkd.data.record_source import RecordIOSource
+from partialkd.data.source import Source, check_index
+from partialkd.errors import ConfigError, DataError
+
+_CHUNK = 1 << 20  # labels looked at in one go
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set, and what of it is used."""
+
+    source: Source
+    names: Names
+    class_ids: np.ndarray  # (C of the part,) int32: class id in training, LEFT_OUT
+    kept: range | np.ndarray  # (n,) images of the part that are used, ascending
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        kept = self.kept[start:stop]
+        if not len(kept):
+            return np.empty(0, np.int64)
+        first = int(kept[0])
+        labels = self.source.labels(first, int(kept[-1]) + 1)
+        return self.class_ids[labels if isinstance(kept, range) else labels[kept - first]].astype(np.int64)
+
+
+class MergedSource:
+    """Parts one after the other. `facts`: what was left out of each, and why."""
+
+    def __init__(self, parts: list[Part], num_classes: int, facts: dict[str, Any]) -> None:
+        self.parts, self.num_classes, self.facts = parts, num_classes, facts
+        self.sizes = tuple(len(part.kept) for part in parts)
+        self._starts = [0, *accumulate(self.sizes)]
+        self.fingerprint = digest_of(
+            value for part in parts for value in (part.source.fingerprint.encode(), part.class_ids)
+        )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def locate(self, index: int) -> tuple[Part, int]:
+        """The part of an image, and its index there."""
+        check_index(index, len(self))
+        number = bisect_right(self._starts, index) - 1
+        return self.parts[number], int(self.parts[number].kept[index - self._starts[number]])
+
+    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        stop = len(self) if stop is None else stop
+        starts = zip(self.parts, self._starts, strict=False)
+        return np.concatenate([part.labels(max(start - at, 0), max(stop - at, 0)) for part, at in starts])
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        part, at = self.locate(index)
+        image, label = part.source.read(at)
+        return image, int(part.class_ids[label])
+
+    def name(self, index: int) -> str:
+        part, at = self.locate(index)
+        return part.source.name(at)
+
+    def readahead(self, start: int, stop: int) -> None:
+        """Images left out between them are read too."""
+        for part, at in zip(self.parts, self._starts, strict=False):
+            kept = part.kept[max(start - at, 0) : max(stop - at, 0)]
+            if len(kept):
+                part.source.readahead(int(kept[0]), int(kept[-1]) + 1)
+
+    def origins(self) -> Iterator[tuple[int, int, str]]:
+        """(class id, number of the part, identity there), in ascending order; more than one where they were joined."""
+        rows = [(part.class_ids[used], number, used) for number, part in enumerate(self.parts)
+                for used in [np.flatnonzero(part.class_ids != LEFT_OUT)]]  # fmt: skip
+        class_ids = np.concatenate([ids for ids, _, _ in rows])
+        numbers = np.concatenate([np.full(len(ids), number) for ids, number, _ in rows])
+        labels = np.concatenate([used for _, _, used in rows])
+        for row in np.lexsort((labels, numbers, class_ids)).tolist():
+            number = int(numbers[row])
+            yield int(class_ids[row]), number, self.parts[number].names[int(labels[row])]
+
+
+def merge(
+    sources: Sequence[FolderSource | RecordIOSource], configs: Sequence[PartConfig], min_images: int, shared: bool
+) -> MergedSource:
+    """The sources as one; `configs` say which of their identities are used under which ids."""
+    names = [Names(s.num_classes, s.names if isinstance(s, FolderSource) else None) for s in sources]
+    counts = [_counts(source) for source in sources]
+    facts: list[dict[str, Any]] = [
+        {"path": config.path, "images": len(source), "identities": int((count > 0).sum())}
+        for source, config, count in zip(sources, configs, counts, strict=True)
+    ]
+    ids = _ids(configs, names, counts, facts)
+    if not shared:
+        _refuse_common(ids, configs)
+    found, images = _images(ids, counts)
+    enough = found[images >= min_images]
+    parts = []
+    for source, name, chosen, count, fact in zip(sources, names, ids, counts, facts, strict=True):
+        class_ids = np.full(len(chosen), LEFT_OUT, dtype=np.int32)
+        used = np.flatnonzero(np.isin(chosen, enough))
+        class_ids[used] = np.searchsorted(enough, chosen[used])
+        fact["too_few_images"] = int((chosen != LEFT_OUT).sum()) - len(used)
+        fact["identities_used"], fact["images_used"] = len(used), int(count[used].sum())
+        if not fact["images_used"]:
+            raise DataError(f"{fact['path']}: no identity is left: {fact}")
+        parts.append(Part(source, name, class_ids, _kept(source, class_ids, fact["images_used"])))
+    return MergedSource(parts, len(enough), {"parts": facts, "identities": len(enough)})
+
+
+def _counts(source: Source) -> np.ndarray:
+    """Images of every class (C,) int64."""
+    counts = np.zeros(source.num_classes, dtype=np.int64)
+    for start in range(0, len(source), _CHUNK):
+        labels = source.labels(start, min(start + _CHUNK, len(source)))
+        counts += np.bincount(labels, minlength=len(counts))
+    return counts
+
+
+def _ids(
+    configs: Sequence[PartConfig], names: list[Names], counts: list[np.ndarray], facts: list[dict[str, Any]]
+) -> list[np.ndarray]:
+    """Ids before they are numbered anew, (C of the part,) int64 each; LEFT_OUT also where there is no image."""
+    ids, free = [], 0  # free: the first number no part has used
+    for config, name, count, fact in zip(configs, names, counts, facts, strict=True):
+        present = count > 0
+        out = excluded(Path(config.exclude_identities), name) & present if config.exclude_identities else ~present
+        fact["excluded"] = int((out & present).sum())
+        if config.label_map:
+            new = mapped(Path(config.label_map), name, present & ~out)
+        else:
+            new = np.arange(len(count), dtype=np.int64)
+        size = int(new.max(initial=-1)) + 1
+        offset = free if config.label_offset is None else config.label_offset
+        unused = out | ~present | (new == LEFT_OUT)
+        fact["mapped_to_none"] = int((unused & present & ~out).sum())
+        ids.append(np.where(unused, LEFT_OUT, new + offset))
+        free = max(free, offset + size)
+    return ids
+
+
+def _refuse_common(ids: list[np.ndarray], configs: Sequence[PartConfig]) -> None:
+    for number, mine in enumerate(ids):
+        for other in range(number):
+            common = np.intersect1d(mine[mine != LEFT_OUT], ids[other][ids[other] != LEFT_OUT])
+            if len(common):
+                pair = f"{configs[other].path} and {configs[number].path}"
+                rule = "must be true where parts have ids in common"
+                raise ConfigError(f"data.shared_identities: {rule}: {pair} have {len(common)}, the first {common[0]}")
+
+
+def _images(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending ids (m,) in use, and the images of each over all parts."""
+    used = [chosen != LEFT_OUT for chosen in ids]
+    found, where = np.unique(np.concatenate([i[u] for i, u in zip(ids, used, strict=True)]), return_inverse=True)
+    weights = np.concatenate([c[u] for c, u in zip(counts, used, strict=True)])
+    return found, np.bincount(where, weights, minlength=len(found)).astype(np.int64)
+
+
+def _kept(source: Source, class_ids: np.ndarray, count: int) -> range | np.ndarray:
+    """Images whose class is used; a range where they lie together."""
+    if count == len(source):
+        return range(count)
+    kept = np.empty(count, dtype=np.int32 if len(source) < 1 << 31 else np.int64)
+    filled = 0
+    for start in range(0, len(source), _CHUNK):
+        labels = source.labels(start, min(start + _CHUNK, len(source)))
+        some = start + np.flatnonzero(class_ids[labels] != LEFT_OUT)
+        kept[filled : filled + len(some)] = some
+        filled += len(some)
+    return range(int(kept[0]), int(kept[-1]) + 1) if kept[-1] - kept[0] == count - 1 else kept

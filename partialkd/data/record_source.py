@@ -1,0 +1,256 @@
+"""InsightFace folders as a source: train.rec, or parts train.00.rec, train.01.rec, ..., each with its .idx.
+
+Parts are one data set: they share `property` and its class ids, and are read one after the other in the order of
+their numbers; keys may repeat between parts, and each may have its own header and identity records.
+Memory: 12 bytes a record (offset and class id), 8 more where the keys of a file are not consecutive, 8 more where
+its images do not lie together among its records.
+
+Opening reads every record's header once: one small read a record, which takes long for files of 1e8 records on a
+disk that seeks. With a `cache` folder what came out is kept there, named by the files' path, sizes and times, and
+memory-mapped by later starts: the ranks of a host then hold one copy between them.
+Errors: `DataError` with file, and record key where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partialkd.data.layout import IDX, PROPERTY, REC, image_positions, read_property
+from partialkd.data.recordio import Headers, RecordReader
+from partialkd.data.source import check_index
+from partialkd.errors import DataError
+from partialkd.files import write_json
+
+_PART = re.compile(r"train\.(\d+)\.(rec|idx)")
+_CHUNK = 1 << 20  # elements hashed in one go
+_FORMAT = 1  # of the cache
+_ARRAYS = ("numbers", "offsets", "positions", "labels")  # in it
+
+
+class RecordFile:
+    """The images of one .rec: `positions` among its records and `labels` (n,) int32, both in the order of keys."""
+
+    def __init__(self, reader: RecordReader, positions: range | np.ndarray, labels: np.ndarray, digest: str) -> None:
+        self.reader, self.positions, self.labels, self.digest = reader, positions, labels, digest
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @classmethod
+    def scanned(cls, rec: Path, idx: Path, num_classes: int) -> RecordFile:
+        """Read the index and every record's header; DataError naming the first record that no training can use."""
+        reader = RecordReader(rec, idx)
+        found = image_positions(reader.numbers, reader.first_header(), str(rec))
+        positions, labels = _labels(reader, found, num_classes)
+        digest = hashlib.sha256(np.array([reader.size, num_classes]).data)
+        for values in (reader.numbers, reader.offsets, labels):
+            digest.update(b"|")
+            for start in range(0, len(values), _CHUNK):
+                some = values[start : start + _CHUNK]
+                some = np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some)
+                digest.update(some.data)
+        digest.update(b"|")
+        return cls(reader, positions, labels, digest.hexdigest())
+
+
+def _labels(reader: RecordReader, positions: range | None, num_classes: int) -> tuple[range | np.ndarray, np.ndarray]:
+    """Positions and class ids of the images; positions None: of all records that hold an image."""
+    labels = np.empty(len(reader) if positions is None else len(positions), dtype=np.int32)
+    kept: list[np.ndarray] = []
+    problems = _Problems(reader, num_classes)
+    filled = 0
+    for start, headers in reader.scan():
+        at = np.arange(start, start + len(headers.labels))
+        if positions is None:
+            chosen = headers.image_bytes > 0
+            kept.append(at[chosen])
+        else:
+            chosen = (at >= positions.start) & (at < positions.stop)
+        problems.look(at[chosen], headers, chosen)
+        with np.errstate(invalid="ignore"):  # what is no number is refused below
+            values = headers.labels[chosen].astype(np.int32)
+        labels[filled : filled + len(values)] = values
+        filled += len(values)
+    problems.refuse()
+    if positions is not None:
+        return positions, labels
+    return _as_range(np.concatenate(kept)), labels[:filled].copy()
+
+
+def _as_range(positions: np.ndarray) -> range | np.ndarray:
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        return range(int(positions[0]), int(positions[-1]) + 1)
+    return positions
+
+
+class _Problems:
+    """The first record that breaks each rule, and how many do."""
+
+    def __init__(self, reader: RecordReader, num_classes: int) -> None:
+        self.reader, self.num_classes = reader, num_classes
+        self.labels, self.images = [0, -1, 0.0], [0, -1, 0.0]  # records, position of the first, its value
+
+    def look(self, positions: np.ndarray, headers: Headers, chosen: np.ndarray) -> None:
+        labels = headers.labels[chosen]
+        valid = (labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels))
+        for found, good in ((self.labels, valid), (self.images, headers.image_bytes[chosen] > 0)):
+            bad = np.flatnonzero(~good)
+            if len(bad) and not found[0]:
+                found[1:] = [int(positions[bad[0]]), labels[bad[0]]]
+            found[0] += len(bad)
+
+    def refuse(self) -> None:
+        label_rule = f"label must be an integer in [0, {self.num_classes}), got {self.labels[2]}"
+        for (count, position, _), rule in ((self.labels, label_rule), (self.images, "the record holds no image")):
+            if count:
+                raise DataError(f"{self.reader.where(int(position))}: {rule} ({count} such records)")
+
+
+class RecordIOSource:
+    """An unmodified InsightFace folder of one or more .rec files; with or without header records."""
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        folder = Path(folder)
+        self.num_classes, self.height, self.width = read_property(folder / PROPERTY)
+        self.files = [open_file(rec, idx, self.num_classes, cache) for rec, idx in record_files(folder)]
+        self._starts = [0, *accumulate(len(file) for file in self.files)]
+        self.sizes: tuple[int, ...] = (len(self),)
+        digests = [file.digest for file in self.files]
+        self.fingerprint = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    @property
+    def reader(self) -> RecordReader:
+        """Of the first file."""
+        return self.files[0].reader
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        stop = len(self) if stop is None else stop
+        parts = [
+            file.labels[max(start - first, 0) : max(stop - first, 0)]
+            for file, first in zip(self.files, self._starts, strict=False)
+        ]
+        return np.concatenate(parts).astype(np.int64)
+
+    def locate(self, index: int) -> tuple[RecordFile, int]:
+        """The file of an image, and its place among the file's images."""
+        check_index(index, len(self))
+        number = bisect_right(self._starts, index) - 1
+        return self.files[number], index - self._starts[number]
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        file, at = self.locate(index)
+        _, image = file.reader.read(int(file.positions[at]))
+        return image, int(file.labels[at])
+
+    def name(self, index: int) -> str:
+        file, at = self.locate(index)
+        return file.reader.where(int(file.positions[at]))
+
+    def stem(self, index: int) -> str:
+        """A file name of its own for every image: its key, behind the part's number where there are several."""
+        file, at = self.locate(index)
+        key = f"{file.reader.key(int(file.positions[at])):08d}"
+        return key if len(self.files) == 1 else f"{self.files.index(file):02d}_{key}"
+
+    def readahead(self, start: int, stop: int) -> None:
+        """Have the system read images start..stop-1, which may lie in several files, into its page cache."""
+        while start < stop:
+            file, at = self.locate(start)
+            count = min(stop - start, len(file) - at)
+            file.reader.readahead(int(file.positions[at]), int(file.positions[at + count - 1]) + 1)
+            start += count
+
+
+def record_files(folder: Path) -> list[tuple[Path, Path]]:
+    """The .rec files of a folder with their .idx, in the order of their numbers."""
+    found: dict[str, set[int]] = {"rec": set(), "idx": set()}
+    paths: dict[tuple[str, int], Path] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _PART.fullmatch(path.name):
+            number, kind = int(match[1]), match[2]
+            if number in found[kind]:
+                raise DataError(f"{path}: there is a part of this number already: {paths[kind, number].name}")
+            found[kind].add(number)
+            paths[kind, number] = path
+    if not found["rec"] | found["idx"]:
+        return [(folder / REC, folder / IDX)]
+    if (folder / REC).exists():
+        raise DataError(f"{folder}: holds {REC} and parts train.*.rec; one of them must go")
+    numbers = sorted(found["rec"] | found["idx"])
+    for number in range(min(numbers[0], 1), numbers[-1] + 1):
+        for kind in ("rec", "idx"):
+            if number not in found[kind]:
+                raise DataError(f"{folder}: part {number} has no .{kind} (parts go up to {numbers[-1]})")
+    return [(paths["rec", number], paths["idx", number]) for number in numbers]
+
+
+# ------------------------------------------------------------------------------------------ index cache
+
+
+def open_file(rec: Path, idx: Path, num_classes: int, cache: Path | None) -> RecordFile:
+    """A .rec file, from the cache where it has been opened before."""
+    if cache is None:
+        return RecordFile.scanned(rec, idx, num_classes)
+    place = cache / _cache_name(rec, idx, num_classes)
+    if not place.is_dir():
+        file = RecordFile.scanned(rec, idx, num_classes)
+        if place.name == _cache_name(rec, idx, num_classes):  # else it was written to meanwhile
+            _keep(file, place)
+        return file
+    try:
+        facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = {
+            name: range(*facts[name]) if name in facts else np.load(place / f"{name}.npy", "r", allow_pickle=False)
+            for name in _ARRAYS
+        }
+        reader = RecordReader.parsed(rec, values["numbers"], values["offsets"])
+        return RecordFile(reader, values["positions"], values["labels"], facts["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: not a usable index; remove it ({type(error).__name__}: {error})") from error
+
+
+def _cache_name(rec: Path, idx: Path, num_classes: int) -> str:
+    """Of path, size and time of the files, and whatever else the content hangs on."""
+    try:
+        stats = [(str(path.resolve()), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in (rec, idx)]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return hashlib.sha256(repr((_FORMAT, num_classes, stats)).encode()).hexdigest()[:32]
+
+
+def _keep(file: RecordFile, place: Path) -> None:
+    """Write the parsed index under a temporary name; where another rank was faster, its own stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    facts: dict[str, Any] = {"rec": str(file.reader.path), "digest": file.digest}
+    reader = file.reader
+    try:
+        temporary.chmod(0o755)
+        arrays = (reader.numbers, reader.offsets, file.positions, file.labels)
+        for name, values in zip(_ARRAYS, arrays, strict=True):
+            if isinstance(values, range):
+                facts[name] = [values.start, values.stop]
+            else:
+                np.save(temporary / f"{name}.npy", values, allow_pickle=False)
+        write_json(temporary / "facts.json", facts)
+        try:
+            os.replace(temporary, place)
+        except OSError:
+            if not place.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

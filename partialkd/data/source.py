@@ -1,0 +1,45 @@
+"""What every set of labelled encoded images offers to loaders and plans.
+
+A source is a fixed order of n images, index 0..n-1. Its labels are checked once, at opening, against
+[0, num_classes). `read` gives encoded bytes; decoding is `decode.py`'s. Sources can be read from several threads, after
+a fork, and pickled to spawned processes.
+Errors: `DataError` with file and record key, or the image's path; `IndexError` for an index outside.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """A set of labelled encoded images in a fixed order."""
+
+    num_classes: int
+    sizes: tuple[int, ...]  # images of each data set, which lie one after the other; usually there is one
+    fingerprint: str  # changes when sizes, order or labels of the data change
+
+    def __len__(self) -> int: ...
+
+    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Class ids (stop - start,) int64 of these images, by default of all."""
+        ...
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Encoded image and class id; safe from several threads."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The record, for error messages."""
+        ...
+
+    def readahead(self, start: int, stop: int) -> None:
+        """Images start..stop-1 will be wanted soon: a hint to the system, where it can be given."""
+        ...
+
+
+def check_index(index: int, length: int) -> None:
+    """IndexError unless 0 <= index < length."""
+    if not 0 <= index < length:
+        raise IndexError(f"index must be in [0, {length}), got {index}")
