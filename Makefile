@@ -1,12 +1,14 @@
-# make help prints the targets. One virtual environment, made once per change of what it is made from.
+# make help prints the targets. One virtual environment, made once per change of what it is made from; and one that
+# holds MXNet, for the tests of its file formats.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv train test lint clean
+.PHONY: help venv mxnet train test lint clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MXNET_VENV ?= .venv-mxnet
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 
 # Only an interpreter that runs counts: pyenv puts shims on the PATH for versions that are not active, and
@@ -23,7 +25,8 @@ help:
 	@echo 'make test  [ARGS="-m slow ..."]                   the tests; ARGS go to pytest'
 	@echo 'make lint                                         ruff check, ruff format --check, mypy, syntax of the shell scripts'
 	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
-	@echo 'make clean                                        remove the virtual environment and caches; data and runs stay'
+	@echo 'make mxnet                                        the environment of the MXNet tests ($(MXNET_VENV)), which are skipped without it'
+	@echo 'make clean                                        remove the virtual environments and caches; data and runs stay'
 
 venv: $(STAMP)
 
@@ -42,6 +45,14 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	@found="$(INSTALLED_TORCH)"; test "$$found" = '$(PINNED_TORCH)' || { \
 	  echo "error: $(VENV) holds torch $${found:-(none)} but requirements.txt pins $(PINNED_TORCH): make clean, or VENV=another folder" >&2; exit 1; }
 
+mxnet: $(MXNET_VENV)/.installed
+
+$(MXNET_VENV)/.installed: requirements-mxnet.txt
+	@test -x $(MXNET_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
+	@test -x $(MXNET_VENV)/bin/pip || { echo "$(PYTHON) -m venv $(MXNET_VENV)"; "$(PYTHON)" -m venv $(MXNET_VENV); }
+	$(MXNET_VENV)/bin/pip install --quiet -r requirements-mxnet.txt
+	@touch $@
+
 train: $(STAMP) .torch
 	PATH="$(abspath $(BIN)):$$PATH" launch/local.sh $(ARGS)
 
@@ -55,5 +66,5 @@ lint: $(STAMP)
 	for script in .ci/run launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(MXNET_VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

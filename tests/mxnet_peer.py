@@ -1,6 +1,6 @@
 """The other side of the MXNet tests: run by the Python of requirements-mxnet.txt, never imported with MXNet by ours.
 
-    python mxnet_peer.py records FOLDER   write the records of cases.json as theirs.rec/.idx; read ours.rec/.idx
+    python mxnet_peer.py records FOLDER   write the records of cases.json; read every .rec of the folder to read.json
     python mxnet_peer.py network FOLDER   a teacher as network.json says: its checkpoint, images and embeddings
     python mxnet_peer.py arrays FOLDER    arrays of all types in plain.params, numpy.params and sparse.params
 
@@ -94,17 +94,23 @@ def make_network(folder):
 def records(folder):
     import mxnet as mx
 
-    writer = mx.recordio.MXIndexedRecordIO(str(folder / "theirs.idx"), str(folder / "theirs.rec"), "w")
-    for case in json.loads((folder / "cases.json").read_text()):
-        header = mx.recordio.IRHeader(0, case["label"], case["key"], 0)
-        if "pixels" in case:
-            pixels = np.array(case["pixels"], np.uint8)[:, :, ::-1]  # RGB; OpenCV takes BGR
-            writer.write_idx(case["key"], mx.recordio.pack_img(header, pixels, case["quality"], case["format"]))
-        else:
-            writer.write_idx(case["key"], mx.recordio.pack(header, bytes.fromhex(case["image"])))
-    writer.close()
-    read = [read_records(mx, folder / name) for name in ("theirs", "ours") if (folder / f"{name}.rec").exists()]
+    for stem, cases in json.loads((folder / "cases.json").read_text()).items():
+        (folder / stem).parent.mkdir(exist_ok=True)
+        writer = mx.recordio.MXIndexedRecordIO(f"{folder / stem}.idx", f"{folder / stem}.rec", "w")
+        for case in cases:
+            writer.write_idx(case["key"], packed(mx, case))
+        writer.close()
+    stems = [path.with_suffix("") for path in sorted(folder.rglob("*.rec"))]
+    read = {str(stem.relative_to(folder)): read_records(mx, stem) for stem in stems}
     (folder / "read.json").write_text(json.dumps(read))
+
+
+def packed(mx, case):
+    header = mx.recordio.IRHeader(0, case["label"], case["key"], 0)
+    if "pixels" not in case:
+        return mx.recordio.pack(header, bytes.fromhex(case["image"]))
+    pixels = np.array(case["pixels"], np.uint8)[:, :, ::-1]  # RGB; OpenCV takes BGR
+    return mx.recordio.pack_img(header, pixels, case["quality"], case["format"])
 
 
 def read_records(mx, stem):
