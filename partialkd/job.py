@@ -2,6 +2,7 @@
 
     <run.folder>/<run.name>/
       config.toml                    the resolved configuration
+      class_ids.txt                  where identities are merged, mapped or left out: class id, data set, identity
       metrics.jsonl, tensorboard/    of all phases
       teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
       teacher_centres/               centres made from the teacher, with their manifest
@@ -32,6 +33,7 @@ from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.data.loader import open_loader
+from partialkd.data.merged import MergedSource, save_class_ids
 from partialkd.data.order import SequentialPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import Source, open_source
@@ -55,6 +57,8 @@ from partialkd.teacher_centres import (
     save_centres,
 )
 from partialkd.trainer import Trainer, plan_of
+
+CLASS_IDS = "class_ids.txt"
 
 
 @dataclass
@@ -115,9 +119,20 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
         del phases["teacher"]
     for name, phase in phases.items():
         if phase:
-            plan_of(name, phase, config, len(source), world)
+            plan_of(name, phase, config, source, world)
     folder = world.on_main(lambda: open_run(config, resume))
+    if isinstance(source, MergedSource):
+        merged = source
+        world.on_main(lambda: _say_identities(merged, folder))
+        facts = {**(facts or {}), **source.facts}
     return Job(config, world, resume != "never", folder, source, stop, facts)
+
+
+def _say_identities(source: MergedSource, folder: Path) -> None:
+    """On rank 0. What is used of each data set, and which class id is whom."""
+    for number, fact in enumerate(source.facts["parts"]):
+        print(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}", flush=True)
+    save_class_ids(source, folder / CLASS_IDS)
 
 
 # ------------------------------------------------------------------------------------------------- phases

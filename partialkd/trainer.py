@@ -25,6 +25,8 @@ from partialkd.config import Config, PhaseConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
+from partialkd.data.readahead import make_plan
+from partialkd.data.samplers import make_order
 from partialkd.data.sources import Source
 from partialkd.dist import World, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted
@@ -42,15 +44,15 @@ from partialkd.student import Student
 AGREE_EVERY = 10  # optimiser steps
 
 
-def plan_of(name: str, phase: PhaseConfig, config: Config, num_records: int, world: World) -> TrainingPlan:
+def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
     """The order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
     key, data = key_of(name), config.data
     _check_world_size(key, phase, world.size)
+    order = make_order(data, source, phase.global_batch, config.run.seed)
     try:
-        plan = TrainingPlan(
-            num_records, phase.global_batch, phase.accumulation, world.rank, world.size, config.run.seed,
-            data.flip, data.grey,
-        )  # fmt: skip
+        plan = make_plan(
+            data, source, order, phase.global_batch, phase.accumulation, world.rank, world.size, config.run.seed
+        )
     except ConfigError as error:
         raise ConfigError(f"{key}.{error}") from error
     Schedule.of_phase(phase, plan.micro_steps, key)
@@ -92,7 +94,7 @@ class Trainer:
         self.name, self.phase, self.config, self.world = name, phase, config, world
         self.source, self.store, self.folder, self.stop = source, store, folder, stop
         seed = config.run.seed
-        self.plan = plan_of(name, phase, config, len(source), world)
+        self.plan = plan_of(name, phase, config, source, world)
         self.loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
         self.teacher = teacher if self.method.needs_teacher else None

@@ -27,6 +27,7 @@ from partialkd.data.identities import LEFT_OUT, Names, excluded, mapped
 from partialkd.data.record_source import RecordIOSource
 from partialkd.data.source import Source, check_index
 from partialkd.errors import ConfigError, DataError
+from partialkd.files import replacing
 
 _CHUNK = 1 << 20  # labels looked at in one go
 
@@ -100,6 +101,12 @@ class MergedSource:
         for row in np.lexsort((labels, numbers, class_ids)).tolist():
             number = int(numbers[row])
             yield int(class_ids[row]), number, self.parts[number].names[int(labels[row])]
+
+
+def save_class_ids(source: MergedSource, path: Path) -> None:
+    """Text, a line for every identity in use: class id, number of its part counted from 0, identity there; by tabs."""
+    with replacing(path) as (file,):
+        file.writelines(f"{label}\t{part}\t{name}\n".encode() for label, part, name in source.origins())
 
 
 def merge(

@@ -1,0 +1,67 @@
+"""Plans of training, and the hint to the system which blocks of the files they come to next.
+
+With `data.shuffle = "blocks"` the blocks of the group being read and, as it is worked through, those of the next
+group are announced (`Source.readahead`) in the order of the epoch. Every block is asked for once an epoch, in one
+run of neighbouring records, and should be in the page cache when a loader reads its records one by one.
+Announcing changes nothing of what is read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from partialkd.config import DataConfig
+from partialkd.data.order import TrainingPlan
+from partialkd.data.samplers import BlockOrder, Order
+from partialkd.data.source import Source
+
+
+def make_plan(
+    data: DataConfig,
+    source: Source,
+    order: Order,
+    global_batch: int,
+    accumulation: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+) -> TrainingPlan:
+    """The plan of an order; one that reads ahead where the order has blocks."""
+    cut = (global_batch, accumulation, rank, world_size, seed, data.flip, data.grey)
+    return (
+        ReadingAhead(source, order, *cut) if isinstance(order, BlockOrder) else TrainingPlan(len(source), *cut, order)
+    )
+
+
+class ReadingAhead(TrainingPlan):
+    """Announces blocks as `indices` comes to them."""
+
+    def __init__(
+        self,
+        source: Source,
+        order: BlockOrder,
+        global_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        flip: bool,
+        grey: float,
+    ) -> None:
+        super().__init__(len(source), global_batch, accumulation, rank, world_size, seed, flip, grey, order)
+        self._source, self._blocks = source, order
+        self._epoch = self._announced = -1  # blocks of this epoch, up to this one
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray:
+        position = micro_step * self.local_batch * self.world_size
+        starts, ends = self._blocks.blocks(epoch)
+        now = int(np.searchsorted(ends, position, side="right"))  # the block here, were blocks not mixed
+        first = now // self._blocks.group * self._blocks.group
+        if self._epoch != epoch:
+            self._epoch, self._announced = epoch, first
+        last = min(now + self._blocks.group + 1, len(ends))
+        for block in range(max(self._announced, first), last):
+            before = int(ends[block - 1]) if block else 0
+            self._source.readahead(int(starts[block]), int(starts[block]) + int(ends[block]) - before)
+        self._announced = max(self._announced, last)
+        return super().indices(epoch, micro_step)
