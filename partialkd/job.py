@@ -6,6 +6,7 @@
       metrics.jsonl, tensorboard/    of all phases
       teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
       teacher_centres/               centres made from the teacher, with their manifest
+      flight_recorder/               each rank's last collectives, if one failed
       export/                        the student as model.onnx and model.safetensors
       result.json                    scores of all networks, and how they came about
 
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partialkd import __version__, checkpoint
+from partialkd import __version__, flight_recorder
 from partialkd.centres import CentreStore
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
@@ -46,6 +47,7 @@ from partialkd.files import write_json
 from partialkd.methods import METHODS
 from partialkd.models.saved import open_model, save_model
 from partialkd.models.teacher import Teacher, open_teacher, wrap_teacher
+from partialkd.out_of_memory import advising
 from partialkd.run_folder import MODEL, open_run
 from partialkd.stopping import StopSignals
 from partialkd.teacher_centres import (
@@ -56,7 +58,7 @@ from partialkd.teacher_centres import (
     load_or_make,
     save_centres,
 )
-from partialkd.trainer import Trainer, plan_of
+from partialkd.trainer import Trainer, key_of, plan_of
 
 CLASS_IDS = "class_ids.txt"
 
@@ -109,7 +111,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
 
 def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
     """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
-    facts = world.on_main(lambda: prepare(config.data))
+    facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
     if world.is_main and facts:
         print(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}", flush=True)
     source = world.together(lambda: open_source(config.data))
@@ -120,12 +122,13 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     for name, phase in phases.items():
         if phase:
             plan_of(name, phase, config, source, world)
-    folder = world.on_main(lambda: open_run(config, resume))
+    folder, resumed = world.on_main(lambda: _open(config, world, resume))
     if isinstance(source, MergedSource):
         merged = source
         world.on_main(lambda: _say_identities(merged, folder))
         facts = {**(facts or {}), **source.facts}
-    return Job(config, world, resume != "never", folder, source, stop, facts)
+    flight_recorder.enable(folder / flight_recorder.FOLDER)
+    return Job(config, world, resumed, folder, source, stop, facts)
 
 
 def _say_identities(source: MergedSource, folder: Path) -> None:
@@ -133,6 +136,15 @@ def _say_identities(source: MergedSource, folder: Path) -> None:
     for number, fact in enumerate(source.facts["parts"]):
         print(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}", flush=True)
     save_class_ids(source, folder / CLASS_IDS)
+
+
+def _open(config: Config, world: World, resume: str) -> tuple[Path, bool]:
+    """On rank 0. The folder, and whether to go on with what is in it: always, where torchrun starts ranks again."""
+    if world.remembers("begun"):
+        resume = "auto"
+    folder = open_run(config, resume)
+    world.remember("begun")
+    return folder, resume != "never"
 
 
 # ------------------------------------------------------------------------------------------------- phases
@@ -174,9 +186,10 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) 
         raise Preempted(f"stopped before {name}")
     if job.resumed and world.on_main((folder / MODEL).exists):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
-    store = make_store(job, phase, teacher)
-    trainer = Trainer(name, phase, job.config, world, job.source, store, teacher, folder, job.stop)
-    network = trainer.run(world.on_main(lambda: checkpoint.newest(folder / "checkpoints")) if job.resumed else None)
+    with advising(key_of(name), phase, job.source.num_classes, world):
+        store = make_store(job, phase, teacher)
+        trainer = Trainer(name, phase, job.config, world, job.source, store, teacher, folder, job.stop)
+        network = trainer.run(job.resumed)
     if METHODS[phase.method.name].kind == "trainable":
         save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
     world.on_main(lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
@@ -215,7 +228,8 @@ def fill_from_teacher(job: Job, store: CentreStore, teacher: Teacher) -> None:
     config = job.config.teacher
     if config.centres == "means":
         loader, plan = _sequential(job, job.config.evaluate.batch)
-        class_means(store, loader.epoch(0), teacher.embed, plan.local_batch, job.world)
+        batches = job.stop.heeding(job.world, loader.epoch(0), "averaging the teacher's embeddings")
+        class_means(store, batches, teacher.embed, plan.local_batch, job.world)
         loader.close()
     elif config.source == "train":
         load_centres(store, job.folder / "teacher" / "centres", teacher.project, job.world)
@@ -237,6 +251,7 @@ def _sequential(job: Job, batch: int) -> tuple[Any, SequentialPlan]:
 def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
     """Collective. Score a network on all sets."""
     data = job.config.data
+    embed = job.stop.listen(job.world).guarding(embed, f"evaluating the {who}")
     for name, scores in evaluate_sets(embed, job.config.evaluation, data.image_size, data.resize, job.world).items():
         job.scores.setdefault(name, {})[who] = scores
 

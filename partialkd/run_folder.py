@@ -1,8 +1,8 @@
 """A run's folder: begun anew, gone on with, or gone back to an earlier checkpoint. Nothing is ever overwritten.
 
 `--resume never` moves an earlier run of the same name aside (`<name>.1`, `.2`, ...); `auto` goes on with it, if the
-configuration is the same; a checkpoint's path goes back to that checkpoint: what was made after it, later
-checkpoints of its phase and the phases that follow, is moved aside likewise.
+configuration is the same; a checkpoint's path goes back to that checkpoint, if it is undamaged: what was made after
+it, later checkpoints of its phase and the phases that follow, is moved aside likewise.
 Call on one rank. Errors: `ConfigError` naming the keys that differ, `CheckpointError` naming the path.
 """
 
@@ -40,6 +40,7 @@ def go_back(folder: Path, path: Path) -> None:
     complete = checkpoint.complete(phase / "checkpoints")
     if phase.parent != folder.resolve() or phase.name not in PHASES or path.resolve() not in complete:
         raise CheckpointError(f"--resume {path}: must be a complete checkpoint <phase>/checkpoints/step_* of {folder}")
+    checkpoint.verify(path)
     for later in complete[complete.index(path.resolve()) + 1 :]:
         move_aside(later)
     move_aside(phase / MODEL)

@@ -6,7 +6,9 @@ the sharded centres, its gradient back to the embeddings and through the student
 the student takes its step and, at the same learning rate, trainable centres take theirs.
 
 When a rank is asked to stop (stopping.py), all ranks finish the step they agree on, save, and raise `Preempted`.
-The agreement is sought every `AGREE_EVERY` optimiser steps, since it costs a collective.
+The agreement costs a collective about once a second.
+
+A step whose loss or gradient is not finite ends the phase or is left out (health.py); so do other numbers gone wrong.
 """
 
 from __future__ import annotations
@@ -40,8 +42,6 @@ from partialkd.run_state import Position, capture, identity, restore
 from partialkd.schedule import Schedule
 from partialkd.stopping import StopSignals
 from partialkd.student import Student
-
-AGREE_EVERY = 10  # optimiser steps
 
 
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
@@ -119,10 +119,10 @@ class Trainer:
     def last_step(self) -> int:
         return min(self.student.total_steps, self.phase.max_steps or self.student.total_steps)
 
-    def run(self, resume: Path | None) -> torch.nn.Module:
+    def run(self, resume: bool = False) -> torch.nn.Module:
         """Collective. Train to the end -> the trained network, in eval mode, equal on all ranks."""
-        if resume is not None:
-            self.load(resume)
+        if resume:
+            self.resume()
         with Progress(
             self.folder.parent, self.name, self.last_step, self.world, self.config.run.tensorboard, self.student.steps
         ) as progress:
@@ -140,6 +140,7 @@ class Trainer:
         self.student.close()
 
     def _train(self, progress: Progress) -> None:
+        self._watch = self.stop.watch(self.world)
         speed = Throughput(self.phase.global_batch, self.student.steps)
         while self.student.steps < self.last_step:
             for batch in self.loader.epoch(self.epoch, self.micro_steps_done):
@@ -178,8 +179,9 @@ class Trainer:
         outcomes, self._outcomes = self._outcomes, []
         if step % run.log_every == 0 or last:
             values = self._means(outcomes)
-            progress.log(step, self.epoch, values.pop("loss"), lr, speed.since_last(step), values)
-        if not last and step % AGREE_EVERY == 0 and self.stop.agreed(self.world):
+            loss = values.pop("loss")
+            progress.log(step, self.epoch, loss, lr, speed.since_last(step), values | self.health.logged(loss))
+        if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
             raise Preempted(f"{self.name}: stopped and saved at step {step}")
@@ -216,12 +218,20 @@ class Trainer:
         if not self.config.run.keep_best:
             return None
         data, sets = self.config.data, self.config.evaluation
-        scores = evaluate_sets(self.student.network(), sets, data.image_size, data.resize, self.world)
+        embed = self.stop.listen(self.world).guarding(self.student.network(), "scoring a checkpoint")
+        try:
+            scores = evaluate_sets(embed, sets, data.image_size, data.resize, self.world)
+        except Preempted:  # heard on all ranks, and again after the next step
+            return None
         return 1 - mean(score.accuracy for score in scores.values())
 
-    def load(self, path: Path) -> None:
-        """Collective. Go on where `save` was called, on any number of ranks."""
-        snapshot = checkpoint.load(path, self.world, self.store.shard, self.store.num_classes)
+    def resume(self) -> None:
+        """Collective. Go on from the newest undamaged checkpoint, saved on any number of ranks, if there is one."""
+        root, store = self.folder / "checkpoints", self.store
+        found = checkpoint.load_newest(root, self.world, store.shard, store.num_classes)
+        if found is None:
+            return
+        path, snapshot = found
         seed = self.config.run.seed
         position = restore(snapshot, self.student, self.centres, self._identity(), seed, path)
         self.epoch, self.micro_steps_done = position.epoch, position.micro_steps(self._micro_batch)

@@ -81,13 +81,13 @@ def train(world: World, config: Config, interrupt: bool = False, resume: bool = 
     run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config, stop)
     try:
         if interrupt:
-            trainer.AGREE_EVERY = 1
+            stopping.HEED_S = 0.0
             with pytest.raises(Preempted, match="saved at step 7"):
-                run_.run(None)
+                run_.run()
         else:
-            run_.run(checkpoint.newest(run_.folder / "checkpoints") if resume else None)
+            run_.run(resume)
     finally:
-        trainer.AGREE_EVERY = 10
+        stopping.HEED_S = 1.0
         run_.close()
         stop.forget()
     world.barrier()

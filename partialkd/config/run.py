@@ -22,7 +22,7 @@ class RunConfig(Section):
     log_every: Positive = 50  # optimiser steps
     checkpoint_every: Count = 1000  # optimiser steps; 0: only at the end of each phase
     keep_checkpoints: Positive = 2  # the newest
-    keep_best: bool = False  # keep the checkpoint with the lowest mean loss too
+    keep_best: bool = False  # and the most accurate one on the evaluation sets: scores each when it is saved
     checkpoint_async: bool = False  # write in the background: a copy in host memory, training goes on meanwhile
     tensorboard: bool = True
 
