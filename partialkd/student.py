@@ -36,6 +36,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from partialkd.config import PhaseConfig
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, ConfigError
+from partialkd.full_values import FullValues, full_shape
 from partialkd.models.sync_batchnorm import synchronise
 from partialkd.optimizer import clip, make_optimizer, moment_keys, trained
 from partialkd.schedule import Schedule
@@ -64,6 +65,7 @@ class Student:
         self._moments = moment_keys(phase.optimizer)
         self._deepspeed = _import_deepspeed(world)
         self.engine = self._initialize(model)
+        self._values = FullValues(self._deepspeed, self.optimizer, phase.zero_stage, world)
         model.train()
         for module in model.modules():
             if phase.freeze_batchnorm and isinstance(module, _BatchNorm):
@@ -121,7 +123,7 @@ class Student:
         averaged = {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                parameter.copy_(self._gather(self.engine.module.get_parameter(name)))
+                parameter.copy_(self._values.parameter(self.engine.module.get_parameter(name)))
             for name, buffer in network.named_buffers():
                 live = self.engine.module.get_buffer(name)
                 buffer.copy_(self.world.mean(live) if name in averaged else live)
@@ -148,10 +150,10 @@ class Student:
         steps = int(full["counter.steps"])
         self._make_moments()
         for name, parameter in self.engine.module.named_parameters():
-            self._set_parameter(parameter, full[f"param.{name}"])
+            self._values.set_parameter(parameter, full[f"param.{name}"])
             for key in self._moments if parameter.requires_grad else ():
-                value = full[f"moment.{key}.{name}"] if steps else torch.zeros(_shape(parameter))
-                self._set_moment(parameter, key, value)
+                value = full[f"moment.{key}.{name}"] if steps else torch.zeros(full_shape(parameter))
+                self._values.set_moment(parameter, key, value)
         for state in self.optimizer.state.values():
             if "step" in state:
                 state["step"].fill_(steps)
@@ -172,9 +174,9 @@ class Student:
     def _expected(self, started: bool) -> Iterator[tuple[str, torch.Size]]:
         yield "counter.steps", torch.Size([])
         for name, parameter in self.engine.module.named_parameters():
-            yield f"param.{name}", _shape(parameter)
+            yield f"param.{name}", full_shape(parameter)
             for key in self._moments if parameter.requires_grad and started else ():
-                yield f"moment.{key}.{name}", _shape(parameter)
+                yield f"moment.{key}.{name}", full_shape(parameter)
         for name, buffer in self.engine.module.named_buffers():
             yield f"buffer.{name}", buffer.shape
 
@@ -233,35 +235,9 @@ class Student:
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         """Collective. Every parameter and moment in full, one at a time."""
         for name, parameter in self.engine.module.named_parameters():
-            yield f"param.{name}", self._gather(parameter)
+            yield f"param.{name}", self._values.parameter(parameter)
             for key in self._moments if parameter.requires_grad and self.steps else ():
-                yield f"moment.{key}.{name}", self._gather_moment(parameter, key)
-
-    def _gather(self, parameter: nn.Parameter) -> Tensor:
-        value = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
-        if value is not None:
-            return value
-        with self._deepspeed.zero.GatheredParameters([parameter]):  # stage 0, and what does not train
-            return parameter.detach().clone()
-
-    def _gather_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if self.phase.zero_stage == 0:
-            return self.optimizer.state[parameter][key]
-        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-
-    def _set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Both copies: the float32 one of the optimiser and the working one of the forward pass."""
-        value = value.to(self.world.device, torch.float32).contiguous()
-        self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-        with torch.no_grad(), self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.copy_(value)
-
-    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        value = value.to(self.world.device, torch.float32).contiguous()
-        if self.phase.zero_stage == 0:
-            self.optimizer.state[parameter][key].copy_(value)
-        else:
-            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+                yield f"moment.{key}.{name}", self._values.moment(parameter, key)
 
     def _between_steps(self, what: str) -> None:
         if self.engine.micro_steps % self.phase.accumulation:
@@ -278,10 +254,6 @@ def _prepared(model: nn.Module, phase: PhaseConfig, world: World) -> nn.Module:
         # Not contiguous(): it leaves the strides of a channels_last 1x1 kernel as they are.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return synchronise(model, world) if phase.sync_batchnorm else model
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # a parameter that stage 3 has sharded is empty
 
 
 def _import_deepspeed(world: World) -> Any:

@@ -33,7 +33,7 @@ LAYERS = (
     ),
     ("dist",),
     ("launching", "stopping"),
-    ("centres", "margin", "models", "data", "schedule", "optimizer", "tensor_file", "sharded_file"),
+    ("centres", "margin", "models", "data", "schedule", "optimizer", "full_values", "tensor_file", "sharded_file"),
     ("methods",),
     (
         "student",
@@ -47,7 +47,7 @@ LAYERS = (
         "progress",
         "teacher_centres",
     ),
-    ("run_state", "nonfinite", "drift", "health", "memory_advice"),
+    ("run_state", "nonfinite", "drift", "health", "out_of_memory"),
     ("trainer", "run_folder"),
     ("job",),
     ("launch",),
