@@ -2,6 +2,7 @@
 
 Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
 stop by a signal (SIGTERM, SIGINT, SIGUSR1), saved, to be started again with --resume auto. torchrun makes 1 of them.
+Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partialkd.config_files import load_config
-from partialkd.job import run_job
-from partialkd.launching import configured, launched
+from partialkd.orphans import die_with_launcher
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 
 
 def main() -> int:
     """Exit status."""
+    die_with_launcher()
+    from partialkd.config_files import load_config
+    from partialkd.job import run_job
+    from partialkd.launching import configured, launched
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH")

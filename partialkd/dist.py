@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from partialkd import errors
+from partialkd import errors, flight_recorder
 from partialkd.config import DistConfig
-from partialkd.errors import PartialKDError
+from partialkd.errors import PartialKDError, Preempted
+from partialkd.roll import Roll
 
 T = TypeVar("T")
 
@@ -34,7 +35,9 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    store: dist.Store | None = None  # keys and values all ranks can reach, also when a collective cannot
+    store: dist.Store | None = None  # of this start: keys and values all ranks can reach, also when a collective cannot
+    launch_store: dist.Store | None = None  # the same for all starts by one torchrun
+    roll: Roll | None = None
 
     @classmethod
     def start(cls, config: DistConfig | None = None) -> World:
@@ -49,15 +52,21 @@ class World:
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
             )
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=config.timeout_s)))
+        roll = Roll.call(store, rank, size, config.timeout_s)
+        flight_recorder.enable()
+        own = dist.PrefixStore(roll.name, store)
+        restartable = "TORCHELASTIC_RUN_ID" in os.environ
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("ranks", store),
+            store=dist.PrefixStore("ranks", own),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=config.timeout_s),
             device_id=device if device.type == "cuda" else None,
         )
-        return cls(rank, size, local_rank, device, dist.PrefixStore("partialkd", store))
+        return cls(
+            rank, size, local_rank, device, dist.PrefixStore("partialkd", own), store if restartable else None, roll
+        )
 
     def __enter__(self) -> World:
         return self
@@ -65,21 +74,25 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the process group. After a failure NCCL's is left alone: tearing it down waits for the other ranks."""
-        if dist.is_initialized() and (kind is None or self.device.type == "cpu"):
+        """Leave the process group. After a failure it stays: a closed connection would be blamed by the other ranks."""
+        if dist.is_initialized() and (kind is None or issubclass(kind, Preempted)):
             dist.destroy_process_group()
 
     def leave(self, status: int) -> int:
-        """End a rank that failed -> its exit status. On CUDA at once: no destructor may wait for the other ranks."""
+        """End a rank that failed -> its exit status. No destructor may wait for other ranks, where there are any."""
         sys.stdout.flush()
         sys.stderr.flush()
-        if self.device.type == "cuda":
+        if self.size > 1 or self.device.type == "cuda":
             os._exit(status)
         return status
 
-    def first_to_fail(self) -> bool:
-        """True on the one rank that fails first: it shows its error, the ranks that it pulls down stay quiet."""
-        return self.store is None or self.store.add("failures", 1) == 1
+    def remember(self, fact: str) -> None:
+        """For ranks that torchrun starts in the place of these."""
+        if self.launch_store is not None:
+            self.launch_store.set(f"partialkd/{fact}", "")
+
+    def remembers(self, fact: str) -> bool:
+        return self.launch_store is not None and self.launch_store.check([f"partialkd/{fact}"])
 
     @property
     def is_main(self) -> bool:
@@ -183,7 +196,7 @@ def _shared_kind(error: Exception) -> type[PartialKDError]:
 
 
 def _shared_text(error: Exception) -> str:
-    return str(error) if isinstance(error, PartialKDError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, PartialKDError | Preempted) else f"{type(error).__name__}: {error}"
 
 
 _TORCHRUN_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -193,6 +206,12 @@ def _device(choice: str, local_rank: int) -> torch.device:
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", local_rank)
+
+
+def collective_failed(error: BaseException) -> bool:
+    """True if a collective or the store failed, which is another rank's doing; the gloo backend raises RuntimeError."""
+    said_by = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
+    return said_by or isinstance(error, dist.DistError)
 
 
 def free_port() -> int:

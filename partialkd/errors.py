@@ -21,5 +21,13 @@ class CheckpointError(PartialKDError):
     """A checkpoint is missing, incomplete, or belongs to another run."""
 
 
+class RankLost(PartialKDError):
+    """A rank died, was stopped, or cannot be reached, and the others cannot go on without it."""
+
+
+class OutOfMemory(PartialKDError):
+    """A rank has not the memory that the configuration asks for."""
+
+
 class Preempted(Exception):
     """The run was asked to stop and has saved; start it again with --resume auto."""

@@ -2,24 +2,36 @@
 
 A wrong configuration is shown by rank 0. Of ranks that fail, the first shows its error: one line if it is the
 input's fault, a traceback otherwise; the ranks that go down with it stay quiet, so that the cause is not buried.
+
+A collective that fails is another rank's doing. Each rank that it fails on reports so into the store, and the first
+one waits `GRACE_S` for the others and names those that did not: dead, stopped or out of reach. Stopped ones of the
+same machine are killed, so that they do not keep the job alive. On NCCL a collective that outlasts the timeout ends
+the process from within (torch's watchdog), and torchrun names the rank; that has not been run here, without a GPU.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+from partialkd import flight_recorder
 from partialkd.config import DistConfig
-from partialkd.dist import World
-from partialkd.errors import ConfigError, PartialKDError, Preempted
+from partialkd.dist import World, collective_failed
+from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
+from partialkd.roll import Roll, within
+from partialkd.stopping import SIGNALS
 
 T = TypeVar("T")
 FAILED, WRONG_CONFIG, STOPPED = 1, 2, 75  # 75: EX_TEMPFAIL, try again later
 QUIET_S = 3.0  # a rank with nothing to say leaves this much later, so that rank 0 has said it
+GRACE_S = 5.0  # how long the ranks may take to report that a collective failed, and the store to answer
 
 
 def configured(load: Callable[[], T]) -> T:
@@ -36,7 +48,11 @@ def configured(load: Callable[[], T]) -> T:
 
 def launched(config: DistConfig, body: Callable[[World], Any]) -> int:
     """Run `body` on every rank -> exit status."""
-    world = World.start(config)
+    try:
+        world = World.start(config)
+    except RankLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     try:
         with world:
             body(world)
@@ -45,10 +61,51 @@ def launched(config: DistConfig, body: Callable[[World], Any]) -> int:
             print(stop, file=sys.stderr)
         return STOPPED
     except Exception as error:
-        if world.first_to_fail():
-            show(error, world)
+        explain(error, world)
         return world.leave(FAILED)
     return 0
+
+
+def explain(error: Exception, world: World) -> None:
+    """Show the error if this rank is the first to fail; never waits for a rank that is gone."""
+    roll = world.roll
+    if roll is None or world.size == 1:
+        show(error, world)
+        return
+    for number in SIGNALS:  # torchrun ends the others when the first one has left, and this one is to say why
+        signal.signal(number, signal.SIG_IGN)
+    first = within(GRACE_S, roll.report)
+    if collective_failed(error):
+        error = lost(error, world, roll, first)
+        within(GRACE_S, roll.end_stopped)
+    if first is not False:
+        show(error, world)
+
+
+def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exception:
+    """The error of a collective, with the ranks that caused it; `first`: None where the store does not answer."""
+    if first is False:
+        return error
+    missing = within(3 * GRACE_S, lambda: roll.missing(GRACE_S)) if first else None
+    if missing is None:
+        cause = (
+            f"the store on {os.environ['MASTER_ADDR']} does not answer: its machine, its launcher or the link is down"
+        )
+    elif missing:
+        cause = "no report from " + ", ".join(roll.describe(rank) for rank in missing)
+    else:
+        cause = "every rank is there: a link between them broke, or one was slower than dist.timeout_s"
+    said = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]  # without torch's source file
+    text = f"rank {world.rank} of {world.size}: a collective failed in {_place_of(error)}: {said}; {cause}"
+    return RankLost(text + flight_recorder.note())
+
+
+def _place_of(error: Exception) -> str:
+    """The function of ours that asked for it."""
+    package = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
+    ours = [frame for frame in frames if Path(frame.filename).name not in ("dist.py", "launching.py")]
+    return f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "the job"
 
 
 def show(error: Exception, world: World) -> None:

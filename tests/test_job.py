@@ -218,7 +218,6 @@ def test_usr1_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 75
     assert said.count("teacher: stopped and saved at step ") == 1
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert lines[-1]["step"] % 10 == 0
     assert lines[-1]["step"] < 100
     assert subprocess.run(command, env=ENVIRONMENT, timeout=300, check=False).returncode == 0
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]

@@ -1,0 +1,165 @@
+"""The roll of ranks: they find each other when a world starts, and find out who is missing when a collective fails.
+
+All of it goes through the store of the rendezvous, which is no collective. torchrun keeps that store in the launcher
+of the first node, so it survives the death of any rank; without torchrun it lives in rank 0's process.
+
+torchrun (2.13) gives restarted ranks the same store, with everything that the ranks before them left in it, gloo's
+addresses included, and the number of restarts may differ between nodes. So every start has a name of its own: rank 0
+draws it, each rank answers with a number drawn at its start, and goes on when it sees that number in rank 0's list.
+
+Errors: `RankLost` naming the ranks that did not come within the timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from partialkd.errors import RankLost
+
+T = TypeVar("T")
+_POLL_S = 0.05
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class KeyValues(Protocol):
+    """What is needed of torch.distributed.Store."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def add(self, key: str, amount: int, /) -> int: ...
+    def check(self, keys: list[str], /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs. `system`: equal for processes that see each other's numbers; empty where unknown."""
+
+    host: str
+    pid: int
+    born: str  # when the process began, in the system's ticks, since numbers are used again
+    system: str
+    token: str  # drawn at this start of the rank
+
+    @classmethod
+    def here(cls) -> Place:
+        stat = _stat(os.getpid())
+        system = _BOOT.read_text().strip() + os.readlink("/proc/self/ns/pid") if stat else ""
+        return cls(socket.gethostname(), os.getpid(), stat[19] if stat else "", system, secrets.token_hex(8))
+
+    def state(self) -> str:
+        """ "gone", "stopped" or "running", as far as this process can see; else "unknown"."""
+        if not self.system or self.system != Place.here().system:
+            return "unknown"
+        stat = _stat(self.pid)
+        if not stat or stat[19] != self.born or stat[0] in "ZX":
+            return "gone"
+        return "stopped" if stat[0] == "T" else "running"
+
+
+@dataclass(frozen=True)
+class Roll:
+    """Who takes part in this start. `places`: by rank."""
+
+    store: KeyValues
+    rank: int
+    name: str  # of this start: a prefix for keys that the next start must not see
+    places: list[Place]
+
+    @classmethod
+    def call(cls, store: KeyValues, rank: int, size: int, timeout_s: float) -> Roll:
+        """Collective. Returns on every rank when all are there."""
+        mine, deadline = Place.here(), time.monotonic() + timeout_s
+        name = _lead(store, size, mine, deadline) if rank == 0 else _follow(store, rank, mine, deadline)
+        places = [Place(**place) for place in json.loads(store.get(f"{name}/all"))]
+        return cls(store, rank, name, places)
+
+    def report(self) -> bool:
+        """Say that this rank failed -> whether it is the first one to."""
+        self.store.set(f"{self.name}/failed/{self.rank}", "")
+        return self.store.add(f"{self.name}/failures", 1) == 1
+
+    def missing(self, grace_s: float) -> list[int]:
+        """Ranks that do not report a failure within the grace; sooner if all of them are seen to be gone or stopped."""
+        deadline = time.monotonic() + grace_s
+        while True:
+            ranks = [rank for rank in range(len(self.places)) if not self.store.check([f"{self.name}/failed/{rank}"])]
+            lost = all(self.places[rank].state() in ("gone", "stopped") for rank in ranks)
+            if lost or time.monotonic() > deadline:
+                return ranks
+            time.sleep(_POLL_S)
+
+    def describe(self, rank: int) -> str:
+        place = self.places[rank]
+        state = "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else place.state()
+        return f"rank {rank} (process {place.pid} on {place.host}, {state})"
+
+    def end_stopped(self) -> None:
+        """Kill the stopped ranks of this machine: they can neither save nor hear a signal, and would be waited for."""
+        for rank, place in enumerate(self.places):
+            if rank != self.rank and place.state() == "stopped":
+                self.store.set(f"{self.name}/stopped/{rank}", "")  # for whoever describes it after this
+                os.kill(place.pid, signal.SIGKILL)
+
+
+def within(seconds: float, action: Callable[[], T]) -> T | None:
+    """What `action` returns, or None if it fails or takes longer; it is then left behind in its thread."""
+    results: list[T] = []
+
+    def act() -> None:
+        try:
+            results.append(action())
+        except RuntimeError:  # of the store: its server is gone
+            return
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None
+
+
+def _lead(store: KeyValues, size: int, mine: Place, deadline: float) -> str:
+    name = mine.token
+    keys = [f"{name}/here/{rank}" for rank in range(1, size)]
+    store.set("start", name)
+    while keys and not store.check(keys):
+        if time.monotonic() > deadline:
+            absent = [rank for rank, key in enumerate(keys, start=1) if not store.check([key])]
+            raise RankLost(f"ranks {absent} of {size} did not come in time (dist.timeout_s)")
+        time.sleep(_POLL_S)
+    places = [asdict(mine), *(json.loads(store.get(key)) for key in keys)]
+    store.set(f"{name}/all", json.dumps(places))
+    return name
+
+
+def _follow(store: KeyValues, rank: int, mine: Place, deadline: float) -> str:
+    while time.monotonic() < deadline:
+        if store.check(["start"]):
+            name = store.get("start").decode()  # it may be that of a start before this one
+            store.set(f"{name}/here/{rank}", json.dumps(asdict(mine)))
+            if store.check([f"{name}/all"]) and _token(store, name, rank) == mine.token:
+                return name
+        time.sleep(_POLL_S)
+    raise RankLost(f"rank {rank}: rank 0, or a rank that it waits for, did not come in time (dist.timeout_s)")
+
+
+def _token(store: KeyValues, name: str, rank: int) -> Any:
+    places = json.loads(store.get(f"{name}/all"))
+    return places[rank]["token"] if rank < len(places) else None
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat from the state on; empty if there is no such process, or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
