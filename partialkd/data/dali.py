@@ -3,7 +3,7 @@
 Images reach DALI through a callable `external_source` that follows the plan, so order, exact resume and InsightFace
 files with their header and identity records need nothing of DALI. Reading runs on `data.workers` threads, decoding on
 as many of DALI's; with a CUDA device decoding, mirroring and normalising run there (`mixed`).
-Same records, labels, flips and greys as `jpeg.py`, in the same order. Pixels: on the CPU equal up to float32 rounding
+Same records, labels, flips, greys and augmentations as `jpeg.py`, in the same order. Pixels: on the CPU equal up to float32 rounding
 (1e-6 of the range -1..1); CUDA's decoder may differ by a few grey levels. With `data.resize`, where sizes differ, DALI
 only decodes and `decode.to_tensor` does the rest.
 A pipeline and its threads belong to one iterator of `epoch` and end with it.
@@ -25,7 +25,7 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.decode import check_size, decode, to_grey, to_tensor
-from partialkd.data.jpeg import OrderedLoader, ahead, make_batch, read_record
+from partialkd.data.jpeg import OrderedLoader, ahead, read_record
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
 from partialkd.errors import DataError
@@ -53,11 +53,11 @@ class DaliLoader(OrderedLoader):
                 indices = self.plan.indices(epoch, step)
                 if len(indices) == 0:  # DALI has no empty batches
                     nothing = to_tensor([], self.data.image_size, device=self.device)
-                    yield make_batch(nothing, [], indices, np.zeros(0, dtype=bool))
+                    yield self._batch(epoch, nothing, [], indices, np.zeros(0, dtype=bool))
                     continue
                 images = self._run(pipeline, feeder)
                 batch = feeder.under_way.popleft()
-                yield make_batch(self._finish(images, batch), batch.labels, batch.indices, batch.flips)
+                yield self._batch(epoch, self._finish(images, batch), batch.labels, batch.indices, batch.flips)
         finally:
             feeder.close()
 

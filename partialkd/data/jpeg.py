@@ -1,7 +1,8 @@
 """The loader without DALI: threads decode with libjpeg-turbo (`decode.py`) a bounded number of micro-steps ahead.
 
 Yields `FaceBatch`es in the order of the plan, from any micro-step of an epoch. Decoded bytes travel to the device;
-resize, grey, mirror and normalisation happen there, in `decode.to_tensor` (on the CPU in the decoding threads too).
+resize, grey, mirror and normalisation happen there, in `decode.to_tensor` (on the CPU already in the decoding threads),
+then augmentation.
 Memory: at most `workers` + 2 micro-steps. Threads belong to one iterator and end with it: at its end, when it raises,
 when it or the loader is closed, when it is dropped half-way.
 Errors: `DataError` naming the record, at the micro-step the record belongs to.
@@ -13,7 +14,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -21,18 +23,19 @@ import torch
 from torch import Tensor
 
 from partialkd.config import DataConfig
+from partialkd.data import augment
 from partialkd.data.batch import FaceBatch
-from partialkd.data.decode import check_size, decode, to_tensor
+from partialkd.data.decode import check_size, decode, to_tensor, write_planes
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
 from partialkd.errors import DataError
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class OrderedLoader(ABC):
-    """Batches of a source in the order of a plan. What loaders share: their iterators, and the end of them."""
+    """Batches of a source in the order of a plan. What loaders share: their iterators, their end, augmentation."""
 
     def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
         self.data, self.source, self.plan, self.device = data, source, plan, device
@@ -55,41 +58,70 @@ class OrderedLoader(ABC):
     @abstractmethod
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]: ...
 
+    def _batch(
+        self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray
+    ) -> FaceBatch:
+        """Normalised images on their device -> augmented there, in this thread; the labels follow them."""
+        augment.apply(images, augment.draw(self.data.augment, self.plan.seed, epoch, indices))
+        on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
+        return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A micro-step before reading."""
+
+    indices: np.ndarray  # (b,) int64
+    flips: np.ndarray  # (b,) bool
+    greys: np.ndarray  # (b,) bool
+    pinned: Tensor | None  # (b, S, S, 4) uint8 for the decoded pixels, where the device is a CUDA device
+
 
 class JpegLoader(OrderedLoader):
     """Decodes on threads, finishes on the device."""
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
-        todo = (self.plan.indices(epoch, step) for step in steps)
-        if self.device.type == "cpu":
-            whole = lambda indices: self._finish(epoch, indices, *self._read(indices))
-            yield from (batch for _, batch in ahead(whole, todo, self.data.workers))
-        else:  # the last part in this thread, whose current device and stream are the rank's
-            for indices, (pixels, labels) in ahead(self._read, todo, self.data.workers):
-                yield self._finish(epoch, indices, pixels, labels)
+        jobs = (self._job(epoch, self.plan.indices(epoch, step)) for step in steps)
+        for job, (images, labels) in ahead(self._read, jobs, self.data.workers):
+            if job.pinned is not None:  # in this thread, whose current device and stream are the rank's
+                images = to_tensor(images, self.data.image_size, job.flips, job.greys, self.device)
+            yield self._batch(epoch, images, labels, job.indices, job.flips)
 
-    def _finish(
-        self, epoch: int, indices: np.ndarray, pixels: Tensor | list[np.ndarray], labels: list[int]
-    ) -> FaceBatch:
-        flips, greys = self.plan.flips(epoch, indices), self.plan.greys(epoch, indices)
-        if self.device.type == "cuda" and isinstance(pixels, Tensor):
-            pixels = pixels.pin_memory()
-        images = to_tensor(pixels, self.data.image_size, flips, greys, self.device)
-        return make_batch(images, labels, indices, flips)
+    def _job(self, epoch: int, indices: np.ndarray) -> Job:
+        pinned, size = None, self.data.image_size
+        if self.device.type == "cuda":
+            pinned = torch.empty((len(indices), size, size, 4), dtype=torch.uint8, pin_memory=True)
+        return Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pinned)
 
-    def _read(self, indices: np.ndarray) -> tuple[Tensor | list[np.ndarray], list[int]]:
-        """Decoded images, as one (b, H, W, 3) uint8 tensor where they are of one size, and class ids."""
-        images, labels = [], []
-        for index in indices.tolist():
-            encoded, label = read_record(self.source, index)
-            image = decode(encoded, self.source.name(index))
-            if not self.data.resize:
-                check_size(image, self.data.image_size, self.source.name(index))
+    def _read(self, job: Job) -> tuple[Any, list[int]]:
+        """Class ids, and on the CPU (b, 3, S, S) float32; else `job.pinned`, or a list where not all are S x S."""
+        if job.pinned is None:
+            return self._read_floats(job)
+        images, labels, size = [], [], self.data.image_size
+        for index, out in zip(job.indices.tolist(), job.pinned.numpy(), strict=True):
+            image, label = self._read_image(index, out)
             images.append(image)
             labels.append(label)
-        if len({image.shape for image in images}) != 1:
-            return images, labels
-        return torch.from_numpy(np.stack(images)), labels
+        fits = all(image.shape[:2] == (size, size) for image in images)
+        return job.pinned if fits else images, labels
+
+    def _read_floats(self, job: Job) -> tuple[Tensor, list[int]]:
+        size, labels = self.data.image_size, []
+        planes = np.empty((len(job.indices), 3, size, size), dtype=np.float32)
+        pixels = np.empty((size, size, 4), dtype=np.uint8)  # one image's: it stays in the cache
+        for row, index in enumerate(job.indices.tolist()):
+            image, label = self._read_image(index, pixels)
+            write_planes(image, planes[row], bool(job.flips[row]), bool(job.greys[row]))
+            labels.append(label)
+        return torch.from_numpy(planes), labels
+
+    def _read_image(self, index: int, out: np.ndarray) -> tuple[np.ndarray, int]:
+        """One record -> its pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""
+        encoded, label = read_record(self.source, index)
+        image = decode(encoded, self.source.name(index), out)
+        if not self.data.resize:
+            check_size(image, self.data.image_size, self.source.name(index))
+        return image, label
 
 
 def read_record(source: Source, index: int) -> tuple[bytes, int]:
@@ -100,18 +132,14 @@ def read_record(source: Source, index: int) -> tuple[bytes, int]:
         raise DataError(f"{source.name(index)}: cannot be read: {error}") from error
 
 
-def make_batch(images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray) -> FaceBatch:
-    """`images` are on their device; the labels follow them."""
-    on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
-    return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
-
-
-def ahead(job: Callable[[Job], Result], todo: Iterable[Job], workers: int) -> Generator[tuple[Job, Result], None, None]:
+def ahead(
+    job: Callable[[Item], Result], todo: Iterable[Item], workers: int
+) -> Generator[tuple[Item, Result], None, None]:
     """(item, job(item)) in the order of `todo`, computed by threads at most `workers` + 1 items ahead.
 
     An exception of `job` is raised in the place of its item. `todo` is read by the calling thread only.
     """
-    pending: deque[tuple[Job, Future[Result]]] = deque()
+    pending: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="partialkd-loader")
     try:
         for item in todo:
