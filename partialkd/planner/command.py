@@ -1,0 +1,192 @@
+"""`launch/plan.py`: will it fit, what does a step cost at least, and what to change if it does not fit.
+
+Errors: one line on the error output and status 2 for wrong options or a wrong configuration; status 1 when a phase
+does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prettytable import PrettyTable
+
+from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
+from partialkd.config_files import load_config
+from partialkd.data.layout import PROPERTY, read_property
+from partialkd.errors import ConfigError
+from partialkd.launching import configured
+from partialkd.planner.plan import Plan, Ranks, plan_phase, rows_that_fit
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """As its maker says: memory that a program can have (bytes), dense bfloat16 products (flop/s), link (bytes/s)."""
+
+    memory: float
+    flops: float
+    link: float
+
+
+DEVICES = {
+    "a100-40": Device(42e9, 312e12, 300e9),
+    "a100-80": Device(85e9, 312e12, 300e9),
+    "h100-80": Device(85e9, 989e12, 450e9),
+    "h200": Device(150e9, 989e12, 450e9),
+    "l40s": Device(48e9, 362e12, 32e9),
+    "rtx4090": Device(25e9, 165e12, 32e9),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    options = _parser().parse_args(arguments)
+    config = configured(lambda: load_config(options.config, options.overrides))
+    device = DEVICES[options.device]
+    memory = options.memory or device.memory
+    classes = options.identities or configured(lambda: _classes(config.data))
+    ranks = Ranks(options.ranks, cuda=True)
+    fits = True
+    for name, phase, teacher in phases(config):
+        configured(lambda phase=phase, name=name: _divisible(phase, ranks.size, name))  # type: ignore[misc]
+        plan = plan_phase(phase, config.data, classes, ranks, teacher)
+        print(f"\n{name}: {classes} identities on {ranks.size} x {options.device}, {_size(memory)} each")
+        print(memory_table(plan, memory))
+        print(cost_table(plan, device))
+        print(f"room for {rows_that_fit(plan, phase, int(memory)) * ranks.size} identities in all")
+        if plan.peak > memory:
+            fits = False
+            print("does not fit; what would help, one change at a time:")
+            for line in advice(phase, config.data, classes, ranks, teacher, memory):
+                print(f"  {line}")
+    return 0 if fits else 1
+
+
+def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, ModelConfig | None]]:
+    """(key, phase, the network of ours that teaches in it) of every phase of a run."""
+    source = config.teacher
+    if source.source == "train" and source.train:
+        yield "teacher.train", source.train, None
+    teacher = source.train.model if source.source == "train" and source.train else source.model
+    yield "student", config.student, teacher if source.source in ("train", "checkpoint") else None
+    if config.alone:
+        yield "alone", config.alone, None
+
+
+def advice(
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None, memory: float
+) -> Iterator[str]:
+    """A line for each single change that makes a rank need less: what to set, and what a rank needs then."""
+
+    def line(change: str, plan: Plan) -> str:
+        return f"{change}: {plan.peak / GB:.2f} GB a rank{', fits' if plan.peak <= memory else ''}"
+
+    now = plan_phase(phase, data, classes, ranks, teacher).peak
+    for change, changed in _changes(phase, ranks.size):
+        plan = plan_phase(changed, data, classes, ranks, teacher)
+        if plan.peak < now:
+            yield line(change, plan)
+    size = 2 * ranks.size
+    while phase.global_batch % (phase.accumulation * size) == 0:  # the fewest that fit, or the most there can be
+        plan = plan_phase(phase, data, classes, Ranks(size, ranks.cuda), teacher)
+        if plan.peak <= memory or phase.global_batch % (2 * phase.accumulation * size):
+            yield line(f"{size} ranks", plan)
+            return
+        size *= 2
+
+
+def _changes(phase: PhaseConfig, size: int) -> Iterator[tuple[str, PhaseConfig]]:
+    def having(**update: Any) -> PhaseConfig:
+        return phase.model_copy(update=update)
+
+    if phase.centres.store == "fp32":
+        yield 'centres.store = "bf16"', having(centres=phase.centres.model_copy(update={"store": "bf16"}))
+    if not phase.model.activation_checkpointing:
+        model = phase.model.model_copy(update={"activation_checkpointing": True})
+        yield "model.activation_checkpointing = true", having(model=model)
+    if phase.global_batch % (2 * phase.accumulation * size) == 0:
+        yield f"accumulation = {2 * phase.accumulation}", having(accumulation=2 * phase.accumulation)
+    if phase.zero_stage < 2 and size > 1:
+        yield "zero_stage = 2", having(zero_stage=2)
+    if phase.precision == "fp32":
+        yield 'precision = "bf16"', having(precision="bf16")
+
+
+def memory_table(plan: Plan, memory: float) -> PrettyTable:
+    """Items of a rank's memory and their peak."""
+    table = PrettyTable(["memory of a rank", "GB"], align="r")
+    table.align["memory of a rank"] = "l"
+    for name, size in plan.resident.items():
+        table.add_row([name, f"{size / GB:.3f}"])
+    table.add_row(["activations of the student", f"{plan.activations / GB:.3f}"])
+    for name, size in plan.needs.items():
+        table.add_row([f"for a while: {name}", f"{size / GB:.3f}"])
+    if plan.update:
+        table.add_row(["after the backward: rows' gradients", f"{plan.update / GB:.3f}"])
+    table.add_row([f"peak, {100 * plan.peak / memory:.0f} % of the device", f"{plan.peak / GB:.3f}"])
+    return table
+
+
+def cost_table(plan: Plan, device: Device) -> PrettyTable:
+    """Work and traffic of an optimiser step, and the time below which it cannot be done."""
+    table = PrettyTable(["an optimiser step of a rank", "TFLOP or MB", "at least, ms"], align="r")
+    table.align["an optimiser step of a rank"] = "l"
+    for name, flops in plan.flops.items():
+        table.add_row([name, f"{flops / 1e12:.3f}", f"{1000 * flops / device.flops:.2f}"])
+    for name, size in plan.wire.items():
+        table.add_row([f"sent: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.link:.2f}"])
+    seconds = sum(plan.flops.values()) / device.flops + sum(plan.wire.values()) / device.link
+    table.add_row(["together", "", f"{1000 * seconds:.2f}"])
+    return table
+
+
+def _classes(data: DataConfig) -> int:
+    if data.source == "synthetic":
+        return data.synthetic_identities
+    path = Path(data.path) / PROPERTY
+    if data.source != "recordio" or not path.is_file():
+        raise ConfigError(f"--identities: is needed where there is no {path} to read the number from")
+    return read_property(path)[0]
+
+
+def _divisible(phase: PhaseConfig, ranks: int, name: str) -> None:
+    parts = phase.accumulation * ranks
+    if phase.global_batch % parts:
+        rule = f"must be divisible by accumulation x ranks ({phase.accumulation} x {ranks})"
+        raise ConfigError(f"{name}.global_batch: {rule}, got {phase.global_batch}")
+
+
+def _size(size: float) -> str:
+    return f"{size / GB:.1f} GB"
+
+
+def parse_size(text: str) -> float:
+    """ "80GB" or "141e9" -> bytes."""
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kMGT]?)B?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes like 80GB, got {text!r}")
+    return float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Memory, traffic and least time of a run, before it waits in a queue."
+    parser = argparse.ArgumentParser(prog="launch/plan.py", description=description)
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--identities", type=_positive, help="instead of the number in the data's property file")
+    parser.add_argument("--ranks", type=_positive, default=8)
+    parser.add_argument("--device", choices=DEVICES, default="h100-80")
+    parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB; instead of the device's")
+    return parser

@@ -1,0 +1,177 @@
+"""Memory per rank, bytes on the wire and the floor of the step time of one phase, from its configuration.
+
+Counts what the code allocates, item by item: the store (unit rows, lengths, seen, moments), the student with its
+gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what the
+sweep needs beside the store, and the batches that the loader reads ahead. C classes, D embedding, W ranks, R = rows
+of the largest shard, b local batch, N global batch of a micro-step.
+
+Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
+NCCL's buffers; like every figure for CUDA here it has not been compared with a GPU yet. With activation
+checkpointing the true peak may be a quarter higher: what Python's garbage collector has not met yet is still held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
+from partialkd.config import DataConfig, ModelConfig, PhaseConfig
+from partialkd.methods import METHODS
+from partialkd.planner.trace import NetworkCost, network_cost
+from partialkd.student import BUCKET
+
+CONTEXT_BYTES = 1_500_000_000  # on CUDA
+FLOAT = 4
+ADAMW_COPIES = 8  # of a chunk of rows, in RowAdamW.step
+STORE_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one rank, the one with most rows."""
+
+    rows: int
+    resident: dict[str, int]  # bytes held all the time, by item
+    activations: int  # bytes held from the student's forward to its backward
+    needs: dict[str, int]  # bytes beside both of these that one part of a step needs, by part
+    update: int  # bytes that the second sweep needs, when the activations are gone
+    backward: int  # most bytes of the student's forward and backward alone
+    wire: dict[str, int]  # bytes a rank sends in an optimiser step, by collective
+    flops: dict[str, int] = field(default_factory=dict)  # of an optimiser step, by part
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at once."""
+        beside_activations = self.activations + max(self.needs.values(), default=0)
+        return sum(self.resident.values()) + max(beside_activations, self.backward, self.update)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What the phase runs on."""
+
+    size: int
+    cuda: bool
+
+
+def plan_phase(
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None = None
+) -> Plan:
+    """`teacher`: the network that runs beside the student; None where there is none or a cache of its embeddings."""
+    local = phase.global_batch // phase.accumulation // ranks.size
+    student = network_cost(phase.model, data.image_size, local, phase.precision, training=True)
+    beside = network_cost(teacher, data.image_size, local, "fp32", training=False) if teacher else None
+    rows = -(-classes // ranks.size)
+    centre_items, needs, update = _centres(phase, rows, local * ranks.size)
+    resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
+    if beside:
+        resident["teacher"] = beside.parameters * FLOAT + beside.buffers
+        needs["teacher forward"] = beside.peak
+    if ranks.cuda:
+        resident["CUDA context and NCCL (a guess)"] = CONTEXT_BYTES
+    gradients = student.parameters * FLOAT  # are part of the traced backward, and of the resident items
+    return Plan(
+        rows=rows,
+        resident=resident,
+        activations=student.kept,
+        needs=needs,
+        update=update,
+        backward=max(student.kept, student.peak - gradients),
+        wire=_wire(phase, student.parameters, local, ranks.size),
+        flops=_flops(phase, rows, local * ranks.size, student, beside),
+    )
+
+
+def rows_that_fit(plan: Plan, phase: PhaseConfig, memory: int) -> int:
+    """How many rows a rank of `memory` bytes has room for beside everything else of this plan."""
+    rest = plan.peak - sum(bytes_ for name, bytes_ in plan.resident.items() if name.startswith("centres"))
+    return max(0, (memory - rest) // bytes_a_row(phase))
+
+
+def bytes_a_row(phase: PhaseConfig) -> int:
+    """Of the store, moments included."""
+    return sum(_row_items(phase).values())
+
+
+def _row_items(phase: PhaseConfig) -> dict[str, int]:
+    dim, optimizer = phase.model.embedding_dim, phase.optimizer
+    items = {"centres: rows": dim * STORE_BYTES[phase.centres.store], "centres: lengths and seen": FLOAT + 1}
+    if METHODS[phase.method.name].kind == "trainable":
+        if optimizer.name == "adamw":
+            items["centres: moments"] = 2 * dim * FLOAT + FLOAT
+        elif optimizer.momentum:
+            items["centres: moments"] = dim * FLOAT
+    return items
+
+
+def _centres(phase: PhaseConfig, rows: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """-> resident items; needs of the first sweep; of the second one with its optimiser. `batch`: N."""
+    dim = phase.model.embedding_dim
+    resident = {name: rows * bytes_ for name, bytes_ in _row_items(phase).items()}
+    matrix = batch * dim * FLOAT
+    both = 2 if METHODS[phase.method.name].needs_teacher else 1
+    # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
+    sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1)
+    update = 0
+    if METHODS[phase.method.name].kind == "trainable":
+        copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else 2
+        update = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies)
+    return resident, {"centres: sums": sums}, update
+
+
+def _chunk(phase: PhaseConfig, batch: int, rows: int, logits: int, copies: int) -> int:
+    """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32."""
+    width = min(rows, phase.centres.chunk_rows or max(256, logits // batch))
+    dim = phase.model.embedding_dim
+    copied = (copies - 1) + (phase.centres.store != "fp32" or phase.centres.sample_rate < 1)
+    return width * (batch + dim * copied) * FLOAT
+
+
+def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
+    """Weights, gradients and optimiser state of a rank, as DeepSpeed's ZeRO keeps them in float32."""
+    stage, whole = phase.zero_stage, cost.parameters * FLOAT
+    share = -(-whole // ranks)
+    moments = (2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)) * (
+        share if stage else whole
+    )
+    items = {
+        "student: weights": (share if stage == 3 else whole) + cost.buffers,
+        "student: gradients": share if stage >= 2 else whole,
+        "student: moments": moments,
+    }
+    if stage:
+        bucket = BUCKET * FLOAT  # stage 3 takes it at once, the others no more than there is to reduce
+        items["student: DeepSpeed's copies and buckets"] = share + (bucket if stage == 3 else min(bucket, whole))
+    return items
+
+
+def _batches(data: DataConfig, local: int, cuda: bool) -> int:
+    """Decoded images on the device: all that are read ahead on the CPU, the current ones on CUDA."""
+    return local * 3 * data.image_size**2 * FLOAT * (1 if cuda else data.workers + 2)
+
+
+def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
+    """Bytes a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
+    dim, others = phase.model.embedding_dim, ranks - 1
+    both = 2 if METHODS[phase.method.name].needs_teacher else 1
+    step = phase.accumulation
+    wire = {
+        "all_gather of embeddings": step * others * local * (both * dim * FLOAT + 8),
+        "reduce_scatter of sums": step * others * local * (2 * dim + 2) * FLOAT,
+        "gradients of the student": (3 if phase.zero_stage == 3 else 2) * parameters * FLOAT * others // ranks,
+    }
+    if METHODS[phase.method.name].kind == "trainable":
+        wire["all_gather of row weights"] = step * others * local * 2 * FLOAT
+    return wire
+
+
+def _flops(
+    phase: PhaseConfig, rows: int, batch: int, student: NetworkCost, teacher: NetworkCost | None
+) -> dict[str, int]:
+    """Of an optimiser step on one rank."""
+    used = max(1, int(rows * phase.centres.sample_rate))
+    passes = 8 if METHODS[phase.method.name].kind == "trainable" else 4
+    flops = {"student": student.flops, "centres": passes * batch * used * phase.model.embedding_dim}
+    if teacher:
+        flops["teacher"] = teacher.flops
+    return {name: phase.accumulation * count for name, count in flops.items()}
