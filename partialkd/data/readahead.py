@@ -53,13 +53,14 @@ class ReadingAhead(TrainingPlan):
         self._epoch = self._announced = -1  # blocks of this epoch, up to this one
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:
-        position = micro_step * self.local_batch * self.world_size
         starts, ends = self._blocks.blocks(epoch)
-        now = int(np.searchsorted(ends, position, side="right"))  # the block here, were blocks not mixed
-        first = now // self._blocks.group * self._blocks.group
+        batch, group = self.local_batch * self.world_size, self._blocks.group
+        span = np.array([micro_step * batch, (micro_step + 1) * batch - 1])
+        now, until = np.searchsorted(ends, span, side="right").tolist()  # the blocks there, were blocks not mixed
+        first = now // group * group
         if self._epoch != epoch:
             self._epoch, self._announced = epoch, first
-        last = min(now + self._blocks.group + 1, len(ends))
+        last = min(max(until + group, (until // group + 1) * group), len(ends))
         for block in range(max(self._announced, first), last):
             before = int(ends[block - 1]) if block else 0
             self._source.readahead(int(starts[block]), int(starts[block]) + int(ends[block]) - before)
