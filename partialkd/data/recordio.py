@@ -50,6 +50,7 @@ class Headers:
 
     flags: np.ndarray  # (n,) uint32: 0, or the number of labels in front of the image
     labels: np.ndarray  # (n,) float32: the first label
+    last: np.ndarray  # (n,) float32: the last label, which is the first where there is one
     image_bytes: np.ndarray  # (n,) int64: 0 in header and identity records
 
 
@@ -173,7 +174,7 @@ class RecordReader:
     def headers(self) -> Headers:
         """Flag, first label and image size of every record, in one vectorised pass over a memory map."""
         parts = [found for _, found in self.scan()]
-        names = ("flags", "labels", "image_bytes")
+        names = ("flags", "labels", "last", "image_bytes")
         return Headers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def scan(self) -> Iterator[tuple[int, Headers]]:
@@ -197,7 +198,7 @@ class RecordReader:
         payload = self.payload(0)
         labels, image = unpack_payload(payload, self.where(0))
         flag = np.array(_HEADER.unpack_from(payload)[:1], np.uint32)
-        return Headers(flag, labels[:1], np.array([len(image)], np.int64))
+        return Headers(flag, labels[:1], labels[-1:], np.array([len(image)], np.int64))
 
     def _scan(self, words: np.ndarray, chunk: slice) -> Headers:
         at = self.offsets[chunk] // 4
@@ -212,16 +213,20 @@ class RecordReader:
             raise DataError(f"{self.where(position)}: record is not valid")
         first_of_many = words[np.minimum(at + 8, len(words) - 1)]
         labels = np.where(flags > 0, first_of_many, words[at + 3]).view(np.float32)
+        last_of_many = words[np.minimum(at + 7 + flags, len(words) - 1)]
+        last = np.where(flags > 0, last_of_many, words[at + 3]).view(np.float32)
         for row in np.flatnonzero(several).tolist():
             payload, where = self.payload(chunk.start + row), self.where(chunk.start + row)
             values, encoded = unpack_payload(payload, where)
-            flags[row], labels[row], image[row] = _HEADER.unpack_from(payload)[0], values[0], len(encoded)
-        return Headers(flags, labels, image)
+            flags[row], image[row] = _HEADER.unpack_from(payload)[0], len(encoded)
+            labels[row], last[row] = values[0], values[-1]
+        return Headers(flags, labels, last, image)
 
     def readahead(self, start: int, stop: int) -> None:
         """Have the system read the records start..stop-1 into its page cache, where they lie one after the other."""
-        begin = int(self.offsets[start])
-        end = int(self.offsets[stop]) if stop < len(self) else self.size
+        begin, last = int(self.offsets[start]), int(self.offsets[stop - 1])
+        following = int(self.offsets[stop]) if stop < len(self) else self.size
+        end = min(following if following > last else self.size, last + _READAHEAD)  # images are not larger
         if begin < end <= begin + _READAHEAD_MOST and hasattr(os, "posix_fadvise"):
             for at in range(begin, end, _READAHEAD):
                 os.posix_fadvise(self._fd, at, min(_READAHEAD, end - at), os.POSIX_FADV_WILLNEED)

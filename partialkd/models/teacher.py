@@ -6,6 +6,9 @@ not normalised. D is the teacher's dimension or, with project_to, that of one fi
 The images are brought to what the teacher expects (`InputConfig`: size by antialiased bilinear resize, then mean, std
 and colour order). The teacher runs in eval mode, without gradient, in the precision of its weights whatever the
 caller's autocast; `embed` raises if it was put into training mode or its buffers changed.
+On the CPU an image's embedding does not depend on the batch it comes in, bit for bit: kernels are chosen by the shape
+of their input and round differently, so the network always sees `GROUP` images, the last group filled up by repetition.
+(The number of threads may change the last bits.) On CUDA it sees the batch as it is; there the last bits may differ.
 Errors: TeacherError, naming the file, for a teacher that does not load, has another dimension than declared, or emits
 NaN, infinity, zeros or the same embedding for every image.
 """
@@ -31,6 +34,7 @@ from partialkd.models.saved import open_model
 from partialkd.models.weights import put_weights, read_weights
 
 PROJECTION_SEED = 20240701
+GROUP = 16  # images a forward pass on the CPU
 CONSTANT = 1e-6  # relative spread of the embeddings under which the teacher ignores its input
 
 
@@ -57,8 +61,7 @@ class Teacher:
         self.network_dim = self._emitted_dim()  # before the projection
         self.embedding_dim = project_to or self.network_dim
         self._projection = orthonormal(self.network_dim, project_to).to(device) if project_to else None
-        settings = [digest, accepts.model_dump(mode="json"), image_size, project_to]
-        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = _fingerprint(digest, accepts, image_size, project_to)
 
     def embed(self, images: Tensor) -> Tensor:
         """(b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
@@ -98,10 +101,22 @@ class Teacher:
         if self.network.training:
             raise TeacherError(f"{self.origin}: the teacher was put into training mode")
         with torch.autocast(self.device.type, enabled=False):
-            rows = self.network(self._prepared(images.to(self.device)))
+            rows = self._forward(self._prepared(images.to(self.device)))
         if self._buffer_marks() != self._marks:
             raise TeacherError(f"{self.origin}: the teacher's buffers changed")
         return rows.float()
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """What the network emits for them, in groups of one size on the CPU."""
+        if self.device.type != "cpu" or not len(images):
+            return self.network(images)
+        filled = torch.cat([images, images[-1:].expand(-len(images) % GROUP, -1, -1, -1)])
+        rows = [self.network(group) for group in filled.split(GROUP)]
+        for emitted in rows:
+            if emitted.dim() != 2 or len(emitted) != GROUP:
+                rule = "must emit (b, D) embeddings"
+                raise TeacherError(f"{self.origin}: {rule}, got {tuple(emitted.shape)} for {GROUP} images")
+        return torch.cat(rows)[: len(images)]
 
     def _prepared(self, images: Tensor) -> Tensor:
         """From this project's convention to the teacher's."""
@@ -145,6 +160,22 @@ def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | 
         raise TeacherError(f"{config.path}: {rule}, but the network emits {teacher.network_dim} numbers")
     teacher.check(torch.empty(0, 3, image_size, image_size))
     return teacher
+
+
+def fingerprint_of(config: TeacherConfig, image_size: int) -> str:
+    """`Teacher.fingerprint` of source "checkpoint" or "onnx" from its file alone; nothing runs."""
+    try:
+        if config.source == "onnx" and config.path is not None:
+            return _fingerprint(onnx_digest(Path(config.path)), config.input, image_size, config.project_to)
+        _, accepts, digest = _from_checkpoint(config)
+    except (CheckpointError, OSError) as error:
+        raise TeacherError(str(error)) from error
+    return _fingerprint(digest, accepts, image_size, config.project_to)
+
+
+def _fingerprint(digest: str, accepts: InputConfig, image_size: int, project_to: int | None) -> str:
+    settings = [digest, accepts.model_dump(mode="json"), image_size, project_to]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def wrap_teacher(

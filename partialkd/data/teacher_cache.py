@@ -1,0 +1,219 @@
+"""A teacher's embeddings of every record, plain and mirrored, in one memory-mapped file.
+
+A folder that is complete or not there at all:
+  embeddings.bin   (n, 2, D), little-endian float32, float16 or bfloat16, nothing before or between: number d of record
+                   i (m = 0 plain, 1 mirrored) stands at byte ((2 i + m) D + d) x (bytes a number)
+  class_means.bin  (C, D) little-endian float32: the mean of the normalised plain embeddings of each class, as the file
+                   above holds them; zeros for a class without a record
+  manifest.json    "format", "made_from" (what `CacheFacts.made_from` says), "dtype", "shape" [n, 2, D], "classes" C,
+                   "block_records" B, and crc32 as eight hexadecimal digits: "blocks" of every B records of
+                   embeddings.bin (the last may be shorter), "class_means" of that file
+Embeddings are what `Teacher.embed` returns: projected where the teacher is, not normalised.
+
+Opening compares the facts and the sizes, which costs nothing; `verify` reads whole blocks and compares their checksums
+(about 1 GB/s a core), and what it read stays in the page cache. Training verifies all blocks once, its ranks sharing
+them. `rows` reads nothing but the rows asked for, from any thread.
+Errors: TeacherError naming the file, what is wrong with it, and both values.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partialkd.data.batch import FaceBatch
+from partialkd.data.jpeg import ahead
+from partialkd.data.loader import Loader
+from partialkd.errors import TeacherError
+
+FORMAT = "partialkd-teacher-cache-1"
+EMBEDDINGS, CLASS_MEANS, MANIFEST = "embeddings.bin", "class_means.bin", "manifest.json"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BLOCK_RECORDS = 1024
+_WORDS = {4: "<i4", 2: "<i2"}  # how numpy is to see them: it has no bfloat16
+_READ = 1 << 24  # bytes summed in one go
+_DIFFERENT = {  # what it means when an entry of `made_from` differs
+    "teacher": "made by another teacher",
+    "data": "made of other data, or of the same in another order",
+    "preprocessing": "made with another preprocessing of the images",
+    "dim": "has embeddings of another length",
+    "records": "has another number of records",
+    "classes": "has another number of classes",
+    "dtype": "has another number format",
+}
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What a cache is of."""
+
+    teacher: str  # Teacher.fingerprint
+    data: str  # Source.fingerprint
+    preprocessing: dict[str, Any]  # image size, resize, what the teacher is fed, its projection
+    records: int
+    classes: int
+    dim: int
+    dtype: str = "fp32"
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        return {"teacher": self.teacher, "data": self.data, "preprocessing": self.preprocessing}
+
+    @property
+    def record_bytes(self) -> int:
+        return 2 * self.dim * DTYPES[self.dtype].itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole cache, its manifest aside."""
+        return self.records * self.record_bytes + 4 * self.classes * self.dim
+
+
+class KeptEmbeddings(Protocol):
+    """A teacher's embeddings that need no teacher any more."""
+
+    dim: int
+
+    def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
+        """records (b,) int64, flipped (b,) bool, on the CPU -> (b, D) float32 on the CPU."""
+        ...
+
+
+class TeacherCache:
+    """A complete cache, opened: its facts and its bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.facts, self.block_records, self.sums, self._means_sum = _read_manifest(self.folder / MANIFEST)
+        self.dim = self.facts.dim
+        self._map = _mapped(self.folder / EMBEDDINGS, self.facts.records * self.facts.record_bytes)
+        self._means = _mapped(self.folder / CLASS_MEANS, 4 * self.facts.classes * self.dim)
+        dtype = DTYPES[self.facts.dtype]
+        self._rows = np.frombuffer(self._map, _WORDS[dtype.itemsize]).reshape(-1, self.dim)  # (2n, D)
+        self._dtype = dtype
+
+    def check(self, wanted: CacheFacts, any_dtype: bool = True) -> None:
+        """TeacherError naming every fact in which this cache is not the wanted one."""
+        same = ("dtype",) if any_dtype else ()
+        reasons = [
+            f"{_DIFFERENT[key]} ({_short(getattr(self.facts, key))} there, {_short(getattr(wanted, key))} here)"
+            for key in _DIFFERENT
+            if key not in same and getattr(self.facts, key) != getattr(wanted, key)
+        ]
+        if reasons:
+            rule = "make it anew with launch/embed.py, or leave out teacher.cache"
+            raise TeacherError(f"{self.folder}: this cache was or {'; '.join(reasons)}; {rule}")
+
+    def verify(self, blocks: range | None = None) -> None:
+        """Compare checksums: of these blocks, by default of all; of the class means always."""
+        if _sum(self._means, 0, len(self._means)) != self._means_sum:
+            raise TeacherError(f"{self.folder / CLASS_MEANS}: damaged: its checksum is not the manifest's")
+        size = self.block_records * self.facts.record_bytes
+        for block in range(len(self.sums)) if blocks is None else blocks:
+            if _sum(self._map, block * size, min((block + 1) * size, len(self._map))) != self.sums[block]:
+                last = min((block + 1) * self.block_records, self.facts.records) - 1
+                where = f"{self.folder / EMBEDDINGS}: records {block * self.block_records} to {last}"
+                raise TeacherError(f"{where} are damaged: their checksum is not the manifest's")
+
+    def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
+        """(b,) int64, (b,) bool -> (b, D) float32."""
+        at = (records * 2 + flipped).numpy()
+        if len(at) and not 0 <= at.min() <= at.max() < len(self._rows):
+            raise IndexError(f"records must be in [0, {self.facts.records}), got {records.min()} to {records.max()}")
+        return torch.from_numpy(self._rows[at]).view(self._dtype).float()
+
+    def class_means(self, shard: range) -> Tensor:
+        """(len(shard), D) float32, zeros where a class has no record."""
+        means = np.frombuffer(self._means, "<f4").reshape(-1, self.dim)[shard.start : shard.stop]
+        return torch.from_numpy(means.copy())
+
+
+def kept_before(folder: Path) -> TeacherCache:
+    """The cache of a folder; TeacherError, saying how to make it, if there is none."""
+    if not (Path(folder) / MANIFEST).is_file():
+        rule = 'make it with launch/embed.py CONFIG, or let the run make its own: teacher.cache = "auto"'
+        raise TeacherError(f"{folder}: holds no teacher cache; {rule}")
+    return TeacherCache(folder)
+
+
+class TaughtLoader:
+    """A loader whose batches carry the teacher's embeddings; they are looked up while earlier batches are trained on.
+
+    Batches come at most two earlier out of the loader below than they are handed on.
+    """
+
+    def __init__(self, loader: Loader, kept: KeptEmbeddings, device: torch.device) -> None:
+        self.loader, self.kept, self.device = loader, kept, device
+        self.micro_steps = loader.micro_steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
+        """As the loader's own."""
+        with closing(cast(Generator[FaceBatch, None, None], self.loader.epoch(epoch, start))) as batches:
+            look = lambda batch: self.kept.rows(batch.records, batch.flipped)
+            with closing(ahead(look, batches, 1)) as found:
+                for batch, rows in found:
+                    yield replace(batch, teacher=rows.to(self.device, non_blocking=True))
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def checksum(data: bytes | memoryview | mmap.mmap) -> int:
+    """The crc32 of zlib, PNG and gzip."""
+    return zlib.crc32(data)
+
+
+def _sum(mapped: mmap.mmap, start: int, stop: int) -> int:
+    total = 0
+    with memoryview(mapped) as view:
+        for at in range(start, stop, _READ):
+            total = zlib.crc32(view[at : min(at + _READ, stop)], total)
+    return total
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise TeacherError(f"{path}: must have {size} bytes, as the manifest says, got {found}")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise TeacherError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_manifest(path: Path) -> tuple[CacheFacts, int, list[int], int]:
+    """-> facts, records a block, checksums of the blocks, checksum of the class means."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if said["format"] != FORMAT:
+            raise TeacherError(f"{path}: format must be {FORMAT!r}, got {said['format']!r}")
+        records, two, dim = said["shape"]
+        facts = CacheFacts(**said["made_from"], records=records, classes=said["classes"], dim=dim, dtype=said["dtype"])
+        block_records, sums = said["block_records"], [int(text, 16) for text in said["blocks"]]
+        numbers = (records, dim, facts.classes, block_records)
+        whole = two == 2 and facts.dtype in DTYPES and all(type(n) is int and n > 0 for n in numbers)
+        if not whole or len(sums) != -(-records // block_records):
+            raise ValueError(f"shape {said['shape']}, {facts.dtype}, {len(sums)} blocks of {block_records} records")
+        return facts, block_records, sums, int(said["class_means"], 16)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherError(f"{path}: not a usable manifest: {type(error).__name__}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text[:12] + "..." if isinstance(value, str) and len(text) > 16 else text
