@@ -77,6 +77,7 @@ class DataConfig(Section):
     label_map: str | None = None  # without parts: as in a part
     exclude_identities: str | None = None  # without parts: as in a part
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
+    embeddings: Positive | None = None  # D: records carry D floats of a teacher's embedding, then the class id
     index_cache: str | None = None  # folder where the parsed indices of .rec files are kept; None: parsed at each start
     sampler: Literal["shuffle", "balanced", "pk"] = "shuffle"  # each record once; each identity alike; P x K batches
     images_per_identity: Annotated[int, Field(ge=2)] = 4  # pk: K; P = global_batch / K
@@ -108,9 +109,18 @@ class DataConfig(Section):
             if any(part.weight != 1 for part in self.parts):
                 weights = [part.weight for part in self.parts]
                 raise ValueError(f'sampler must be "shuffle" where parts have weights {weights}, got "{self.sampler}"')
+        others = sorted({part.source for part in self.parts} or {self.source})
+        if self.embeddings and others != ["recordio"]:
+            raise ValueError(f"embeddings must be left out where the images come from {others}, got {self.embeddings}")
         if self.source == "synthetic" and self.filtered:
             raise ValueError('source must be "recordio" or "folder" where identities are left out, got "synthetic"')
         return self
+
+    @property
+    def altering(self) -> list[str]:
+        """Keys that make images other than they are in the files, or their mirror: what no kept embedding covers."""
+        shares = [name for name, field in AugmentConfig.model_fields.items() if field.default == 0.0]
+        return ["grey"] * (self.grey > 0) + [f"augment.{name}" for name in shares if getattr(self.augment, name) > 0]
 
     @property
     def filtered(self) -> bool:

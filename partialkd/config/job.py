@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from partialkd.config.base import Positive, Section, Share
 from partialkd.config.data import DataConfig
-from partialkd.config.methods import METHODS_WITH_TEACHER
+from partialkd.config.methods import METHODS_THAT_EMBED, METHODS_WITH_TEACHER
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import PhaseConfig
@@ -50,10 +50,29 @@ class Config(Section):
             if teacher.source == "none":
                 raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method}"')
             emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
+            if teacher.source == "records":
+                emitted = self.data.embeddings
             if emitted not in (None, wanted):
                 rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
                 raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
+        self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
             if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
                 raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
         return self
+
+    def _check_kept_embeddings(self) -> None:
+        """Embeddings that were made once are of the images as they are in the files, and of their mirrors."""
+        teacher, altering = self.teacher, self.data.altering
+        if teacher.source == "records" and self.data.embeddings is None:
+            raise ValueError('data.embeddings is required with teacher.source = "records"')
+        if self.student.method.name not in METHODS_THAT_EMBED:  # it looks at class means only, never at a batch
+            return
+        if teacher.source == "records" and self.data.flip:
+            raise ValueError('data.flip must be false with teacher.source = "records": no mirrored embedding is there')
+        if altering and (teacher.cache is not None or teacher.source == "records"):
+            where = "teacher.cache" if teacher.cache is not None else 'teacher.source = "records"'
+            raise ValueError(
+                f"data.{altering[0]} must be off with {where}: the teacher's embeddings there are of plain and of "
+                f"mirrored images only (on: {', '.join(altering)})"
+            )

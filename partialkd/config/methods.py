@@ -72,4 +72,5 @@ MethodConfig = Annotated[
     Field(discriminator="name"),
 ]
 
+METHODS_THAT_EMBED = frozenset({"adadistill", "margindistillation"})  # each batch with the teacher
 METHODS_WITH_TEACHER = frozenset({"arcdistill", "cosdistill", "adadistill", "margindistillation"})

@@ -12,9 +12,12 @@ from partialkd.config.training import PhaseConfig
 
 
 class TeacherConfig(Section):
-    """Where the teacher comes from: trained first by this run, a state_dict of our models, or an ONNX file."""
+    """Where the teacher comes from: trained first by this run, a state_dict of our models, or an ONNX file.
 
-    source: Literal["none", "train", "checkpoint", "onnx"] = "none"
+    "records": no network, its embeddings stand in the training records (data.embeddings).
+    """
+
+    source: Literal["none", "train", "checkpoint", "onnx", "records"] = "none"
     path: str | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
@@ -23,6 +26,8 @@ class TeacherConfig(Section):
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: str | None = None  # centres = "classifier": file with the rows (C, D)
     label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
+    cache: str | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
+    cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
     train: PhaseConfig | None = None  # source = "train"; without effect with another source
 
     @property
@@ -34,11 +39,17 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
         needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
+        needs["records"] = []
         if self.path is not None and self.path.endswith(".safetensors"):
             needs["checkpoint"] = ["path"]  # such a file may describe its network itself
         for key in needs[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f'{key} is required with source = "{self.source}"')
+        for key in ("project_to", "cache") if self.source == "records" else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f'{key} must be left out with source = "records", got {getattr(self, key)!r}')
+        if self.cache is not None and self.source == "none":
+            raise ValueError(f'cache must be left out with source = "none", got {self.cache!r}')
         if self.centres == "classifier" and self.source != "train":  # a teacher trained here brings its own
             for key in ("classifier", "label_map"):
                 if getattr(self, key) is None:

@@ -80,6 +80,11 @@ class MergedSource:
         image, label = part.source.read(at)
         return image, int(part.class_ids[label])
 
+    def embedding(self, index: int) -> np.ndarray:
+        """The embedding (D,) float32 that the record of an image carries."""
+        part, at = self.locate(index)
+        return part.source.embedding(at)  # type: ignore[attr-defined]
+
     def name(self, index: int) -> str:
         part, at = self.locate(index)
         return part.source.name(at)

@@ -8,6 +8,9 @@ its images do not lie together among its records.
 Opening reads every record's header once: one small read a record, which takes long for files of 1e8 records on a
 disk that seeks. With a `cache` folder what came out is kept there, named by the files' path, sizes and times, and
 memory-mapped by later starts: the ranks of a host then hold one copy between them.
+
+With `embeddings` = D every image record carries D + 1 float labels: a teacher's embedding of the image, then the class
+id (the form of MarginDistillation's records). Without, the first label is the class id.
 Errors: `DataError` with file, and record key where there is one.
 """
 
@@ -48,11 +51,11 @@ class RecordFile:
         return len(self.positions)
 
     @classmethod
-    def scanned(cls, rec: Path, idx: Path, num_classes: int) -> RecordFile:
+    def scanned(cls, rec: Path, idx: Path, num_classes: int, embeddings: int | None = None) -> RecordFile:
         """Read the index and every record's header; DataError naming the first record that no training can use."""
         reader = RecordReader(rec, idx)
         found = image_positions(reader.numbers, reader.first_header(), str(rec))
-        positions, labels = _labels(reader, found, num_classes)
+        positions, labels = _labels(reader, found, num_classes, embeddings)
         digest = hashlib.sha256(np.array([reader.size, num_classes]).data)
         for values in (reader.numbers, reader.offsets, labels):
             digest.update(b"|")
@@ -64,11 +67,13 @@ class RecordFile:
         return cls(reader, positions, labels, digest.hexdigest())
 
 
-def _labels(reader: RecordReader, positions: range | None, num_classes: int) -> tuple[range | np.ndarray, np.ndarray]:
+def _labels(
+    reader: RecordReader, positions: range | None, num_classes: int, embeddings: int | None
+) -> tuple[range | np.ndarray, np.ndarray]:
     """Positions and class ids of the images; positions None: of all records that hold an image."""
     labels = np.empty(len(reader) if positions is None else len(positions), dtype=np.int32)
     kept: list[np.ndarray] = []
-    problems = _Problems(reader, num_classes)
+    problems = _Problems(reader, num_classes, embeddings)
     filled = 0
     for start, headers in reader.scan():
         at = np.arange(start, start + len(headers.labels))
@@ -79,7 +84,7 @@ def _labels(reader: RecordReader, positions: range | None, num_classes: int) -> 
             chosen = (at >= positions.start) & (at < positions.stop)
         problems.look(at[chosen], headers, chosen)
         with np.errstate(invalid="ignore"):  # what is no number is refused below
-            values = headers.labels[chosen].astype(np.int32)
+            values = (headers.last if embeddings else headers.labels)[chosen].astype(np.int32)
         labels[filled : filled + len(values)] = values
         filled += len(values)
     problems.refuse()
@@ -97,22 +102,32 @@ def _as_range(positions: np.ndarray) -> range | np.ndarray:
 class _Problems:
     """The first record that breaks each rule, and how many do."""
 
-    def __init__(self, reader: RecordReader, num_classes: int) -> None:
-        self.reader, self.num_classes = reader, num_classes
-        self.labels, self.images = [0, -1, 0.0], [0, -1, 0.0]  # records, position of the first, its value
+    def __init__(self, reader: RecordReader, num_classes: int, embeddings: int | None) -> None:
+        self.reader, self.num_classes, self.embeddings = reader, num_classes, embeddings
+        # records, position of the first, its value
+        self.lengths, self.labels, self.images = [0, -1, 0.0], [0, -1, 0.0], [0, -1, 0.0]
 
     def look(self, positions: np.ndarray, headers: Headers, chosen: np.ndarray) -> None:
-        labels = headers.labels[chosen]
+        labels, flags = (headers.last if self.embeddings else headers.labels)[chosen], headers.flags[chosen]
         valid = (labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels))
-        for found, good in ((self.labels, valid), (self.images, headers.image_bytes[chosen] > 0)):
+        whole = np.full(len(flags), True) if self.embeddings is None else flags == self.embeddings + 1
+        images = headers.image_bytes[chosen] > 0
+        for found, good, values in (
+            (self.lengths, whole, flags),
+            (self.labels, valid, labels),
+            (self.images, images, labels),
+        ):
             bad = np.flatnonzero(~good)
             if len(bad) and not found[0]:
-                found[1:] = [int(positions[bad[0]]), labels[bad[0]]]
+                found[1:] = [int(positions[bad[0]]), values[bad[0]]]
             found[0] += len(bad)
 
     def refuse(self) -> None:
         label_rule = f"label must be an integer in [0, {self.num_classes}), got {self.labels[2]}"
-        for (count, position, _), rule in ((self.labels, label_rule), (self.images, "the record holds no image")):
+        rule = f"must carry {(self.embeddings or 0) + 1} labels, the {self.embeddings} numbers of an embedding and the class id"
+        length_rule = f"{rule} (data.embeddings), got {max(int(self.lengths[2]), 1)}"
+        rules = (self.lengths, length_rule), (self.labels, label_rule), (self.images, "the record holds no image")
+        for (count, position, _), rule in rules:
             if count:
                 raise DataError(f"{self.reader.where(int(position))}: {rule} ({count} such records)")
 
@@ -120,10 +135,10 @@ class _Problems:
 class RecordIOSource:
     """An unmodified InsightFace folder of one or more .rec files; with or without header records."""
 
-    def __init__(self, folder: Path, cache: Path | None = None) -> None:
-        folder = Path(folder)
+    def __init__(self, folder: Path, cache: Path | None = None, embeddings: int | None = None) -> None:
+        folder, self.embeddings = Path(folder), embeddings
         self.num_classes, self.height, self.width = read_property(folder / PROPERTY)
-        self.files = [open_file(rec, idx, self.num_classes, cache) for rec, idx in record_files(folder)]
+        self.files = [open_file(rec, idx, self.num_classes, cache, embeddings) for rec, idx in record_files(folder)]
         self._starts = [0, *accumulate(len(file) for file in self.files)]
         self.sizes: tuple[int, ...] = (len(self),)
         digests = [file.digest for file in self.files]
@@ -155,6 +170,12 @@ class RecordIOSource:
         file, at = self.locate(index)
         _, image = file.reader.read(int(file.positions[at]))
         return image, int(file.labels[at])
+
+    def embedding(self, index: int) -> np.ndarray:
+        """The embedding (D,) float32 that the record of an image carries."""
+        file, at = self.locate(index)
+        labels, _ = file.reader.read(int(file.positions[at]))
+        return labels[: self.embeddings or 0]
 
     def name(self, index: int) -> str:
         file, at = self.locate(index)
@@ -201,14 +222,14 @@ def record_files(folder: Path) -> list[tuple[Path, Path]]:
 # ------------------------------------------------------------------------------------------ index cache
 
 
-def open_file(rec: Path, idx: Path, num_classes: int, cache: Path | None) -> RecordFile:
+def open_file(rec: Path, idx: Path, num_classes: int, cache: Path | None, embeddings: int | None = None) -> RecordFile:
     """A .rec file, from the cache where it has been opened before."""
     if cache is None:
-        return RecordFile.scanned(rec, idx, num_classes)
-    place = cache / _cache_name(rec, idx, num_classes)
+        return RecordFile.scanned(rec, idx, num_classes, embeddings)
+    place = cache / _cache_name(rec, idx, num_classes, embeddings)
     if not place.is_dir():
-        file = RecordFile.scanned(rec, idx, num_classes)
-        if place.name == _cache_name(rec, idx, num_classes):  # else it was written to meanwhile
+        file = RecordFile.scanned(rec, idx, num_classes, embeddings)
+        if place.name == _cache_name(rec, idx, num_classes, embeddings):  # else it was written to meanwhile
             _keep(file, place)
         return file
     try:
@@ -223,13 +244,13 @@ def open_file(rec: Path, idx: Path, num_classes: int, cache: Path | None) -> Rec
         raise DataError(f"{place}: not a usable index; remove it ({type(error).__name__}: {error})") from error
 
 
-def _cache_name(rec: Path, idx: Path, num_classes: int) -> str:
+def _cache_name(rec: Path, idx: Path, num_classes: int, embeddings: int | None) -> str:
     """Of path, size and time of the files, and whatever else the content hangs on."""
     try:
         stats = [(str(path.resolve()), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in (rec, idx)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return hashlib.sha256(repr((_FORMAT, num_classes, stats)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((_FORMAT, num_classes, embeddings, stats)).encode()).hexdigest()[:32]
 
 
 def _keep(file: RecordFile, place: Path) -> None:

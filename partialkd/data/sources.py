@@ -80,7 +80,7 @@ def open_source(data: DataConfig) -> Source:
 def _open_part(part: PartConfig, data: DataConfig) -> FolderSource | RecordIOSource:
     if part.source == "folder":
         return FolderSource(Path(part.path))
-    source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None)
+    source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None, data.embeddings)
     if not data.resize and (source.height, source.width) != (data.image_size, data.image_size):
         rule = f"data.image_size is {data.image_size} and data.resize is false"
         raise DataError(f"{Path(part.path) / PROPERTY}: images are {source.height} x {source.width}, but {rule}")
