@@ -16,7 +16,8 @@ In order, with the keys of `data.augment`:
 - occlusion: a rectangle of up to `occlusion_most` of the area, sides 1:2 to 2:1, of one grey level, inside the image.
 All shares, strengths, positions and levels are uniform; the aspect is so in its logarithm.
 Source: RandAugment, arXiv:1909.13719. Differs: no histogram equalisation; edges repeat instead of a grey border;
-translation reaches 0.3 of the side instead of 0.45; strength 1 is the paper's 30.
+translation reaches 0.3 of the side instead of 0.45; strength 1 is what is usually magnitude 30; several strengths are
+signed at random.
 """
 
 from __future__ import annotations
@@ -89,12 +90,16 @@ def draw(config: AugmentConfig, seed: int | None, epoch: int, indices: np.ndarra
 
 
 def apply(images: Tensor, steps: list[Step]) -> None:
-    """Change the images (b, 3, S, S), normalised to -1..1, in place."""
+    """Change the images (b, 3, S, S), normalised to -1..1, in place.
+
+    Those to be changed are first rounded to whole grey levels, so that loaders whose results differ in the last bit of
+    a float32 do not end up on two sides of a threshold.
+    """
     if not steps:
         return
     touched = np.unique(np.concatenate([step.rows for step in steps]))
     chosen = torch.from_numpy(touched).to(images.device)
-    pixels = images[chosen].mul_(127.5).add_(127.5)
+    pixels = images[chosen].mul_(127.5).add_(127.5004).round_()  # luma comes in thousandths: no tie at a half
     for step in steps:
         rows = torch.from_numpy(np.searchsorted(touched, step.rows)).to(images.device)
         pixels[rows] = getattr(operations, step.operation)(pixels[rows], **step.values)

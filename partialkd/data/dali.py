@@ -3,9 +3,9 @@
 Images reach DALI through a callable `external_source` that follows the plan, so order, exact resume and InsightFace
 files with their header and identity records need nothing of DALI. Reading runs on `data.workers` threads, decoding on
 as many of DALI's; with a CUDA device decoding, mirroring and normalising run there (`mixed`).
-Same records, labels, flips, greys and augmentations as `jpeg.py`, in the same order. Pixels: on the CPU equal up to float32 rounding
-(1e-6 of the range -1..1); CUDA's decoder may differ by a few grey levels. With `data.resize`, where sizes differ, DALI
-only decodes and `decode.to_tensor` does the rest.
+Same records, labels, flips, greys and augmentations as `jpeg.py`, in the same order. Pixels: on the CPU equal up to
+float32 rounding (1e-6 of the range -1..1); CUDA's decoder may differ by a few grey levels. With `data.resize`, where
+sizes differ, DALI only decodes and `decode.to_tensor` does the rest.
 A pipeline and its threads belong to one iterator of `epoch` and end with it.
 Errors: `DataError` naming the record, at the micro-step the record belongs to.
 """

@@ -1,7 +1,7 @@
 """What augmentations do to pixels: (n, 3, S, S) float32 in 0..255 and parameters (n,) of each image -> a new tensor.
 
-Runs on the device of the pixels. Each image by itself: a result does not depend on what else is in the batch. Nothing
-is rounded to whole grey levels but where that is the operation (`posterise`); colours are cut off at 0 and 255.
+Runs on the device of the pixels. Each image by itself: a result does not depend on what else is in the batch. Results
+are not rounded to whole grey levels but where that is the operation (`posterise`); they are cut off at 0 and 255.
 brightness, contrast, saturation, sharpness, posterise, solarise, autocontrast, crop, rotate, shear and low_resolution
 are Pillow's of those names up to its rounding, hue is that of HSV, blur a Gaussian cut off at three standard
 deviations. Beyond an edge its pixels repeat.
@@ -75,7 +75,7 @@ def solarise(pixels: Tensor, threshold: np.ndarray) -> Tensor:
 def autocontrast(pixels: Tensor) -> Tensor:
     """Each channel stretched to 0..255; a channel of one level stays."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (pixels - low) * (255 / (high - low)), pixels)
+    return torch.where(high > low, (pixels - low) * (255 / (high - low)), pixels).clamp_(0, 255)
 
 
 # ---------------------------------------------------------------------------------------------- sharpness
