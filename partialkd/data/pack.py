@@ -140,7 +140,7 @@ def _encoded(encoded: bytes, pixels: np.ndarray, size: int, options: PackOptions
         raise DataError(f"the first image is {size} x {size}, got {width} x {height} (a size brings all to one)")
     if width != size or options.quality is not None:
         return encode_jpeg(to_pixels(pixels, size), options.quality or 95)
-    if _suffix(encoded) in (".jpg", ".png"):
+    if image_suffix(encoded) in (".jpg", ".png"):
         return encoded
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
@@ -209,13 +209,14 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
 
 def _write_image(source: RecordIOSource, index: int, root: Path, names: list[str]) -> None:
     image, label = source.read(index)
-    suffix = _suffix(image)
+    suffix = image_suffix(image)
     if suffix is None:
         raise DataError(f"{source.name(index)}: not a known image format (starts with {image[:8]!r})")
     (root / names[label] / f"{source.stem(index)}{suffix}").write_bytes(image)
 
 
-def _suffix(encoded: bytes) -> str | None:
+def image_suffix(encoded: bytes) -> str | None:
+    """".jpg", ".png" ... by the first bytes; None: not a known image format."""
     return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)
 
 

@@ -1,0 +1,55 @@
+"""`launch/make_bin.py`: a verification set (.bin) from aligned images and a list of pairs, or taken apart.
+
+Errors: one line on the error output and status 1, nothing written; wrong options, status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from partialkd.data.bin_folders import PAIRS, build_bin, extract_bin
+from partialkd.data.pair_lists import FORMS, LFW_NAMES, read_pair_list
+from partialkd.errors import PartialKDError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build or extract as the command line says; the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        print(_build(args) if args.command == "build" else _extract(args))
+    except (PartialKDError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build(args: argparse.Namespace) -> str:
+    pairs = read_pair_list(args.form, args.pairs, args.names, args.allow_duplicates)
+    count = build_bin(pairs, args.images, args.out, args.image_size, args.resize)
+    return f"{args.out}: {count} pairs, {sum(pair.same for pair in pairs)} of one person"
+
+
+def _extract(args: argparse.Namespace) -> str:
+    images, pairs = extract_bin(args.bin, args.folder)
+    return f"{args.folder}: {images} images, {pairs} pairs in {PAIRS}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make_bin.py", description="Build or take apart a verification set.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="aligned images and a list of pairs -> .bin")
+    build.add_argument("form", choices=FORMS, help="form of the list")
+    build.add_argument("pairs", type=Path, help="the list; cfp-fp and cfp-ff: the folder Protocol")
+    build.add_argument("images", type=Path, help="folder, or .tar of <identity>/<image>, in which the paths begin")
+    build.add_argument("out", type=Path, help=".bin to write")
+    build.add_argument("--names", default=LFW_NAMES, help="lfw: path of a name and a number (default %(default)s)")
+    build.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
+    build.add_argument("--resize", action="store_true", help="bring images of another size to it")
+    build.add_argument("--allow-duplicates", action="store_true", help="a pair may be listed again")
+    extract = commands.add_parser("extract", help=f".bin -> FOLDER/images and FOLDER/{PAIRS}")
+    extract.add_argument("bin", type=Path)
+    extract.add_argument("folder", type=Path)
+    return parser
