@@ -63,7 +63,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for script in .ci/run launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
+	for script in .ci/run launch/bounded.sh launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(MXNET_VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache

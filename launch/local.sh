@@ -3,6 +3,8 @@
 #
 # One rank a GPU, or two ranks on the CPU. NPROC sets the number of ranks, OMP_NUM_THREADS the threads of each.
 # torchrun and python are taken from PATH. SIGTERM, SIGINT and SIGUSR1 reach the ranks, which save and leave.
+# MAX_RESTARTS: how often all ranks are started again when one of them fails (default 0); they then go on from the
+# newest checkpoint, whatever --resume says. A signal to this script is no failure: nothing is started again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,11 +12,12 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=${NPROC:-$((gpus > 0 ? gpus : 2))}
 threads=$(($(nproc) / ranks))
 
-# By default torchrun starts one thread a rank, and kills ranks that are still saving after 30 s.
+# By default torchrun starts one thread a rank, and kills ranks that are still saving after 30 s. A stopped rank is not
+# waited for that long: the ranks that miss it kill it.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
 
 # A local address, because the host name of a container or a laptop need not resolve.
-exec torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node="$ranks" \
-    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+exec launch/bounded.sh 120 torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node="$ranks" \
+    --max-restarts="${MAX_RESTARTS:-0}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     launch/train.py "$@"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -38,6 +39,7 @@ class World:
     store: dist.Store | None = None  # of this start: keys and values all ranks can reach, also when a collective cannot
     launch_store: dist.Store | None = None  # the same for all starts by one torchrun
     roll: Roll | None = None
+    _works: Iterator[int] = field(default_factory=count)  # counts the calls of on_main, on all ranks alike
 
     @classmethod
     def start(cls, config: DistConfig | None = None) -> World:
@@ -174,9 +176,16 @@ class World:
         return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Collective. Rank 0 acts, the others wait (at most the timeout) -> its result; its error is everybody's."""
-        result = self.together(lambda: action() if self.is_main else None)
-        return cast(T, self.broadcast_object(result))
+        """Collective. Rank 0 acts, for as long as it takes, the others wait -> its result; its error is everybody's."""
+        if self.size == 1 or self.roll is None:
+            return action()
+        what, outcome = f"work{next(self._works)}", cast(Callable[[], T], lambda: None)
+        if self.is_main:
+            with self.roll.at_work(what):
+                outcome = _outcome(action)
+        else:
+            self.roll.wait_for(what)
+        return self.broadcast_object(self.together(outcome))
 
     def _all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         out = x.detach().clone()
@@ -188,6 +197,20 @@ class World:
 def seed_rank(seed: int, world: World) -> None:
     """Seed torch so that ranks draw different numbers (dropout). What must be equal is seeded by its own generator."""
     torch.manual_seed(seed * 1_000_003 + world.rank)
+
+
+def _outcome(action: Callable[[], T]) -> Callable[[], T]:
+    """Act now; what is returned gives the result, or raises the error, when it is called."""
+    try:
+        result = action()
+    except Exception as error:
+        own = error
+
+        def fail() -> T:
+            raise own
+
+        return fail
+    return lambda: result
 
 
 def _shared_kind(error: Exception) -> type[PartialKDError]:

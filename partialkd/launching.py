@@ -75,7 +75,7 @@ def explain(error: Exception, world: World) -> None:
     for number in SIGNALS:  # torchrun ends the others when the first one has left, and this one is to say why
         signal.signal(number, signal.SIG_IGN)
     first = within(GRACE_S, roll.report)
-    if collective_failed(error):
+    if collective_failed(error) or isinstance(error, RankLost):
         error = lost(error, world, roll, first)
         within(GRACE_S, roll.end_stopped)
     if first is not False:
@@ -96,8 +96,9 @@ def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exce
     else:
         cause = "every rank is there: a link between them broke, or one was slower than dist.timeout_s"
     said = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]  # without torch's source file
-    text = f"rank {world.rank} of {world.size}: a collective failed in {_place_of(error)}: {said}; {cause}"
-    return RankLost(text + flight_recorder.note())
+    if not isinstance(error, RankLost):
+        said = f"rank {world.rank} of {world.size}: a collective failed in {_place_of(error)}: {said}"
+    return RankLost(f"{said}; {cause}" + flight_recorder.note())
 
 
 def _place_of(error: Exception) -> str:

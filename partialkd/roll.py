@@ -19,7 +19,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,7 @@ from partialkd.errors import RankLost
 
 T = TypeVar("T")
 _POLL_S = 0.05
+_TICK_S = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -74,6 +76,7 @@ class Roll:
     rank: int
     name: str  # of this start: a prefix for keys that the next start must not see
     places: list[Place]
+    timeout_s: float
 
     @classmethod
     def call(cls, store: KeyValues, rank: int, size: int, timeout_s: float) -> Roll:
@@ -81,7 +84,37 @@ class Roll:
         mine, deadline = Place.here(), time.monotonic() + timeout_s
         name = _lead(store, size, mine, deadline) if rank == 0 else _follow(store, rank, mine, deadline)
         places = [Place(**place) for place in json.loads(store.get(f"{name}/all"))]
-        return cls(store, rank, name, places)
+        return cls(store, rank, name, places, timeout_s)
+
+    @contextmanager
+    def at_work(self, what: str) -> Iterator[None]:
+        """On rank 0: inside, the others wait in `wait_for(what)`, for as long as this takes."""
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(_TICK_S):
+                self.store.add(f"{self.name}/{what}/ticks", 1)
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.store.set(f"{self.name}/{what}/done", "")
+
+    def wait_for(self, what: str) -> None:
+        """Until rank 0 has done it. RankLost if rank 0 is gone, or gives no sign of life for the timeout."""
+        ticks, heard, pause_s = -1, time.monotonic(), 0.001
+        while not self.store.check([f"{self.name}/{what}/done"]):
+            now = self.store.add(f"{self.name}/{what}/ticks", 0)
+            if now != ticks:
+                ticks, heard = now, time.monotonic()
+            elif self.places[0].state() == "gone" or time.monotonic() - heard > self.timeout_s:
+                raise RankLost(f"rank {self.rank} of {len(self.places)}: rank 0 went away from work of its own")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.1)
 
     def report(self) -> bool:
         """Say that this rank failed -> whether it is the first one to."""

@@ -21,6 +21,7 @@ from partialkd.config_files import load_config, parse_config, save_config
 from partialkd.dist import World
 from partialkd.errors import ConfigError, Preempted
 from partialkd.job import run_job
+from partialkd.stopping import SIGNALS
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [
@@ -174,7 +175,7 @@ def test_resume_in_a_phase_goes_back_and_is_refused_for_another_run(tmp_path: Pa
 
 
 def _stopped(world: World, settings: dict[str, Any]) -> str:
-    """A signal to one rank while networks are being evaluated, between two phases."""
+    """A signal to one rank after networks were evaluated, between two phases."""
     original = module.evaluate
 
     def evaluate(*arguments: Any) -> None:
@@ -188,7 +189,9 @@ def _stopped(world: World, settings: dict[str, Any]) -> str:
             run_job(parse_config(settings), world)
     finally:
         module.evaluate = original
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if world.rank == 1 else signal.SIG_DFL)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     return str(stop.value)
 
 

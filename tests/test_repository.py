@@ -79,7 +79,7 @@ def test_no_entry_point_hides_a_library() -> None:
     assert not names & {name.removesuffix(".py") for name in top_level}
 
 
-@pytest.mark.parametrize("script", [".ci/run", "launch/local.sh", "launch/slurm/train.sbatch"])
+@pytest.mark.parametrize("script", [".ci/run", "launch/bounded.sh", "launch/local.sh", "launch/slurm/train.sbatch"])
 def test_shell_scripts_parse(script: str) -> None:
     done = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
