@@ -8,7 +8,6 @@ Errors: `DataError` with file and line.
 from __future__ import annotations
 
 import warnings
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,27 +23,33 @@ def read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
 
     Read in pieces: beyond what it returns it needs a fixed amount of memory, if the lines are in the order of keys.
     """
-    keys, offsets = array("q"), array("q")
-    first, lines = -1, 0  # first: of consecutive keys, which are not kept
     try:
+        total = sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in _pieces(path))
+        offsets = np.empty(total, dtype=np.int64)
+        keys: range | np.ndarray = range(0)  # as long as they are consecutive
+        lines = 0
         for text in _pieces(path):
             pairs, count = _numbers(text, lines, path)
+            keys = _with(keys, pairs[0::2], lines, total)
+            offsets[lines : lines + count] = pairs[1::2]
             lines += count
-            first = int(pairs[0]) if first < 0 else first
-            expected = np.arange(first + len(offsets), first + len(offsets) + count)
-            if not keys and not np.array_equal(pairs[0::2], expected):
-                keys.frombytes(np.arange(first, first + len(offsets)).tobytes())
-                keys.frombytes(pairs[0::2].tobytes())
-            elif keys:
-                keys.frombytes(pairs[0::2].tobytes())
-            offsets.frombytes(pairs[1::2].tobytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not offsets:
+    if not total:
         raise DataError(f"{path}: no record in the index")
-    if not keys:
-        return range(first, first + len(offsets)), np.frombuffer(offsets, np.int64)
-    return _sorted(np.frombuffer(keys, np.int64), np.frombuffer(offsets, np.int64), path)
+    return (keys, offsets) if isinstance(keys, range) else _sorted(keys, offsets, path)
+
+
+def _with(keys: range | np.ndarray, more: np.ndarray, lines: int, total: int) -> range | np.ndarray:
+    """Keys of `lines` lines and those of the following ones."""
+    if isinstance(keys, range):
+        first = keys.start if lines else int(more[0])
+        if np.array_equal(more, np.arange(first + lines, first + lines + len(more))):
+            return range(first, first + lines + len(more))
+        before, keys = keys, np.empty(total, dtype=np.int64)
+        keys[:lines] = np.arange(before.start, before.stop)
+    keys[lines : lines + len(more)] = more
+    return keys
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

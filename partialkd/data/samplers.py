@@ -12,7 +12,8 @@ records are not sorted by class id.
 Weights. A data set of n records with weight w gives round(w * n) records (at least one) to every epoch: with 1
 each record once, with 2 twice, with 0.5 half of them. It is read in passes, each a new random order of all its
 records, and an epoch takes up where the one before it stopped: after any number of epochs no record of it has been
-read more than once more often than another (but for those in the last, incomplete batch of an epoch).
+read more than once more often than another (but for those in the last, incomplete batch of an epoch). An epoch in
+which one pass ends and the next begins may hold a record once more than another, 0.6 twice or not at all.
 
 Blocks. Files are often sorted by identity, so a block of B records holds few identities and all their images. Two
 records of an identity meet in the same group of G blocks almost always, and pairs of one identity are n / (G * B)
@@ -33,7 +34,7 @@ from partialkd.data.source import Source
 from partialkd.errors import ConfigError
 
 _EPOCH, _PASS, _GROUP, _CLASSES, _IMAGES = range(101, 106)  # salts
-_CHUNK = 1 << 20  # labels looked at in one go
+_CHUNK = 1 << 18  # labels looked at in one go
 
 
 class Order(Protocol):
