@@ -29,7 +29,7 @@ from partialkd.data.source import Source, check_index
 from partialkd.errors import ConfigError, DataError
 from partialkd.files import replacing
 
-_CHUNK = 1 << 20  # labels looked at in one go
+_CHUNK = 1 << 18  # labels looked at in one go
 
 
 @dataclass(frozen=True)
