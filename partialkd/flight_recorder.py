@@ -43,7 +43,8 @@ def enable(folder: Path | None = None) -> None:
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if os.environ.get(_PREFIX) == os.environ.get(_OURS):
         folder = Path(folder or Path(tempfile.gettempdir()) / f"partialkd_{FOLDER}_{os.getuid()}").absolute()
-        folder.mkdir(parents=True, exist_ok=True)  # NCCL's watchdog would not make it
+        if torch.cuda.is_available():
+            folder.mkdir(parents=True, exist_ok=True)  # NCCL's watchdog would not make it; `dump` does
         os.environ[_PREFIX] = os.environ[_OURS] = f"{folder}/rank_"
 
 
