@@ -136,18 +136,20 @@ def _cfp_images(path: Path) -> dict[str, str]:
             rule = f"must be `{len(images) + 1} ../path`"
             raise DataError(f"{line.where}: {rule}, got {' '.join(line.fields)!r:.120}")
         images[line.fields[0]] = line.fields[1].removeprefix("../")
+        _check_path(images[line.fields[0]], line.where)
     return images
 
 
 def read_paths(path: Path) -> list[ListedPair]:
-    """`path path label` or `label path path`, the same on all lines."""
+    """`path path label` or `label path path`."""
     pairs = []
     for fields, where in _lines(path):
         ends = [place for place in (0, -1) if len(fields) == 3 and fields[place] in ("0", "1")]
         if len(ends) != 1:
             raise DataError(f"{where}: must be `path path label` or `label path path`, got {' '.join(fields)!r:.120}")
         label = fields.pop(ends[0])
-        pairs.append(ListedPair(*fields, label == "1", where))
+        first, second = fields
+        pairs.append(ListedPair(first, second, label == "1", where))
     return pairs
 
 
