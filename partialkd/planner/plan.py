@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
+from partialkd.models.teacher import GROUP
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.student import BUCKET
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
 FLOAT = 4
-ADAMW_COPIES = 8  # of a chunk of rows, in RowAdamW.step
+SGD_COPIES, ADAMW_COPIES = 3, 9  # of a chunk of rows, in the row optimisers
 STORE_BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -60,7 +61,8 @@ def plan_phase(
     """`teacher`: the network that runs beside the student; None where there is none or a cache of its embeddings."""
     local = phase.global_batch // phase.accumulation // ranks.size
     student = network_cost(phase.model, data.image_size, local, phase.precision, training=True)
-    beside = network_cost(teacher, data.image_size, local, "fp32", training=False) if teacher else None
+    together = local if ranks.cuda else GROUP
+    beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
     centre_items, needs, update = _centres(phase, rows, local * ranks.size)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
@@ -78,7 +80,7 @@ def plan_phase(
         update=update,
         backward=max(student.kept, student.peak - gradients),
         wire=_wire(phase, student.parameters, local, ranks.size),
-        flops=_flops(phase, rows, local * ranks.size, student, beside),
+        flops=_flops(phase, rows, local * ranks.size, student, beside, local / together),
     )
 
 
@@ -114,14 +116,15 @@ def _centres(phase: PhaseConfig, rows: int, batch: int) -> tuple[dict[str, int],
     sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1)
     update = 0
     if METHODS[phase.method.name].kind == "trainable":
-        copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else 2
+        copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
         update = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies)
     return resident, {"centres: sums": sums}, update
 
 
 def _chunk(phase: PhaseConfig, batch: int, rows: int, logits: int, copies: int) -> int:
     """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32."""
-    width = min(rows, phase.centres.chunk_rows or max(256, logits // batch))
+    wanted = phase.centres.chunk_rows or max(256, logits // batch)  # of the rows that are sampled
+    width = min(int(rows * phase.centres.sample_rate) + 1, wanted)
     dim = phase.model.embedding_dim
     copied = (copies - 1) + (phase.centres.store != "fp32" or phase.centres.sample_rate < 1)
     return width * (batch + dim * copied) * FLOAT
@@ -166,12 +169,12 @@ def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[s
 
 
 def _flops(
-    phase: PhaseConfig, rows: int, batch: int, student: NetworkCost, teacher: NetworkCost | None
+    phase: PhaseConfig, rows: int, batch: int, student: NetworkCost, teacher: NetworkCost | None, teacher_calls: float
 ) -> dict[str, int]:
-    """Of an optimiser step on one rank."""
+    """Of an optimiser step on one rank; the teacher's traced batch fits `teacher_calls` times into the local one."""
     used = max(1, int(rows * phase.centres.sample_rate))
     passes = 8 if METHODS[phase.method.name].kind == "trainable" else 4
     flops = {"student": student.flops, "centres": passes * batch * used * phase.model.embedding_dim}
     if teacher:
-        flops["teacher"] = teacher.flops
+        flops["teacher"] = int(teacher.flops * teacher_calls)
     return {name: phase.accumulation * count for name, count in flops.items()}
