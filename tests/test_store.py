@@ -64,6 +64,23 @@ def test_state_round_trip() -> None:
         torch.testing.assert_close(other.state()[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("saved", "loaded"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_state_of_another_precision_is_converted(saved: str, loaded: str) -> None:
+    store, other = (
+        CentreStore.random(range(40), 40, 16, DTYPES[name], CPU, seed) for seed, name in enumerate((saved, loaded))
+    )
+    store.length.mul_(torch.linspace(0.5, 90, 40))
+    store.seen[3] = True
+    store.moments["momentum"] = torch.randn(40, 16)
+    other.load_state(store.state())
+    torch.testing.assert_close(other.read(slice(None)), store.read(slice(None)), rtol=2**-7, atol=0)
+    assert other.unit.dtype == DTYPES[loaded]
+    norms = other.unit.float().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(40), rtol=0, atol=1e-6 if loaded == "fp32" else 2**-8)
+    assert torch.equal(other.seen, store.seen)
+    assert torch.equal(other.moments["momentum"], store.moments["momentum"])
+
+
 def test_sample_holds_every_positive_and_about_the_rate() -> None:
     positives = torch.tensor([5, 77_777, 5])
     keep = RowFilter(1000, positives, rate=0.1, seed=9, step=4).keep(0, 100_000)

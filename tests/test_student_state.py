@@ -12,6 +12,7 @@ from torch import Tensor
 
 from partialkd.dist import World
 from partialkd.errors import CheckpointError
+from partialkd.full_values import FullValues
 
 Saved = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -92,6 +93,32 @@ def test_state_moves_between_stages_and_world_sizes(optimizer: dict[str, Any]) -
         saved = run(save_after, saver, Case(source, optimizer), 2)[0]
         for outcome in run(resume_from, loader, Case(target, optimizer), saved, 2):
             assert_close(outcome, straight)
+
+
+def resume_without(world: World, left_out: str, saved: Saved) -> list[list[float]]:
+    """Losses of two steps at stages 3 and 1 from a saved state, with a part of its loading left out."""
+    whole = getattr(FullValues, left_out, None)
+    if left_out:
+        setattr(FullValues, left_out, lambda *_: None)
+    try:
+        return [resume_from(world, Case(stage, ADAMW), saved, 2).losses for stage in (3, 1)]
+    finally:
+        if left_out:
+            setattr(FullValues, left_out, whole)
+
+
+@pytest.mark.distributed
+def test_every_part_of_loading_counts() -> None:
+    """Without the working weights, which the forward pass uses, or without moments, training is another one."""
+    straight = reference(Case(optimizer=ADAMW)).losses[2:]
+    saved = run(save_after, 2, Case(3, ADAMW), 2)[0]
+    for losses in run(resume_without, 3, "", saved)[0]:
+        assert losses == pytest.approx(straight, rel=2e-5)
+    for losses in run(resume_without, 3, "_refresh", saved)[0]:
+        assert losses[0] != pytest.approx(straight[0], rel=1e-3)
+    for losses in run(resume_without, 3, "set_moment", saved)[0]:
+        assert losses[0] == pytest.approx(straight[0], rel=2e-5)
+        assert losses[1] != pytest.approx(straight[1], rel=1e-3)
 
 
 def test_names_are_those_of_the_plain_network() -> None:
