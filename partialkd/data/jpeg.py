@@ -74,36 +74,36 @@ class Job:
     indices: np.ndarray  # (b,) int64
     flips: np.ndarray  # (b,) bool
     greys: np.ndarray  # (b,) bool
-    pinned: Tensor | None  # (b, S, S, 4) uint8 for the decoded pixels, where the device is a CUDA device
+    pixels: Tensor | None  # (b, S, S, 4) uint8 to decode into, pinned, where the device is a CUDA device
 
 
 class JpegLoader(OrderedLoader):
     """Decodes on threads, finishes on the device."""
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
-        jobs = (self._job(epoch, self.plan.indices(epoch, step)) for step in steps)
-        for job, (images, labels) in ahead(self._read, jobs, self.data.workers):
-            if job.pinned is not None:  # in this thread, whose current device and stream are the rank's
+        jobs = (self._job(epoch, step) for step in steps)
+        for job, (images, labels) in ahead(self.read, jobs, self.data.workers):
+            if job.pixels is not None:  # in this thread, whose current device and stream are the rank's
                 images = to_tensor(images, self.data.image_size, job.flips, job.greys, self.device)
             yield self._batch(epoch, images, labels, job.indices, job.flips)
 
-    def _job(self, epoch: int, indices: np.ndarray) -> Job:
-        pinned, size = None, self.data.image_size
-        if self.device.type == "cuda":
-            pinned = torch.empty((len(indices), size, size, 4), dtype=torch.uint8, pin_memory=True)
-        return Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pinned)
+    def _job(self, epoch: int, step: int) -> Job:
+        indices, size = self.plan.indices(epoch, step), self.data.image_size
+        on_cuda = self.device.type == "cuda"
+        pixels = torch.empty((len(indices), size, size, 4), dtype=torch.uint8, pin_memory=True) if on_cuda else None
+        return Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels)
 
-    def _read(self, job: Job) -> tuple[Any, list[int]]:
-        """Class ids, and on the CPU (b, 3, S, S) float32; else `job.pinned`, or a list where not all are S x S."""
-        if job.pinned is None:
+    def read(self, job: Job) -> tuple[Any, list[int]]:
+        """Images and class ids: `job.pixels`, or a list if not all are S x S; (b, 3, S, S) float32 without them."""
+        if job.pixels is None:
             return self._read_floats(job)
         images, labels, size = [], [], self.data.image_size
-        for index, out in zip(job.indices.tolist(), job.pinned.numpy(), strict=True):
+        for index, out in zip(job.indices.tolist(), job.pixels.numpy(), strict=True):
             image, label = self._read_image(index, out)
             images.append(image)
             labels.append(label)
         fits = all(image.shape[:2] == (size, size) for image in images)
-        return job.pinned if fits else images, labels
+        return job.pixels if fits else images, labels
 
     def _read_floats(self, job: Job) -> tuple[Tensor, list[int]]:
         size, labels = self.data.image_size, []
