@@ -4,7 +4,7 @@ The number of ranks, the micro-steps a step, the ZeRO stage and the precision in
 between the two. What must be equal stands in `identity`. The position in the epoch counts samples of all ranks, so that
 a run goes on with the record after the last one it learnt from, however the global batch is cut.
 
-At the same number of ranks a run goes on bit for bit. At another one, with the same global batch:
+With all of these as they were, a run goes on bit for bit. At another number of ranks, with the same global batch:
 - the student's parameters and moments, the rate's schedule, the centres with their moments and which have been seen are
   the same numbers, and so are the rows drawn in a sampled step: losses differ by the rounding of sums (float32, frozen
   BatchNorm: about 1e-6 of the loss);
@@ -13,7 +13,8 @@ At the same number of ranks a run goes on bit for bit. At another one, with the 
 - random numbers (dropout) come from new streams, one for each (seed, rank, step): no two ranks share one, and none is
   drawn from twice.
 With another accumulation, moving-average centres move at other moments and the positives of a sampled step are those of
-other micro-batches: these losses are close, not equal.
+other micro-batches: these losses are close, not equal. Centres change their precision by rounding, moments have none to
+change.
 
 Errors: CheckpointError naming the path, the entry and both values; nothing has been changed then.
 """

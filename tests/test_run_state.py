@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RankFailure, run
+from ranks import run
 from torch import Tensor, nn
 
 from partialkd import checkpoint, stopping, trainer
@@ -291,13 +291,6 @@ def test_keys_that_may_differ_on_resume(phase: str, tmp_path: Path) -> None:
     other = load_config(tmp_path / "config.toml", [f"{phase}.centres.sample_rate=0.5"])
     with pytest.raises(ConfigError, match=rf"{phase}.centres.sample_rate: must be 1.0, got 0.5"):
         check_same_run(other, tmp_path / "config.toml")
-
-
-@pytest.mark.distributed
-def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
-    run(train, 1, [config_of(LIVE, 0, tmp_path)])
-    with pytest.raises(RankFailure, match=r"step_000000002: made with global_batch = 12, this run has 6"):
-        run(train, 1, [config_of(LIVE, 0, tmp_path, global_batch=6)])
 
 
 # ------------------------------------------------------------------------------------- what is kept of a run
