@@ -38,7 +38,7 @@ class Fuse:
         for name in CALLS:
             setattr(os, name, self._counted(getattr(os, name)))
         plain = io.open
-        io.open = lambda *args, **kwargs: _Stream(plain(*args, **kwargs), self)  # type: ignore[assignment,method-assign]
+        io.open = lambda *args, **kwargs: _Stream(plain(*args, **kwargs), self)
 
     def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
