@@ -86,13 +86,13 @@ def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exce
     """The error of a collective, with the ranks that caused it; `first`: None where the store does not answer."""
     if first is False:
         return error
-    missing = within(3 * GRACE_S, lambda: roll.missing(GRACE_S)) if first else None
-    if missing is None:
+    suspects = within(3 * GRACE_S, lambda: roll.suspects(roll.missing(GRACE_S))) if first else None
+    if suspects is None:
         cause = (
             f"the store on {os.environ['MASTER_ADDR']} does not answer: its machine, its launcher or the link is down"
         )
-    elif missing:
-        cause = "no report from " + ", ".join(roll.describe(rank) for rank in missing)
+    elif suspects:
+        cause = f"no report from {suspects}"
     else:
         cause = "every rank is there: a link between them broke, or one was slower than dist.timeout_s"
     said = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]  # without torch's source file

@@ -30,6 +30,7 @@ from partialkd.errors import RankLost
 T = TypeVar("T")
 _POLL_S = 0.05
 _TICK_S = 1.0
+_SUSPICION = {"gone": 0, "stopped": 0, "unknown": 1, "running": 2}
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -131,10 +132,15 @@ class Roll:
                 return ranks
             time.sleep(_POLL_S)
 
-    def describe(self, rank: int) -> str:
-        place = self.places[rank]
-        state = "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else place.state()
-        return f"rank {rank} (process {place.pid} on {place.host}, {state})"
+    def suspects(self, ranks: list[int]) -> str:
+        """Of ranks that did not report, the most suspicious: one that runs here may be waiting for one that is gone."""
+        state = {rank: self._state(rank) for rank in ranks}
+        worst = min((_SUSPICION[one] for one in state.values()), default=0)
+        named = [(rank, self.places[rank]) for rank in ranks if _SUSPICION[state[rank]] == worst]
+        return ", ".join(f"rank {rank} (process {place.pid} on {place.host}, {state[rank]})" for rank, place in named)
+
+    def _state(self, rank: int) -> str:
+        return "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else self.places[rank].state()
 
     def end_stopped(self) -> None:
         """Kill the stopped ranks of this machine: they can neither save nor hear a signal, and would be waited for."""

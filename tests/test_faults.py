@@ -1,0 +1,280 @@
+"""Faults for real: ranks killed and stopped under torchrun, signals in every part of a job: who is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run
+from test_job import ENVIRONMENT, ROOT, TORCHRUN, tree
+
+from partialkd import job as job_module
+from partialkd import stopping
+from partialkd.config_files import parse_config, save_config
+from partialkd.dist import World
+from partialkd.errors import Preempted
+from partialkd.files import write_text
+from partialkd.roll import Place
+from partialkd.stopping import SIGNALS, StopSignals
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+# Three ranks that do nothing but collectives; the last one is hit once, in the first start.
+LIGHT = """
+import os, signal, sys, time
+from partialkd.orphans import die_with_launcher
+die_with_launcher()
+import torch
+from partialkd.config import DistConfig
+from partialkd.launching import launched
+from partialkd.stopping import StopSignals
+
+def body(world):
+    stop = StopSignals()
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    for turn in range(12):
+        assert world.sum(torch.ones(1)) == world.size
+        if first and turn == 3 and world.rank == 2:
+            os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.05)
+    print(f"rank {world.rank} done, begun before: {world.remembers('begun')}", flush=True)
+    time.sleep(float(sys.argv[2]))
+
+raise SystemExit(launched(DistConfig(device="cpu", timeout_s=float(sys.argv[3])), body))
+"""
+
+
+def light(folder: Path, number: int, sleep_s: float = 0.0) -> list[str]:
+    write_text(folder / "light.py", LIGHT)
+    torchrun = [*TORCHRUN[:-1], "--nproc-per-node=3", "--max-restarts=1"]
+    return [*torchrun, str(folder / "light.py"), str(number), str(sleep_s), "10"]
+
+
+@pytest.mark.parametrize(
+    ("number", "state"), [(signal.SIGKILL, "gone"), (signal.SIGSTOP, "stopped")], ids=["killed", "stopped"]
+)
+def test_a_lost_rank_is_named_and_the_ranks_start_again(number: int, state: str, tmp_path: Path) -> None:
+    """Well within torchrun's own 300 s for ranks that do not leave, which a stopped one would take up."""
+    environment = {**ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300", "PYTHONPATH": str(ROOT)}
+    got = subprocess.run(
+        light(tmp_path, number), env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert got.returncode == 0, got.stderr
+    errors = [line for line in got.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "of 3: a collective failed in" in errors[0]
+    named = errors[0].partition("no report from ")[2]
+    assert named.startswith("rank 2 (process ")
+    assert f", {state})" in named
+    assert "rank 0 (" not in named
+    assert "rank 1 (" not in named
+    assert got.stdout.count("done") == 3
+
+
+def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
+    with subprocess.Popen(light(tmp_path, 0, 120.0), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert "done" in launcher.stdout.readline()
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        assert len(children) == 3
+        launcher.kill()
+        launcher.stdout.read()  # the pipe is at its end when the last of them is gone
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_a_place_knows_its_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        here = Place.here()
+        born = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        other = Place(here.host, process.pid, born, here.system, "")
+        assert other.state() == "running"
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(200):
+            if other.state() == "stopped":
+                break
+            time.sleep(0.01)
+        assert other.state() == "stopped"
+        process.kill()
+    assert other.state() == "gone"
+    assert Place(here.host, os.getpid(), "0", here.system, "").state() == "gone"  # the number was used again
+    assert Place(here.host, os.getpid(), here.born, "another system", "").state() == "unknown"
+
+
+# ------------------------------------------------------------------------------------------------- restarts
+
+
+def test_a_job_goes_on_after_its_rank_is_killed(tmp_path: Path) -> None:
+    """--resume never and --max-restarts: the second start goes on, and the result is that of an undisturbed run."""
+    settings = tree(tmp_path)
+    del settings["alone"]
+    settings["run"] = {**settings["run"], "checkpoint_every": 1, "log_every": 1, "deterministic": True}
+    settings["teacher"]["train"]["epochs"] = 12
+    calm = {**settings, "run": {**settings["run"], "name": "calm"}}
+    run(_job, 2, calm)
+    save_config(parse_config(settings), tmp_path / "run.toml")
+    folder = tmp_path / "runs" / "trial"
+    command = [*TORCHRUN, "--max-restarts=1", str(ROOT / "launch" / "train.py"), str(tmp_path / "run.toml")]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launcher:
+        wait_for(lambda: len(list(folder.glob("teacher/checkpoints/step_*"))) > 0, launcher)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, said = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, said
+    assert said.count("no report from rank 1 (process ") == 1
+    assert not (tmp_path / "runs" / "trial.1").exists()
+    lines, expected = (
+        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("trial", "calm")
+    )
+    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+    for name in ("teacher", "student"):
+        file = Path(name) / "model.safetensors"
+        assert (folder / file).read_bytes() == (tmp_path / "runs" / "calm" / file).read_bytes()
+
+
+def _job(world: World, settings: dict[str, Any]) -> None:
+    job_module.run_job(parse_config(settings), world)
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    for _ in range(4000):
+        if happened() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in 200 s")
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+
+def _watched(world: World, slow_s: float) -> list[int]:
+    """A loop that is slow at first -> turns at which the ranks spoke; the last rank is asked after 30 turns."""
+    spoken: list[int] = []
+    original = World.max
+
+    def counting(self: World, x: torch.Tensor) -> torch.Tensor:
+        spoken.append(turn)
+        return original(self, x)
+
+    World.max = counting  # type: ignore[method-assign]
+    stop = StopSignals()
+    try:
+        watch = stop.watch(world)
+        for turn in range(1000):
+            if turn == 30 and world.rank == world.size - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGTERM)
+            if watch.asked():
+                return spoken
+            time.sleep(slow_s)
+    finally:
+        World.max = original  # type: ignore[method-assign]
+        forget(stop)
+    raise AssertionError("not heard in 1000 turns")
+
+
+def forget(stop: StopSignals) -> None:
+    """As it was: the pool's processes live on."""
+    stop.forget()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_ranks_speak_rarely_in_a_fast_loop_and_every_turn_in_a_slow_one() -> None:
+    first, second = run(_watched, 2, 0.001)
+    assert first == second
+    assert len(first) < 25  # doubling at first, then about once a second
+    stopping_heed = run(_slow, 2)
+    assert stopping_heed[0] == stopping_heed[1] == list(range(31))
+
+
+def _slow(world: World) -> list[int]:
+    before, stopping.HEED_S = stopping.HEED_S, 0.0  # every turn is slower than that
+    try:
+        return _watched(world, 0.0)
+    finally:
+        stopping.HEED_S = before
+
+
+def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -> str:
+    """A signal to the last rank at the call of a function of job.py that takes a network, or of its `prepare`."""
+    original = getattr(job_module, name)
+
+    def hit() -> None:
+        if world.rank == (0 if name == "prepare" else world.size - 1):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def wrapped(*arguments: Any) -> Any:
+        if name == "prepare":
+            hit()
+            time.sleep(60)
+        arguments = tuple(_hit_in_call(a, hit, after) if callable(a) else a for a in arguments)
+        return original(*arguments)
+
+    setattr(job_module, name, wrapped)
+    try:
+        with pytest.raises(Preempted) as stop:
+            job_module.run_job(parse_config(settings), world, "auto")
+    finally:
+        setattr(job_module, name, original)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+    return str(stop.value)
+
+
+def _hit_in_call(act: Callable[..., Any], hit: Callable[[], None], after: int) -> Callable[..., Any]:
+    calls = 0
+
+    def acting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            hit()
+        return act(*arguments)
+
+    return acting
+
+
+def test_signals_are_heard_in_every_part_of_a_job(tmp_path: Path) -> None:
+    """Making the data, the teacher's pass over the records, an evaluation; then the same job goes on to its end."""
+    settings = tree(tmp_path)
+    settings["evaluate"]["batch"] = 8
+    del settings["alone"]
+    assert all("stopped while making the data" in said for said in run(_stopped_in, 2, settings, "prepare", 1))
+    assert not list(tmp_path.glob("data*"))
+    said = run(_stopped_in, 2, settings, "class_means", 2)
+    assert said == ["stopped while averaging the teacher's embeddings"] * 2
+    assert not (tmp_path / "runs" / "trial" / "teacher_centres" / "manifest.json").exists()
+    said = run(_stopped_in, 2, settings, "evaluate_sets", 2)
+    assert all("stopped while evaluating the student" in one for one in said)
+    assert (tmp_path / "runs" / "trial" / "student" / "model.safetensors").exists()
+    run(_finish, 2, settings)
+    assert (tmp_path / "runs" / "trial" / "result.json").exists()
+
+
+def _finish(world: World, settings: dict[str, Any]) -> None:
+    job_module.run_job(parse_config(settings), world, "auto")
+
+
+def test_a_launcher_without_ranks_is_ended() -> None:
+    """It has a child for a moment and then waits, as torchrun may after a broken link."""
+    code = "import subprocess, time; subprocess.run(['sleep', '0.5']); time.sleep(120)"
+    command = [str(ROOT / "launch" / "bounded.sh"), "2", sys.executable, "-c", code]
+    got = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert got.returncode == -signal.SIGKILL
+    assert got.stderr == "error: torchrun has had no ranks for 2 s: killed\n"
+
+
+def test_a_launcher_with_ranks_is_left_alone_and_its_status_kept() -> None:
+    code = "import subprocess; subprocess.run(['sleep', '4']); raise SystemExit(3)"
+    command = [str(ROOT / "launch" / "bounded.sh"), "2", sys.executable, "-c", code]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 3
