@@ -12,11 +12,12 @@ shift
 watch() { # $1: the launcher, which has this watch among its children
     local none=0 children
     trap '' HUP INT QUIT TERM USR1 # Slurm and terminals send signals to every process; this one ends with the launcher
-    while sleep 1 && children=$(cat "/proc/$1/task/$1/children" 2>/dev/null); do
-        if [[ ${children% } == "$BASHPID" ]]; then none=$((none + 1)); else none=0; fi
+    while sleep 1 && children=$(cat "/proc/$1/task/$1/children" 2>/dev/null) && [[ " $children" == *" $BASHPID "* ]]; do
+        if [[ $children == "$BASHPID " ]]; then none=$((none + 1)); else none=0; fi
         if ((none >= limit)); then
             echo "error: torchrun has had no ranks for $limit s: killed" >&2
             kill -KILL "$1"
+            break
         fi
     done
 }

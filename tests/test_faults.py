@@ -88,7 +88,9 @@ def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
         assert len(children) == 3
         launcher.kill()
         launcher.stdout.read()  # the pipe is at its end when the last of them is gone
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    for pid in children:
+        status = Path(f"/proc/{pid}/status")
+        assert not status.exists() or "State:\tZ" in status.read_text()
 
 
 def test_a_place_knows_its_process() -> None:
