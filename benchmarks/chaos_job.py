@@ -1,0 +1,143 @@
+"""The job of chaos.py: started as a user would, hit by faults, and what must not depend on them. Linux only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KINDS = {"kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1}  # with their weights
+OVERRIDES = (
+    "run.deterministic=true", "run.checkpoint_every=2", "run.log_every=1", "run.tensorboard=false",
+    "dist.device=cpu", "data.loader=jpeg", "data.prepare.identities=24",
+    "data.prepare.images_per_identity=10", "data.prepare.held_out_identities=12", "data.prepare.pairs=120",
+    *(f"{phase}.{setting}" for phase in ("teacher.train", "student", "alone")
+      for setting in ("global_batch=24", "epochs=2", "schedule.warmup_steps=2", "model.width=0.25")),
+    "evaluate.batch=16", "evaluate.folds=4",
+)  # fmt: skip
+
+
+class Job:
+    """One folder, and the command that is repeated until it is finished."""
+
+    def __init__(self, folder: Path, ranks: int, timeout_s: float) -> None:
+        self.folder, self.ranks, self.timeout_s = folder, ranks, timeout_s
+        self.run = folder / "runs" / "quickstart"
+        self.log = folder / "log.txt"
+        self.launcher: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        places = [f"dist.timeout_s={self.timeout_s}", f"run.folder={self.folder}/runs", f"data.path={self.folder}/data"]
+        command = ["launch/local.sh", *OVERRIDES, *places, f"evaluate.sets=['{self.folder}/data/faces.bin']"]
+        environment = {**os.environ, "NPROC": str(self.ranks), "OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        with self.log.open("ab") as log:
+            self.launcher = subprocess.Popen(
+                [*command, "--resume", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+
+    def children(self) -> list[int]:
+        """The ranks that there are now."""
+        assert self.launcher is not None
+        found = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        return [
+            int(pid) for pid in _read(found).split() if "-u\0launch/train.py" in _read(Path(f"/proc/{pid}/cmdline"))
+        ]
+
+    def finished(self) -> bool:
+        return (self.run / "export" / "model.onnx").exists() and self.launcher is not None and self.launcher.poll() == 0
+
+    def progress(self) -> tuple[str, int]:
+        """Changes whenever the job gets on: its newest checkpoint or other result, and the lines of metrics."""
+        newest = max(self._results(), key=_modified, default=None)
+        metrics = self.run / "metrics.jsonl"
+        return str(newest), metrics.stat().st_size if metrics.exists() else 0
+
+    def _results(self) -> list[Path]:
+        patterns = ("*/checkpoints/step_*", "*/model.*", "*.json*", "teacher_centres/manifest.json")
+        found = [path for pattern in patterns for path in self.run.glob(pattern)]
+        return [*found, *self.folder.glob("data/manifest.json")]
+
+    def doing(self) -> str:
+        """What it does, as far as its folder tells."""
+        born = [_modified(Path(f"/proc/{pid}")) for pid in self.children()]
+        if not born:
+            return "no ranks"
+        if any(self.run.glob("*/checkpoints/.step_*")):
+            return "saving"
+        if max(map(_modified, self._results()), default=0.0) < max(born):
+            return "start-up"
+        finished = [
+            name for name in ("teacher", "student", "alone") if (self.run / name / "model.safetensors").exists()
+        ]
+        return f"after {finished[-1]}" if finished else "first phase"
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # an old checkpoint, removed meanwhile
+        return 0.0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
+# -------------------------------------------------------------------------------------------------- faults
+
+
+def make_fault(job: Job, kind: str, rng: random.Random) -> bool:
+    """False if there was nothing to hit."""
+    assert job.launcher is not None
+    ranks = job.children()
+    if kind == "kill the launcher":
+        if job.launcher.poll() is None:
+            job.launcher.kill()
+            return True
+        return False
+    if not ranks:
+        return False
+    number = signal.SIGSTOP if kind == "stop a rank" else signal.SIGKILL
+    for pid in ranks if kind == "kill all ranks" else [rng.choice(ranks)]:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+def results(job: Job) -> Iterator[tuple[str, str]]:
+    """Name and digest of everything that must not depend on faults."""
+    for pattern in ("*/model.safetensors", "*/centres/**/*.safetensors", "teacher_centres/**/*.safetensors"):
+        for path in sorted(job.run.glob(pattern)):
+            if path.is_file():
+                yield str(path.relative_to(job.run)), _digest(path)
+    lines = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["images_per_s"]
+    yield "metrics.jsonl without images_per_s", repr(lines)
+    yield "scores", repr(json.loads((job.run / "result.json").read_text())["sets"])
+
+
+def _digest(path: Path) -> str:
+    """Of its content; the library writes the entries of a header of .safetensors in any order."""
+    content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        end = 8 + int.from_bytes(content[:8], "little")
+        content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+    return hashlib.sha256(content).hexdigest()
