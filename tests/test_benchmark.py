@@ -1,4 +1,4 @@
-"""benchmarks/centre_step.py: the object it prints, and that a step's extra memory does not grow with the classes."""
+"""The benchmarks: what they print; that the extra memory of a centre step does not grow with the classes."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ def test_unknown_backend_is_refused() -> None:
     )
     assert got.returncode == 2
     assert "invalid choice: 'magic'" in got.stderr
+
+
+@pytest.mark.slow
+def test_loaders_are_compared_on_the_same_files() -> None:
+    command = [sys.executable, str(SCRIPT.with_name("loaders.py")), "--images", "128", "--batch", "32", "--runs", "1"]
+    got = subprocess.run([*command, "--cores", "1", "--json"], capture_output=True, text=True, check=True)
+    result = json.loads(got.stdout)
+    rates = result["images_per_second"]["1"]
+    assert list(rates) == ["jpeg", "jpeg to bytes", "dali", "dali reader", "pillow"]
+    assert all(rate > 0 for rate in rates.values())
+    for need in result["needs"]:
+        seconds = sum(
+            count / (result["peak_flops"] * result["utilisation"][name]) for name, count in need["flops"].items()
+        )
+        assert need["images_per_second"] == pytest.approx(1 / seconds)
+        assert need["cores"] == pytest.approx(need["images_per_second"] / rates["jpeg to bytes"])
+    assert 2e9 < result["needs"][1]["flops"]["mobilefacenet"] < 3.5e9  # three forward passes of 0.44 GFLOP

@@ -49,6 +49,18 @@ def test_webp_and_opaque_alpha() -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels).convert("RGBA"), "PNG"), "here"), pixels)
 
 
+@pytest.mark.parametrize(("fmt", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")])
+def test_decoding_into_an_array_of_the_right_size(fmt: str, mode: str) -> None:
+    data = encoded(Image.fromarray(photo()).convert(mode), fmt)
+    out = np.full((40, 30, 4), 77, np.uint8)
+    got = decode(data, "here", out)
+    assert np.shares_memory(got, out)
+    np.testing.assert_array_equal(got, decode(data, "here"))
+    other = np.full((30, 40, 4), 77, np.uint8)
+    np.testing.assert_array_equal(decode(data, "here", other), got)
+    assert (other == 77).all()
+
+
 def with_hole() -> bytes:
     image = Image.fromarray(photo()).convert("RGBA")
     image.putpixel((3, 3), (0, 0, 0, 0))
@@ -123,6 +135,13 @@ def test_normalisation_of_arrays_lists_and_tensors() -> None:
     np.testing.assert_array_equal(images, before)
     extremes = np.array([[[[0, 255, 0]]]], dtype=np.uint8)
     assert to_tensor(extremes, 1).flatten().tolist() == [-1.0, 1.0, -1.0]
+
+
+def test_a_fourth_channel_is_not_looked_at() -> None:
+    four = np.concatenate([batch(), np.full((4, 32, 32, 1), 9, np.uint8)], axis=3)
+    flips, grey = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert torch.equal(to_tensor(four, 32, flips, grey), to_tensor(batch(), 32, flips, grey))
+    assert torch.equal(to_tensor(torch.from_numpy(four), 20), to_tensor(batch(), 20))
 
 
 def test_flip_mirrors_the_chosen_images() -> None:

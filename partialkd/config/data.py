@@ -86,7 +86,7 @@ class DataConfig(Section):
     group_blocks: Positive = 256  # blocks: blocks whose records are mixed; their bytes should fit in memory twice
     image_size: Annotated[int, Field(ge=16, le=512)] = 112
     resize: bool = False  # False: a record of another size is an error
-    loader: Literal["dali", "jpeg"] = "dali"
+    loader: Literal["jpeg", "dali"] = "jpeg"  # docs/data.md has the figures of both
     workers: Positive = 2  # decoding threads a rank
     flip: bool = True  # mirror half of the images
     grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
