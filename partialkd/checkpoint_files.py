@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from partialkd.errors import CheckpointError
-from partialkd.files import sync, write_json
-from partialkd.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json
+from partialkd.files import sync
+from partialkd.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json, write_summed
 
 FORMAT = 2  # 1 had no checksums, and centres as torch.distributed.checkpoint writes them, with pickled metadata
 MANIFEST = "manifest.json"
@@ -151,7 +151,9 @@ def publish(target: Target, manifest: Manifest, keep: int, keep_best: bool) -> N
         sync(folder)
     facts = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
     facts = {"format": FORMAT, **facts, "files": sums_to_json(manifest.files)}
-    write_json(target.partial / MANIFEST, {**facts, "crc32": _crc32(facts)})
+    text = json.dumps({**facts, "crc32": _crc32(facts)}, indent=2) + "\n"
+    write_summed(target.partial / MANIFEST, [text.encode()])
+    sync(target.partial)
     target.partial.rename(target.final)
     sync(target.final.parent)
     _remove_old(target.final, keep, keep_best)

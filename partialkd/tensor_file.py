@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as parse
 from torch import Tensor
 
 from partialkd.errors import CheckpointError
@@ -69,17 +69,14 @@ def write_summed(path: Path, parts: Iterable[bytes | memoryview]) -> FileSum:
 def read_tensors(path: Path, expected: FileSum) -> dict[str, Tensor]:
     """The tensors of a file that is as it was written."""
     try:
-        return safetensors.torch.load(read_bytes(path, expected))
+        return parse(read_bytes(path, expected))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a file of tensors: {error}") from error
 
 
 def read_bytes(path: Path, expected: FileSum) -> bytes:
     """The content of a file that is as it was written."""
-    content = bytearray()
-    for chunk in _checked(path, expected):
-        content += chunk
-    return bytes(content)
+    return b"".join(_checked(path, expected))
 
 
 def check_file(path: Path, expected: FileSum) -> None:
