@@ -17,7 +17,8 @@ from partialkd.data.sources import open_source
 from partialkd.dist import World
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
-from partialkd.planner.command import advice, main, parse_size
+from partialkd.planner.advice import advice
+from partialkd.planner.command import main, parse_size
 from partialkd.planner.plan import Plan, Ranks, bytes_a_row, plan_phase, rows_that_fit
 from partialkd.planner.trace import network_cost
 from partialkd.stopping import StopSignals
