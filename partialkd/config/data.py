@@ -88,6 +88,8 @@ class DataConfig(Section):
     resize: bool = False  # False: a record of another size is an error
     loader: Literal["jpeg", "dali"] = "jpeg"  # docs/data.md has the figures of both
     workers: Positive = 2  # decoding threads a rank
+    on_corrupt: Literal["stop", "skip"] = "stop"  # at an unreadable image; skip: another record takes its place
+    max_corrupt: Count = 100  # skip: different unreadable records a rank may meet in a phase; one more ends the run
     flip: bool = True  # mirror half of the images
     grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
     augment: AugmentConfig = AugmentConfig()
@@ -109,8 +111,8 @@ class DataConfig(Section):
             if any(part.weight != 1 for part in self.parts):
                 weights = [part.weight for part in self.parts]
                 raise ValueError(f'sampler must be "shuffle" where parts have weights {weights}, got "{self.sampler}"')
-        others = sorted({part.source for part in self.parts} or {self.source})
-        if self.embeddings and others != ["recordio"]:
+        others = sorted({part.source for part in self.parts}) if self.parts else [self.source]
+        if self.embeddings and set(others) != {"recordio"}:
             raise ValueError(f"embeddings must be left out where the images come from {others}, got {self.embeddings}")
         if self.source == "synthetic" and self.filtered:
             raise ValueError('source must be "recordio" or "folder" where identities are left out, got "synthetic"')

@@ -5,7 +5,8 @@ resize, grey, mirror and normalisation happen there, in `decode.to_tensor` (on t
 then augmentation.
 Memory: at most `workers` + 2 micro-steps. Threads belong to one iterator and end with it: at its end, when it raises,
 when it or the loader is closed, when it is dropped half-way.
-Errors: `DataError` naming the record, at the micro-step the record belongs to.
+Errors: `DataError` naming the record, at the micro-step the record belongs to; what `data.on_corrupt` makes of records
+that cannot be read: unreadable.py. A micro-step that holds one is read once more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -28,6 +30,7 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.decode import check_size, decode, to_tensor, write_planes
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
+from partialkd.data.unreadable import Unreadable
 from partialkd.errors import DataError
 
 Item = TypeVar("Item")
@@ -40,6 +43,7 @@ class OrderedLoader(ABC):
     def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
         self.data, self.source, self.plan, self.device = data, source, plan, device
         self.micro_steps = plan.micro_steps
+        self.unreadable = Unreadable(data, source, plan)
         self._open: WeakSet[Generator[FaceBatch, None, None]] = WeakSet()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
@@ -51,12 +55,20 @@ class OrderedLoader(ABC):
         return batches
 
     def close(self) -> None:
-        """End the iterators that still run, and with them their threads."""
+        """End the iterators that still run, and with them their threads; say how many records were unreadable."""
         for batches in list(self._open):
             batches.close()
+        self.unreadable.say_total()
 
     @abstractmethod
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]: ...
+
+    def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
+        image = decode(encoded, self.source.name(index), out)
+        if not self.data.resize:
+            check_size(image, self.data.image_size, self.source.name(index))
+        return image
 
     def _batch(
         self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray
@@ -82,7 +94,8 @@ class JpegLoader(OrderedLoader):
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
         jobs = (self._job(epoch, step) for step in steps)
-        for job, (images, labels) in ahead(self.read, jobs, self.data.workers):
+        read = partial(self._read_others, epoch) if self.unreadable.skips else self._read
+        for _, (job, images, labels) in ahead(read, jobs, self.data.workers):
             if job.pixels is not None:  # in this thread, whose current device and stream are the rank's
                 images = to_tensor(images, self.data.image_size, job.flips, job.greys, self.device)
             yield self._batch(epoch, images, labels, job.indices, job.flips)
@@ -92,6 +105,18 @@ class JpegLoader(OrderedLoader):
         on_cuda = self.device.type == "cuda"
         pixels = torch.empty((len(indices), size, size, 4), dtype=torch.uint8, pin_memory=True) if on_cuda else None
         return Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels)
+
+    def _read(self, job: Job) -> tuple[Job, Any, list[int]]:
+        return job, *self.read(job)
+
+    def _read_others(self, epoch: int, job: Job) -> tuple[Job, Any, list[int]]:
+        """With other records in the place of those that cannot be read."""
+        try:
+            return self._read(job)
+        except DataError:
+            indices, _ = self.unreadable.read(epoch, job.indices, lambda index: self._read_image(index, None))
+        pixels = None if job.pixels is None else job.pixels[: len(indices)]
+        return self._read(Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels))
 
     def read(self, job: Job) -> tuple[Any, list[int]]:
         """Images and class ids: `job.pixels`, or a list if not all are S x S; (b, 3, S, S) float32 without them."""
@@ -115,13 +140,10 @@ class JpegLoader(OrderedLoader):
             labels.append(label)
         return torch.from_numpy(planes), labels
 
-    def _read_image(self, index: int, out: np.ndarray) -> tuple[np.ndarray, int]:
+    def _read_image(self, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
         """One record -> its pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""
         encoded, label = read_record(self.source, index)
-        image = decode(encoded, self.source.name(index), out)
-        if not self.data.resize:
-            check_size(image, self.data.image_size, self.source.name(index))
-        return image, label
+        return self._decode(encoded, index, out), label
 
 
 def read_record(source: Source, index: int) -> tuple[bytes, int]:

@@ -26,6 +26,7 @@ class Plan(Protocol):
 
     micro_steps: int  # an epoch, the same on every rank
     local_batch: int  # the largest batch of this rank
+    rank: int
 
     @property
     def seed(self) -> int | None:
