@@ -135,8 +135,12 @@ def test_malformed_pickle(tmp_path: Path, data: bytes) -> None:
         ((["text", *IMAGES[1:]], SAME), "image 0: must be the bytes of an encoded image, got 'text'"),
         (([*IMAGES[:5], b""], SAME), "image 5: must be the bytes"),
         ((IMAGES, [True, 2, True]), "pair 1: same must be true or false, got 2"),
+        ((IMAGES, 3), "images and answers must be lists, got 3"),
         ((IMAGES, [True, None, True]), "pair 1: same must be true or false, got None"),
-        ((IMAGES, {"same": SAME}), "images and answers must be lists, got dict"),
+        (
+            (IMAGES, {"same": SAME}),
+            "not a verification set: the file uses the opcode .*, which no verification set needs",
+        ),
         (IMAGES, r"must hold \(images, same\), got list"),
         (7, r"must hold \(images, same\), got int"),
     ],

@@ -3,18 +3,22 @@
 A .bin is a pickle of (list of 2n encoded images, list of n bools), written by Python 2 or 3. It is read by an
 unpickler that can build lists, tuples, bytes, numbers and bools, and stand-ins of its own for the few names such
 files use (`_codecs.encode`, numpy's bool scalars and one-dimensional bool or uint8 arrays). Any other name, code
-above all, is refused.
+above all, is refused, and so are dictionaries, sets and objects. Python's unpickler written in Python is the base: in
+the one written in C ten bytes of a file can fill the memory (a memo of 2^32 places). No length in the file is believed
+before that many bytes are there, and nothing is copied more often than the file is long: time and memory are
+proportional to the file's size, whatever is in it.
 Errors: `DataError` naming the file.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -39,7 +43,7 @@ def read_bin(path: Path | str) -> VerificationSet:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            content = _BinUnpickler(file, encoding="bytes").load()
+            content = _BinUnpickler(_Bounded(file), encoding="bytes").load()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except _UNPICKLING_ERRORS as error:
@@ -70,26 +74,35 @@ def _check_lengths(images: int, answers: int, path: Path) -> None:
         raise DataError(f"{path}: the set is empty")
 
 
-def _items(value: Any, path: Path) -> Sequence[Any] | np.ndarray:
-    value = value.value if isinstance(value, _Array) else value
-    if not isinstance(value, list | tuple | np.ndarray):
-        raise DataError(f"{path}: images and answers must be lists, got {type(value).__name__}")
+def _items(value: Any, path: Path) -> Sequence[Any]:
+    value = getattr(value, "value", None) if isinstance(value, _Array) else value
+    if isinstance(value, _Bools):
+        return [bool(byte) for byte in value.data]
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{path}: images and answers must be lists, got {_shown(value)}")
     return value
 
 
 def _image(item: Any, where: str) -> bytes:
-    item = item.value if isinstance(item, _Array) else item
-    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
-        item = item.tobytes()
+    item = getattr(item, "value", None) if isinstance(item, _Array) else item
     if not isinstance(item, bytes) or not item:
-        raise DataError(f"{where}: must be the bytes of an encoded image, got {item!r:.60}")
+        raise DataError(f"{where}: must be the bytes of an encoded image, got {_shown(item)}")
     return item
 
 
 def _answer(item: Any, where: str) -> bool:
-    if isinstance(item, bool | np.bool_) or (isinstance(item, int) and item in (0, 1)):
+    if isinstance(item, bool) or (isinstance(item, int) and item in (0, 1)):
         return bool(item)
-    raise DataError(f"{where}: same must be true or false, got {item!r:.60}")
+    raise DataError(f"{where}: same must be true or false, got {_shown(item)}")
+
+
+def _shown(value: Any) -> str:
+    """Short, and in no time: what is inside lists could be without end."""
+    if isinstance(value, str | bytes):
+        return repr(value[:40])
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() < 64):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 _UNPICKLING_ERRORS = (
@@ -98,8 +111,65 @@ _UNPICKLING_ERRORS = (
 )  # fmt: skip
 
 
-class _BinUnpickler(pickle.Unpickler):
+class _Bounded:
+    """A file that gives as many bytes as are asked for, or raises EOFError before it reserves memory for them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.size = file, os.fstat(file.fileno()).st_size
+        self._left = self.size
+
+    def read(self, count: int) -> bytes:
+        if count > self._left:
+            raise EOFError(f"the file ends early: {count} bytes were to follow, {self._left} do")
+        self._left -= count
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline()
+        self._left -= len(line)
+        return line
+
+
+class _Opcodes(dict[int, Any]):
+    """What a pickle may ask of the unpickler."""
+
+    def __missing__(self, code: int) -> Any:
+        raise pickle.UnpicklingError(f"the file uses the opcode {bytes([code])!r}, which no verification set needs")
+
+
+# Of a list, tuple, string, number, bool, call of a name and its state; no dictionary, set, object or extension.
+_OPCODES = (
+    "PROTO FRAME MARK STOP POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT "
+    "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS GLOBAL "
+    "STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+)
+_CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
+
+
+class _BinUnpickler(pickle._Unpickler):
     """Resolves names to this object's methods and to plain strings only: nothing a file could alter or misuse."""
+
+    dispatch = _Opcodes({code: pickle._Unpickler.dispatch[code] for code in _CODES})
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    stack: list[Any]
+
+    def __init__(self, file: _Bounded, encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self._may_encode = file.size  # bytes: every image is in the file once
+
+    def load_bytearray8(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _ByteType | _Array):
+            raise pickle.UnpicklingError(f"the file sets the state of {_shown(self.stack[-1])}")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.BYTEARRAY8[0]], dispatch[pickle.BUILD[0]] = load_bytearray8, load_build
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -114,12 +184,15 @@ class _BinUnpickler(pickle.Unpickler):
             return self._reconstruct if name == "_reconstruct" else self._scalar
         if (module, name) in (("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer")):
             return self._frombuffer
-        raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which no verification set needs")
+        raise pickle.UnpicklingError(f"the file asks for {module:.60}.{name:.60}, which no verification set needs")
 
     def _encode(self, text: str | bytes, encoding: str | bytes) -> bytes:
         """How Python 3 writes bytes at protocols Python 2 can read."""
         if encoding not in ("latin1", b"latin1"):
-            raise pickle.UnpicklingError(f"bytes must be encoded as latin1, got {encoding!r:.60}")
+            raise pickle.UnpicklingError(f"bytes must be encoded as latin1, got {_shown(encoding)}")
+        self._may_encode -= len(text)
+        if self._may_encode < 0:
+            raise pickle.UnpicklingError("the file encodes more bytes than it has")
         return text.decode("utf-8").encode("latin1") if isinstance(text, bytes) else text.encode("latin1")
 
     def _no_bytes(self) -> bytes:
@@ -127,18 +200,19 @@ class _BinUnpickler(pickle.Unpickler):
 
     def _dtype(self, code: str | bytes, *_: Any) -> _ByteType:
         code = code.decode("ascii") if isinstance(code, bytes) else code
-        if code not in _BYTE_TYPES:
-            raise pickle.UnpicklingError(f"numpy values must be bool or uint8, got {code!r:.60}")
+        if not isinstance(code, str) or code not in _BYTE_TYPES:
+            raise pickle.UnpicklingError(f"numpy values must be bool or uint8, got {_shown(code)}")
         return _ByteType(code)
 
     def _reconstruct(self, *_: Any) -> _Array:
         return _Array()
 
-    def _frombuffer(self, data: bytes | bytearray, kind: _ByteType, shape: tuple[int, ...], _order: str) -> np.ndarray:
-        return kind.array(bytes(data) if isinstance(data, bytearray) else data, shape)
+    def _frombuffer(self, data: bytes, kind: _ByteType, shape: tuple[int, ...], _order: str) -> bytes | _Bools:
+        return kind.array(data, shape)
 
-    def _scalar(self, kind: _ByteType, data: bytes) -> Any:
-        return kind.array(data, (1,))[0]
+    def _scalar(self, kind: _ByteType, data: bytes) -> bool | int:
+        values = kind.array(data, (1,))
+        return bool(values.data[0]) if isinstance(values, _Bools) else values[0]
 
 
 class _ByteType:
@@ -152,13 +226,18 @@ class _ByteType:
     def __setstate__(self, state: Any) -> None:
         """Byte order and alignment: nothing to know of one byte."""
 
-    def array(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def array(self, data: bytes, shape: tuple[int, ...]) -> bytes | _Bools:
+        """The bytes themselves, of bools marked as such."""
         if not isinstance(data, bytes) or shape != (len(data),):
-            raise pickle.UnpicklingError(
-                f"numpy values must have one dimension and their bytes, got shape {shape!r:.60}"
-            )
-        values = np.frombuffer(data, np.uint8)
-        return values.astype(bool) if _BYTE_TYPES[self._code] is np.bool_ else values
+            raise pickle.UnpicklingError(f"numpy values must have one dimension and their bytes, got {_shown(data)}")
+        return _Bools(data) if _BYTE_TYPES[self._code] is np.bool_ else data
+
+
+@dataclass(frozen=True)
+class _Bools:
+    """Stands for a numpy array of bools (n,)."""
+
+    data: bytes
 
 
 class _Array:
@@ -166,7 +245,7 @@ class _Array:
 
     __slots__ = ("value",)
 
-    value: np.ndarray
+    value: bytes | _Bools
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, _, data = state
