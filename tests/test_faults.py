@@ -60,14 +60,11 @@ def light(folder: Path, number: int, sleep_s: float = 0.0) -> list[str]:
     return [*torchrun, str(folder / "light.py"), str(number), str(sleep_s), "10"]
 
 
-@pytest.mark.parametrize(
-    ("number", "state"), [(signal.SIGKILL, "gone"), (signal.SIGSTOP, "stopped")], ids=["killed", "stopped"]
-)
-def test_a_lost_rank_is_named_and_the_ranks_start_again(number: int, state: str, tmp_path: Path) -> None:
+def test_a_stopped_rank_is_named_and_the_ranks_start_again(tmp_path: Path) -> None:
     """Well within torchrun's own 300 s for ranks that do not leave, which a stopped one would take up."""
     environment = {**ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300", "PYTHONPATH": str(ROOT)}
     got = subprocess.run(
-        light(tmp_path, number), env=environment, capture_output=True, text=True, timeout=200, check=False
+        light(tmp_path, signal.SIGSTOP), env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert got.returncode == 0, got.stderr
     errors = [line for line in got.stderr.splitlines() if line.startswith("error:")]
@@ -75,7 +72,7 @@ def test_a_lost_rank_is_named_and_the_ranks_start_again(number: int, state: str,
     assert "of 3: a collective failed in" in errors[0]
     named = errors[0].partition("no report from ")[2]
     assert named.startswith("rank 2 (process ")
-    assert f", {state})" in named
+    assert ", stopped)" in named
     assert "rank 0 (" not in named
     assert "rank 1 (" not in named
     assert got.stdout.count("done") == 3
@@ -120,7 +117,7 @@ def test_a_job_goes_on_after_its_rank_is_killed(tmp_path: Path) -> None:
     settings = tree(tmp_path)
     del settings["alone"]
     settings["run"] = {**settings["run"], "checkpoint_every": 1, "log_every": 1, "deterministic": True}
-    settings["teacher"]["train"]["epochs"] = 12
+    settings["teacher"]["train"]["epochs"] = 6
     calm = {**settings, "run": {**settings["run"], "name": "calm"}}
     run(_job, 2, calm)
     save_config(parse_config(settings), tmp_path / "run.toml")
@@ -132,7 +129,7 @@ def test_a_job_goes_on_after_its_rank_is_killed(tmp_path: Path) -> None:
         os.kill(int(children[-1]), signal.SIGKILL)
         _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
-    assert said.count("no report from rank 1 (process ") == 1
+    assert said.count("no report from rank 1 (process ") == said.count(", gone)") == 1
     assert not (tmp_path / "runs" / "trial.1").exists()
     lines, expected = (
         [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
