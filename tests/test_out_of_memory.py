@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from partialkd.centres.store import CentreStore
-from partialkd.centres.update import make_row_optimizer
-from partialkd.config import ArcFaceConfig, MarginDistillationConfig, ModelConfig, OptimizerConfig, PhaseConfig
 from partialkd.dist import World, free_port
 from partialkd.errors import OutOfMemory
-from partialkd.out_of_memory import advising, centre_bytes, is_out_of_memory, memory_advice
+from partialkd.out_of_memory import advising, is_out_of_memory
+from partialkd.planner.advice import memory_advice
+from partialkd.planner.plan import Ranks
 
 TESTS = Path(__file__).parent
-
-
-def phase_of(**changes: object) -> PhaseConfig:
-    settings: dict[str, object] = {
-        "model": ModelConfig(name="iresnet18", embedding_dim=64), "method": ArcFaceConfig(name="arcface"),
-        "epochs": 1.0, "global_batch": 32, **changes,
-    }  # fmt: skip
-    return PhaseConfig.model_validate(settings)
 
 
 def test_failed_allocations_are_recognised() -> None:
@@ -42,34 +33,17 @@ def test_failed_allocations_are_recognised() -> None:
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(ZeroDivisionError), advising("student", phase_of(), 10, World()):
+    with pytest.raises(ZeroDivisionError), advising("student", World(), lambda: "less would do"):
         _ = 1 / 0
 
 
-@pytest.mark.parametrize("store", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "sgd", "momentum": 0.0}, {"name": "adamw"}])
-def test_bytes_of_centres_are_those_of_the_store(store: str, optimizer: dict[str, object]) -> None:
-    phase = phase_of(centres={"store": store}, optimizer=OptimizerConfig.model_validate(optimizer))
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[store]
-    real = CentreStore.empty(range(7), 20, 64, dtype, torch.device("cpu"))
-    make_row_optimizer(real, phase.optimizer)
-    sizes = {name: value.numel() * value.element_size() for name, value in real.state().items()}
-    moments = sum(size for name, size in sizes.items() if name.startswith("moment."))
-    assert centre_bytes(phase, 7) == (sum(sizes.values()) - moments, moments)
+def test_a_rank_without_memory_to_plan_with_still_says_so() -> None:
+    def advise() -> str:
+        raise MemoryError
 
-
-def test_advice_names_what_is_not_set_yet() -> None:
-    plain = memory_advice("student", phase_of(optimizer=OptimizerConfig(name="adamw")), 2_000_001, 2)
-    assert "1000001 of 2000001 centres take 0.26 GB on this rank, their moments 0.52 GB" in plain
-    keys = ("more ranks (now 2)", 'student.centres.store = "bf16" (saves 0.13 GB', "student.optimizer.name",
-            "student.accumulation (now 1: 16", "activation_checkpointing = true", "zero_stage (now 0)")  # fmt: skip
-    assert [key for key in keys if key not in plain] == []
-    model = ModelConfig(name="iresnet18", embedding_dim=64, activation_checkpointing=True)
-    method = MarginDistillationConfig(name="margindistillation")
-    lean = phase_of(model=model, method=method, centres={"store": "bf16"}, zero_stage=3, global_batch=2)
-    assert memory_advice("alone", lean, 10, 2).endswith(
-        "moments 0.00 MB; any of these lowers what a rank needs: more ranks (now 2)"
-    )
+    with pytest.raises(OutOfMemory, match=r"rank 0 of 1 is out of memory: .*; nor is there any to plan with"):  # noqa: SIM117
+        with advising("student", World(), advise):
+            torch.empty(1 << 46)
 
 
 JOB = """
@@ -92,7 +66,11 @@ def ends() -> None:
 
     def body(world: World) -> None:
         config = config_of(Path(sys.argv[1]))
-        with advising("student", config.student, CLASSES, world):
+
+        def advise() -> str:
+            return memory_advice("student", config.student, config.data, CLASSES, Ranks(2, False), None)
+
+        with advising("student", world, advise):
             one, _ = make(world, config, lambda *_: torch.empty(1 << 46))
             one.run()
 
@@ -119,12 +97,12 @@ def test_all_ranks_end_with_the_advice(tmp_path: Path) -> None:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [1, 1], said
     assert "error: student: rank 1 of 2 is out of memory: " in said[1]
-    assert "centres take" in said[1]
-    assert 'student.centres.store = "bf16"' in said[1]
+    assert "centres a rank is" in said[1]
+    assert "any of these lowers it: student." in said[1]
     assert "error" not in said[0]
 
 
 def test_the_error_names_the_rank_and_has_its_own_kind() -> None:
-    expected = r"student: rank 0 of 1 is out of memory: .*can't allocate memory.*; 10 of 10 centres"
-    with pytest.raises(OutOfMemory, match=expected), advising("student", phase_of(), 10, World()):
+    expected = r"student: rank 0 of 1 is out of memory: .*can't allocate memory.*; less would do"
+    with pytest.raises(OutOfMemory, match=expected), advising("student", World(), lambda: "less would do"):
         torch.empty(1 << 46)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prettytable import PrettyTable
 
-from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
+from partialkd.config import DataConfig, PhaseConfig
 from partialkd.config_files import load_config
 from partialkd.data.layout import PROPERTY, read_property
 from partialkd.errors import ConfigError
 from partialkd.launching import configured
-from partialkd.planner.advice import advice
+from partialkd.planner.advice import phases, savings
 from partialkd.planner.plan import Plan, Ranks, plan_phase, rows_that_fit
 
 GB = 10**9
@@ -63,20 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if plan.peak > memory:
             fits = False
             print("does not fit; what would help, one change at a time:")
-            for line in advice(phase, config.data, classes, ranks, teacher, memory):
-                print(f"  {line}")
+            for change, then in savings(phase, config.data, classes, ranks, teacher, memory):
+                print(f"  {change}: {_size(then.peak)} a rank{', fits' if then.peak <= memory else ''}")
     return 0 if fits else 1
-
-
-def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, ModelConfig | None]]:
-    """(key, phase, the network of ours that teaches in it) of every phase of a run."""
-    source = config.teacher
-    if source.source == "train" and source.train:
-        yield "teacher.train", source.train, None
-    teacher = source.train.model if source.source == "train" and source.train else source.model
-    yield "student", config.student, teacher if source.source in ("train", "checkpoint") else None
-    if config.alone:
-        yield "alone", config.alone, None
 
 
 def memory_table(plan: Plan, memory: float) -> PrettyTable:
@@ -124,7 +113,7 @@ def _divisible(phase: PhaseConfig, ranks: int, name: str) -> None:
 
 
 def _size(size: float) -> str:
-    return f"{size / GB:.1f} GB"
+    return f"{size / GB:.2f} GB"
 
 
 def parse_size(text: str) -> float:
