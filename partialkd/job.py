@@ -33,31 +33,34 @@ from partialkd.centres import CentreStore
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
-from partialkd.data.loader import open_loader
 from partialkd.data.merged import MergedSource, save_class_ids
 from partialkd.data.order import SequentialPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import Source, open_source
+from partialkd.data.teacher_cache import TeacherCache
 from partialkd.dist import World
-from partialkd.errors import ConfigError, Preempted
+from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export import export
 from partialkd.files import write_json
 from partialkd.methods import METHODS
 from partialkd.models.saved import open_model, save_model
-from partialkd.models.teacher import Teacher, open_teacher, wrap_teacher
 from partialkd.out_of_memory import advising
+from partialkd.planner.advice import beside_student, memory_advice
+from partialkd.planner.plan import Ranks
 from partialkd.run_folder import MODEL, open_run
 from partialkd.stopping import StopSignals
 from partialkd.teacher_centres import (
     class_means,
     classifier_rows,
     file_digest,
+    fill_means,
     load_centres,
     load_or_make,
     save_centres,
 )
+from partialkd.teaching import Teaching, open_network, teach
 from partialkd.trainer import Trainer, key_of, plan_of
 
 CLASS_IDS = "class_ids.txt"
@@ -95,8 +98,8 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)
         evaluate(job, "student", student)
-        if teacher:
-            evaluate(job, "teacher", teacher.embed)
+        if teacher and config.teacher.source != "records" and config.evaluate.sets:
+            evaluate(job, "teacher", (teacher.network or open_network(job)).embed)
         if config.alone:
             evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
         result = finish(job, time.perf_counter() - start)
@@ -150,35 +153,16 @@ def _open(config: Config, world: World, resume: str) -> tuple[Path, bool]:
 # ------------------------------------------------------------------------------------------------- phases
 
 
-def make_teacher(job: Job) -> Teacher | None:
+def make_teacher(job: Job) -> Teaching | None:
     """The teacher of the configuration, trained first if it says so, and looked at before anything relies on it."""
     config = job.config.teacher
     if config.source == "none":
         return None
-    if config.source == "train":
-        assert config.train is not None
-        network = run_phase(job, "teacher", config.train, None)
-        teacher = wrap_teacher(network, job.image_size, job.world.device, config.project_to)
-    else:
-        teacher = job.world.together(lambda: open_teacher(config, job.image_size, job.world.device))
-    check_teacher(job, teacher)
-    return teacher
+    train = config.train if config.source == "train" else None
+    return teach(job, run_phase(job, "teacher", train, None) if train else None)
 
 
-def check_teacher(job: Job, teacher: Teacher) -> None:
-    """Collective. Dimensions agree, and the teacher tells real images apart."""
-    wanted = job.config.student.model.embedding_dim
-    if teacher.embedding_dim != wanted:
-        raise ConfigError(
-            f"student.model.embedding_dim: must be the teacher's {teacher.embedding_dim} "
-            f"(or set teacher.project_to = {wanted}), got {wanted}"
-        )
-    loader, _ = _sequential(job, 8)
-    job.world.together(lambda: teacher.check(next(loader.epoch(0)).images))
-    loader.close()
-
-
-def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) -> nn.Module:
+def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None) -> nn.Module:
     """Collective. Train one network, or load it where an earlier start of this run has finished it."""
     folder, world = job.folder / name, job.world
     start = time.perf_counter()
@@ -186,9 +170,10 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) 
         raise Preempted(f"stopped before {name}")
     if job.resumed and world.on_main((folder / MODEL).exists):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
-    with advising(key_of(name), phase, job.source.num_classes, world):
+    with advising(key_of(name), world, lambda: _memory_advice(job, name, phase)):
         store = make_store(job, phase, teacher)
-        trainer = Trainer(name, phase, job.config, world, job.source, store, teacher, folder, job.stop)
+        live = (teacher.network or teacher.kept) if teacher else None
+        trainer = Trainer(name, phase, job.config, world, job.source, store, live, folder, job.stop)
         network = trainer.run(job.resumed)
     if METHODS[phase.method.name].kind == "trainable":
         save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
@@ -198,7 +183,13 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teacher | None) 
     return network
 
 
-def make_store(job: Job, phase: PhaseConfig, teacher: Teacher | None) -> CentreStore:
+def _memory_advice(job: Job, name: str, phase: PhaseConfig) -> str:
+    ranks = Ranks(job.world.size, job.world.device.type == "cuda")
+    beside = beside_student(job.config) if name == "student" else None
+    return memory_advice(key_of(name), phase, job.config.data, job.source.num_classes, ranks, beside)
+
+
+def make_store(job: Job, phase: PhaseConfig, teacher: Teaching | None) -> CentreStore:
     """The centres a phase starts from."""
     classes, world, method = job.source.num_classes, job.world, phase.method
     shard = shard_of(classes, world.rank, world.size)
@@ -218,30 +209,28 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teacher | None) -> CentreS
         "how": job.config.teacher.centres,
         "classifier": file_digest(job.config.teacher.classifier),
         "label_map": file_digest(job.config.teacher.label_map),
+        **teacher.how,
     }
     load_or_make(store, job.folder / "teacher_centres", facts, lambda s: fill_from_teacher(job, s, teacher), world)
     return store
 
 
-def fill_from_teacher(job: Job, store: CentreStore, teacher: Teacher) -> None:
+def fill_from_teacher(job: Job, store: CentreStore, teacher: Teaching) -> None:
     """Collective. Class means, classifier rows of a file, or the trained centres of this run's own teacher."""
     config = job.config.teacher
-    if config.centres == "means":
-        loader, plan = _sequential(job, job.config.evaluate.batch)
-        batches = job.stop.heeding(job.world, loader.epoch(0), "averaging the teacher's embeddings")
-        class_means(store, batches, teacher.embed, plan.local_batch, job.world)
-        loader.close()
+    if config.centres == "means" and isinstance(teacher.kept, TeacherCache):
+        fill_means(store, teacher.kept.class_means(store.shard).to(store.device))
+    elif config.centres == "means":
+        plan = SequentialPlan(len(job.source), job.config.evaluate.batch, job.world.rank, job.world.size)
+        batches, embed = teacher.batches(job, plan)
+        heeded = job.stop.heeding(job.world, batches, "averaging the teacher's embeddings")
+        class_means(store, heeded, embed, plan.local_batch, job.world)
     elif config.source == "train":
         load_centres(store, job.folder / "teacher" / "centres", teacher.project, job.world)
     else:
         assert config.classifier is not None
         assert config.label_map is not None
         classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, job.world)
-
-
-def _sequential(job: Job, batch: int) -> tuple[Any, SequentialPlan]:
-    plan = SequentialPlan(len(job.source), batch, job.world.rank, job.world.size)
-    return open_loader(job.config.data, job.source, plan, job.world.device), plan
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -1,8 +1,9 @@
 """Centres from a teacher: the mean embedding of every class, or the rows of its saved classifier.
 
-Each rank fills its own shard. Class means take one pass over the records: a batch's normalised embeddings and
-labels are gathered, and every rank adds those of its classes to two accumulations, the sums (R, D) and the
-counts (R,); no rank ever holds (C, D). A class without records stays unseen: it is no negative.
+Each rank fills its own shard. Class means take one pass over the embeddings of the records (the teacher's, or kept
+ones): a batch's normalised embeddings and labels are gathered, and every rank adds those of its classes to two
+accumulations, the sums (R, D) and the counts (R,); no rank ever holds (C, D). A class without records stays unseen:
+it is no negative.
 
 A classifier is a file with one matrix (K, D): .npy, .safetensors or .pt. Which of its rows is which class is
 always said: `label_map` is a text file whose line k holds the class id of row k, or -1 for a row that is not
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from partialkd.data.batch import FaceBatch
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.files import sync, write_json
+from partialkd.models.weights import why_unreadable
 from partialkd.sharded_file import read_rows, write_rows
 from partialkd.tensor_file import sums_from_json, sums_to_json
 
@@ -46,27 +46,41 @@ MANIFEST = "manifest.json"
 def class_means(
     store: CentreStore,
     batches: Iterable[FaceBatch],
-    embed: Callable[[Tensor], Tensor],
+    embed: Callable[[FaceBatch], Tensor],
     local_batch: int,
     world: World,
 ) -> None:
     """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches."""
-    sums = torch.zeros(len(store.shard), store.dim, device=store.device)
-    counts = torch.zeros(len(store.shard), device=store.device)
-    for batch in batches:
-        embeddings = torch.zeros(local_batch, store.dim, device=store.device)
-        labels = torch.full((local_batch,), -1, device=store.device)
-        if len(batch):
-            embeddings[: len(batch)] = F.normalize(embed(batch.images))
-            labels[: len(batch)] = batch.labels
-        owned, row = local_rows(world.all_gather(labels), store.shard)
-        rows = row[owned]
-        sums.index_add_(0, rows, world.all_gather(embeddings)[owned])
-        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
-    present = (counts > 0).nonzero().squeeze(1)
-    store.write(present, sums[present] / counts[present, None])
+    rows = ((embed(batch), batch.labels) for batch in batches)
+    fill_means(store, mean_rows(store.shard, store.dim, rows, local_batch, world))
+
+
+def fill_means(store: CentreStore, means: Tensor) -> None:
+    """means (R, D): rows of zeros stand for classes without a record, which stay unseen."""
+    present = means.any(1).nonzero().squeeze(1)
+    store.write(present, means[present])
     store.seen[present] = True
     store.skip_unseen = True
+
+
+def mean_rows(shard: range, dim: int, rows: Iterable[tuple[Tensor, Tensor]], local_batch: int, world: World) -> Tensor:
+    """Collective. rows: (embeddings (b, D), labels (b,)), b <= local_batch, as many on every rank -> means (R, D).
+
+    The mean of each class's normalised embeddings, zeros without any. Sums run in the order of ranks, then of rows.
+    """
+    sums = torch.zeros(len(shard), dim, device=world.device)
+    counts = torch.zeros(len(shard), device=world.device)
+    for own, own_labels in rows:
+        embeddings = torch.zeros(local_batch, dim, device=world.device)
+        labels = torch.full((local_batch,), -1, device=world.device)
+        if len(own):
+            embeddings[: len(own)] = F.normalize(own)
+            labels[: len(own)] = own_labels
+        owned, row = local_rows(world.all_gather(labels), shard)
+        places = row[owned]
+        sums.index_add_(0, places, world.all_gather(embeddings)[owned])
+        counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
+    return sums / counts.clamp_min(1)[:, None]
 
 
 def classifier_rows(
@@ -91,8 +105,10 @@ def read_matrix(path: Path) -> Tensor:
         if path.suffix == ".safetensors":
             return _the_matrix(load_file(path), path)
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise TeacherError(f"{path}: cannot be read: {error}") from error
+    except TeacherError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
     return _the_matrix(content if isinstance(content, dict) else {"tensor": content}, path)
 
 
@@ -189,4 +205,6 @@ def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:
     matrices = [x for x in tensors.values() if isinstance(x, Tensor) and x.dim() == 2]
     if len(matrices) != 1:
         raise TeacherError(f"{path}: must hold exactly one matrix (rows of a classifier), got {len(matrices)}")
+    if not matrices[0].is_floating_point():
+        raise TeacherError(f"{path}: a classifier is a matrix of floating-point numbers, got {matrices[0].dtype}")
     return matrices[0]

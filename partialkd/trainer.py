@@ -25,11 +25,12 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.loader import open_loader
+from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.sources import Source
+from partialkd.data.teacher_cache import KeptEmbeddings, TaughtLoader
 from partialkd.dist import World, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted
 from partialkd.evaluate.verification import evaluate_sets
@@ -87,7 +88,7 @@ class Trainer:
         world: World,
         source: Source,
         store: CentreStore,
-        teacher: Teacher | None,
+        teacher: Teacher | KeptEmbeddings | None,
         folder: Path,
         stop: StopSignals,
     ) -> None:
@@ -95,9 +96,12 @@ class Trainer:
         self.source, self.store, self.folder, self.stop = source, store, folder, stop
         seed = config.run.seed
         self.plan = plan_of(name, phase, config, source, world)
-        self.loader = open_loader(config.data, source, self.plan, world.device)
+        self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
-        self.teacher = teacher if self.method.needs_teacher else None
+        teacher = teacher if self.method.needs_teacher else None
+        self.teacher = teacher if isinstance(teacher, Teacher) else None
+        if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
+            self.loader = TaughtLoader(self.loader, teacher, world.device)
         self.centres = _centres(phase, self.method.kind, store, world, seed)
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
@@ -158,7 +162,7 @@ class Trainer:
     def micro_step(self, batch: FaceBatch) -> Outcome:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
         embeddings = self.student.embed(batch.images)  # (b, D)
-        teacher = self.teacher.embed(batch.images) if self.teacher else None  # (b, D)
+        teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         student = embeddings.detach().requires_grad_()
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         outcome.loss.backward()

@@ -46,10 +46,11 @@ LAYERS = (
         "export",
         "progress",
         "teacher_centres",
+        "embedding",
     ),
     ("run_state", "nonfinite", "drift", "health", "out_of_memory"),
     ("trainer", "run_folder"),
-    ("job",),
+    ("job", "teaching", "embed_command"),
     ("launch",),
 )
 
@@ -58,10 +59,10 @@ OWNERS = {
     "torch.distributed": {"dist"},
     "deepspeed": {"student"},
     "nvidia.dali": {"data.dali"},
-    "triton": {"centres.kernels"},  # the name its kernels will have
+    "triton": {"centres.kernels"},
 }
 HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib")
-LAZY_MODULES = {"data.dali"}  # themselves imported only inside functions, so that they may import at the top
+LAZY_MODULES = {"data.dali", "centres.kernels"}  # themselves imported only inside functions, so that they may import at the top
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def _means(world: World) -> tuple[Any, ...]:
     for step in range(plan.micro_steps):
         i = torch.from_numpy(plan.indices(0, step))
         batches.append(FaceBatch(IMAGES[i], LABELS[i], i, torch.zeros(len(i), dtype=torch.bool)))
-    class_means(store, batches, lambda images: 3 * images, plan.local_batch, world)
+    class_means(store, batches, lambda batch: 3 * batch.images, plan.local_batch, world)
     return store.read(slice(None)), store.seen, store.skip_unseen
 
 

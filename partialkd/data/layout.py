@@ -12,7 +12,7 @@ Differs from InsightFace's reader: a key 0 with several labels *and* an image is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,13 @@ def pack_records(
     num_classes: int,
     image_size: int,
     names: Sequence[str] | None = None,
+    embed: Callable[[int], Sequence[float]] | None = None,
 ) -> int:
     """Write `out`/{train.rec, train.idx, property, identities.txt}; returns the number of images.
 
     images: (encoded bytes, class id) in ascending order of class ids, taken one at a time. names: an identity's name
-    by class id (default: the number). The files appear together when all images are written; if `images` raises,
+    by class id (default: the number). embed: numbers that image 0, 1, ... is to carry as labels in front of its class
+    id (embedded_records.py). The files appear together when all images are written; if `images` raises,
     none does. Existing ones are not overwritten.
     """
     out = Path(out)
@@ -45,13 +47,18 @@ def pack_records(
     refuse_existing(*(out / name for name in (REC, IDX, PROPERTY, NAMES)))
     out.mkdir(parents=True, exist_ok=True)
     with open_writer(out / REC, out / IDX) as writer, replacing(out / PROPERTY, out / NAMES) as (size_file, names_file):
-        counts = _write_images(writer, images, num_classes)
+        counts = _write_images(writer, images, num_classes, embed)
         size_file.write(f"{num_classes},{image_size},{image_size}\n".encode())
         names_file.writelines(f"{label}\t{name}\n".encode() for label, name in enumerate(names))
     return int(counts.sum())
 
 
-def _write_images(writer: RecordWriter, images: Iterable[tuple[bytes, int]], num_classes: int) -> np.ndarray:
+def _write_images(
+    writer: RecordWriter,
+    images: Iterable[tuple[bytes, int]],
+    num_classes: int,
+    embed: Callable[[int], Sequence[float]] | None,
+) -> np.ndarray:
     """Image, identity and header records -> images of each class (C,) int64."""
     counts = np.zeros(num_classes, dtype=np.int64)
     previous = 0
@@ -61,7 +68,7 @@ def _write_images(writer: RecordWriter, images: Iterable[tuple[bytes, int]], num
             raise DataError(f"image {key}: {rule}, got {label} after {previous}")
         if not image:
             raise DataError(f"image {key} of class {label} is empty")
-        writer.write(key, pack_payload(label, key, image))
+        writer.write(key, pack_payload([*embed(key - 1), label] if embed else label, key, image))
         counts[label] += 1
         previous = label
     if not counts.any():

@@ -124,8 +124,10 @@ class _Problems:
 
     def refuse(self) -> None:
         label_rule = f"label must be an integer in [0, {self.num_classes}), got {self.labels[2]}"
-        rule = f"must carry {(self.embeddings or 0) + 1} labels, the {self.embeddings} numbers of an embedding and the class id"
-        length_rule = f"{rule} (data.embeddings), got {max(int(self.lengths[2]), 1)}"
+        length_rule = (
+            f"must carry {(self.embeddings or 0) + 1} labels, the {self.embeddings} of an embedding and the class id "
+            f"(data.embeddings), got {max(int(self.lengths[2]), 1)}"
+        )
         rules = (self.lengths, length_rule), (self.labels, label_rule), (self.images, "the record holds no image")
         for (count, position, _), rule in rules:
             if count:

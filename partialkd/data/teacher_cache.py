@@ -103,13 +103,12 @@ class TeacherCache:
         self._rows = np.frombuffer(self._map, _WORDS[dtype.itemsize]).reshape(-1, self.dim)  # (2n, D)
         self._dtype = dtype
 
-    def check(self, wanted: CacheFacts, any_dtype: bool = True) -> None:
+    def check(self, wanted: CacheFacts) -> None:
         """TeacherError naming every fact in which this cache is not the wanted one."""
-        same = ("dtype",) if any_dtype else ()
         reasons = [
             f"{_DIFFERENT[key]} ({_short(getattr(self.facts, key))} there, {_short(getattr(wanted, key))} here)"
             for key in _DIFFERENT
-            if key not in same and getattr(self.facts, key) != getattr(wanted, key)
+            if getattr(self.facts, key) != getattr(wanted, key)
         ]
         if reasons:
             rule = "make it anew with launch/embed.py, or leave out teacher.cache"

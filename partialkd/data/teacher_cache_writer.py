@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from partialkd.data.teacher_cache import (
 from partialkd.errors import TeacherError
 from partialkd.files import sync, write_json
 
+Unfinished = Literal["refuse", "resume", "replace"]  # "replace": gone on with if it is of the same, else begun anew
 _FACTS, _BLOCKS = "facts.json", "blocks.bin"
 _ENTRY = struct.Struct("<II")
 
@@ -49,20 +50,21 @@ class CacheWriter:
         self.place = partial(self.folder)
         self.blocks = -(-facts.records // block_records)
 
-    def begin(self, resume: bool) -> None:
+    def begin(self, unfinished: Unfinished) -> None:
         """Make the place, or find it made. On one process, before the others look."""
         if (self.folder / MANIFEST).exists() or (self.folder.exists() and any(self.folder.iterdir())):
             raise TeacherError(f"{self.folder}: already exists; nothing is overwritten, remove it or choose another")
         said = {**asdict(self.facts), "block_records": self.block_records}
         if (self.place / _FACTS).exists():
-            if not resume:
+            if unfinished == "refuse":
                 raise TeacherError(f"{self.place}: an unfinished cache; go on with it (--resume) or remove it")
-            found = json.loads((self.place / _FACTS).read_text(encoding="utf-8"))
-            if found != json.loads(json.dumps(said)):
-                different = [key for key in said if found.get(key) != json.loads(json.dumps(said[key]))]
-                rule = "an unfinished cache of something else; remove it"
-                raise TeacherError(f"{self.place}: {rule} (different: {', '.join(different)})")
-            return
+            found, wanted = json.loads((self.place / _FACTS).read_text(encoding="utf-8")), json.loads(json.dumps(said))
+            different = [key for key in wanted if found.get(key) != wanted[key]]
+            if not different:
+                return
+            if unfinished == "resume":
+                rule = f"an unfinished cache of something else (different: {', '.join(different)}); remove it"
+                raise TeacherError(f"{self.place}: {rule}")
         shutil.rmtree(self.place, ignore_errors=True)  # what a start broke off before it said what it was
         self.place.mkdir(parents=True)
         free = shutil.disk_usage(self.place).free

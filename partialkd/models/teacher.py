@@ -162,15 +162,16 @@ def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | 
     return teacher
 
 
-def fingerprint_of(config: TeacherConfig, image_size: int) -> str:
-    """`Teacher.fingerprint` of source "checkpoint" or "onnx" from its file alone; nothing runs."""
+def described(config: TeacherConfig, image_size: int) -> tuple[str, InputConfig]:
+    """Fingerprint and input of the teacher of source "checkpoint" or "onnx", from its file alone; nothing runs."""
     try:
         if config.source == "onnx" and config.path is not None:
-            return _fingerprint(onnx_digest(Path(config.path)), config.input, image_size, config.project_to)
-        _, accepts, digest = _from_checkpoint(config)
+            accepts, digest = config.input, onnx_digest(Path(config.path))
+        else:
+            _, accepts, digest = _from_checkpoint(config)
     except (CheckpointError, OSError) as error:
         raise TeacherError(str(error)) from error
-    return _fingerprint(digest, accepts, image_size, config.project_to)
+    return _fingerprint(digest, accepts, image_size, config.project_to), accepts
 
 
 def _fingerprint(digest: str, accepts: InputConfig, image_size: int, project_to: int | None) -> str:
@@ -225,7 +226,7 @@ def _from_checkpoint(config: TeacherConfig) -> Opened:
         put_weights(network, read_weights(config.path), config.path, assign=True)
         return in_memory_format(network), config.input, state_digest(network.state_dict())
     network, _, size = open_model(config.path)
-    if "input" not in config.model_fields_set:
+    if config.input == InputConfig():  # not "was not given": a saved configuration gives every key
         return network, InputConfig(size=size), state_digest(network.state_dict())
     if config.input.size != size:
         raise TeacherError(

@@ -1,0 +1,64 @@
+"""Records that carry a teacher's embedding as float labels: the form in which MarginDistillation keeps its teacher.
+
+The payload of an image record, little-endian (recordio.py says what lies around it):
+  bytes 0..3    flag, uint32: D + 1, the number of labels
+  bytes 4..7    0.0, float32: unused where flag > 0
+  bytes 8..23   the record's key, uint64, and 0, uint64
+  4 D bytes     the embedding, float32, not normalised, of the image as it is (not mirrored)
+  4 bytes       the class id, float32
+  the rest      the encoded image, byte for byte as it was
+Header and identity records, .idx and `property` are those of any InsightFace folder (layout.py). With D = 512 these are
+the 513 labels that MarginDistillation writes; there the class id is the last one, too. Images cannot be mirrored in
+training, since only one embedding is there.
+Errors: DataError naming the record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partialkd.data.layout import NAMES, pack_records, read_names
+from partialkd.data.merged import MergedSource
+from partialkd.data.record_source import RecordIOSource
+from partialkd.data.source import Source
+from partialkd.data.teacher_cache import KeptEmbeddings
+from partialkd.errors import DataError
+
+
+class RecordEmbeddings:
+    """The embeddings that the records of a source carry. Reading one reads its record again, from the page cache."""
+
+    def __init__(self, source: Source, dim: int) -> None:
+        if not isinstance(source, RecordIOSource | MergedSource):
+            raise DataError(f"data.embeddings: records can carry embeddings, {type(source).__name__} has none")
+        self.source, self.dim = source, dim
+
+    def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
+        """(b,) int64, (b,) bool, all False -> (b, D) float32."""
+        if flipped.any():
+            raise DataError(f"{self.source.name(int(records[flipped][0]))}: carries no embedding of its mirrored image")
+        if not len(records):
+            return torch.empty(0, self.dim)
+        rows = np.stack([self.source.embedding(index) for index in records.tolist()])
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(bad):
+            raise DataError(f"{self.source.name(int(records[bad[0]]))}: the embedding it carries is not finite")
+        return torch.from_numpy(rows)
+
+
+def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: int, folder: Path) -> int:
+    """The images of a source with their embeddings as a folder of records; returns their number.
+
+    folder: where names of identities may stand. A source's class ids must ascend, as those of packed records do.
+    """
+    plain = torch.zeros(1, dtype=torch.bool)
+    embed = lambda index: kept.rows(torch.tensor([index]), plain)[0].tolist()
+    names = None
+    if (folder / NAMES).exists() and isinstance(source, RecordIOSource):
+        names = read_names(folder / NAMES, source.num_classes)
+    images = (source.read(index) for index in range(len(source)))
+    return pack_records(out, images, source.num_classes, image_size, names, embed)

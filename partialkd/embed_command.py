@@ -1,0 +1,65 @@
+"""The command of launch/embed.py: a teacher cache of a configuration's data, and the records that carry it.
+
+Nothing else of the configuration is used. Finished: the cache is checked, block by block, and left as it is.
+Errors: ConfigError naming key or option, TeacherError, DataError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from partialkd.centres.shard import shard_of
+from partialkd.config import Config
+from partialkd.data.embedded_records import write_embedded
+from partialkd.data.prepare import prepare
+from partialkd.data.source import Source
+from partialkd.data.sources import open_source
+from partialkd.data.teacher_cache import MANIFEST, TeacherCache, kept_before
+from partialkd.dist import World
+from partialkd.errors import ConfigError
+from partialkd.files import refuse_existing
+from partialkd.models.teacher import open_teacher
+from partialkd.stopping import StopSignals
+from partialkd.teaching import facts_of, look_at, make_cache
+
+
+def output_of(config: Config, output: str | None, dtype: str | None) -> tuple[Config, Path]:
+    """The configuration with the options of the command line, and where the cache goes."""
+    if config.teacher.source not in ("checkpoint", "onnx"):
+        rule = 'must be "checkpoint" or "onnx" (a teacher that a run trains is in <run>/teacher/model.safetensors then)'
+        raise ConfigError(f'teacher.source {rule}, got "{config.teacher.source}"')
+    if output is None and config.teacher.cache in (None, "auto"):
+        raise ConfigError("--output is required where teacher.cache names no folder")
+    if dtype is not None:
+        teacher = config.teacher.model_copy(update={"cache_dtype": dtype})
+        config = config.model_copy(update={"teacher": teacher})
+    return config, Path(output or config.teacher.cache or "")
+
+
+def embed(config: Config, world: World, folder: Path, resume: bool, records: Path | None) -> None:
+    """Collective. Make the cache in `folder`, or go on with it; and, where `records` is given, the records there."""
+    world.on_main(lambda: refuse_existing(records) if records else None)
+    world.on_main(lambda: prepare(config.data))
+    source = world.together(lambda: open_source(config.data))
+    stop = StopSignals()
+    try:
+        network = world.together(lambda: open_teacher(config.teacher, config.data.image_size, world.device))
+        look_at(network, config, source, world)
+        if not world.on_main((folder / MANIFEST).exists):
+            make_cache(network, config, source, folder, world, stop, "resume" if resume else "refuse")
+    finally:
+        stop.forget()
+    cache = world.together(lambda: kept_before(folder))
+    dtype = config.teacher.cache_dtype or cache.facts.dtype
+    accepts, dim = network.accepts, network.embedding_dim
+    world.on_main(lambda: cache.check(facts_of(config, source, network.fingerprint, accepts, dim, dtype)))
+    world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
+    if world.is_main:
+        print(f"{folder}: complete and undamaged: {cache.facts.records} records, {cache.facts.dtype}", flush=True)
+    if records is not None:
+        world.on_main(lambda: _write_records(records, config, source, cache))
+
+
+def _write_records(out: Path, config: Config, source: Source, cache: TeacherCache) -> None:
+    count = write_embedded(out, source, cache, config.data.image_size, Path(config.data.path))
+    print(f"{out}: {count} records with {cache.dim} numbers in front of their class id", flush=True)

@@ -1,0 +1,122 @@
+"""One distributed pass of a teacher over all records, into a teacher cache (data/teacher_cache.py).
+
+The blocks that are still missing are dealt out in consecutive ranges, a range a rank, so that each rank reads and
+writes one stretch of the files; after every block the ranks look whether all of them are well. Killed at any moment
+and started again, on any number of ranks, the pass goes on with the blocks that are not there yet.
+Each image is decoded once and embedded plain and mirrored. What is written is the same, byte for byte, at any number of
+ranks: on the CPU because a teacher's embedding does not depend on the batch there.
+The class means are taken from what was written, so they cost no second pass over images.
+Errors: TeacherError or DataError naming the record, on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partialkd.centres.shard import shard_of
+from partialkd.config import DataConfig
+from partialkd.data.batch import FaceBatch
+from partialkd.data.loader import open_loader
+from partialkd.data.source import Source
+from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
+from partialkd.dist import World
+from partialkd.errors import TeacherError
+from partialkd.teacher_centres import mean_rows
+
+Embed = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class BlockPlan:
+    """Plan of one rank: the records of its blocks, in order, as they are. A micro-step is a part of one block."""
+
+    writer: CacheWriter
+    blocks: list[int]
+    local_batch: int
+    rank: int = 0
+    seed: int | None = None  # nothing about a record is left to chance
+
+    def __post_init__(self) -> None:
+        self.steps = [
+            range(start, min(start + self.local_batch, records.stop))
+            for records in map(self.writer.records, self.blocks)
+            for start in range(records.start, records.stop, self.local_batch)
+        ]
+        self.micro_steps = len(self.steps)
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray:  # noqa: ARG002 (one signature for all plans)
+        """The records of a micro-step (b,) int64."""
+        step = self.steps[micro_step]
+        return np.arange(step.start, step.stop, dtype=np.int64)
+
+    def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """(b,) bool, all False."""
+        return np.zeros(len(indices), dtype=bool)
+
+    greys = flips
+
+
+def embed_records(
+    writer: CacheWriter,
+    embed: Embed,
+    data: DataConfig,
+    source: Source,
+    batch: int,
+    world: World,
+    unfinished: Unfinished,
+    heed: Callable[[range], Iterator[int]],
+) -> None:
+    """Collective. Make the cache that `writer` is for, or go on with it; `batch`: images a forward pass.
+
+    heed: gives the turns of the ranks' common loop back one by one, as `StopSignals.heeding` does.
+    """
+    world.on_main(lambda: writer.begin(unfinished))
+    todo = world.on_main(writer.missing)
+    own = [todo[place] for place in shard_of(len(todo), world.rank, world.size)]
+    loader = open_loader(data, source, BlockPlan(writer, own, batch, world.rank), world.device)
+    try:
+        batches = loader.epoch(0)
+        for turn in heed(range(-(-len(todo) // world.size))):
+            mine = own[turn : turn + 1]  # none, on a rank that has one block fewer
+            world.together(partial(_make, writer, mine, batches, embed, source))
+    finally:
+        loader.close()
+    _write_means(writer, source, world)
+    world.on_main(writer.finish)
+
+
+def _make(writer: CacheWriter, blocks: list[int], batches: Iterator[FaceBatch], embed: Embed, source: Source) -> None:
+    """Embed the records of these blocks and write them."""
+    for block in blocks:
+        records, rows = writer.records(block), []
+        done = records.start
+        while done < records.stop:
+            batch = next(batches)
+            if batch.records.tolist() != list(range(done, done + len(batch))):
+                raise TeacherError(f"records {batch.records.tolist()} came where {done} and the following were due")
+            rows.append(torch.stack([embed(batch.images), embed(batch.images.flip(3))], dim=1))
+            done += len(batch)
+        writer.write_block(block, torch.cat(rows), source.name)
+
+
+def _write_means(writer: CacheWriter, source: Source, world: World) -> None:
+    """Collective. The class means of what was written; every rank has the classes of its shard."""
+    facts, size = writer.facts, world.size
+    shard = shard_of(facts.classes, world.rank, size)
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, writer.blocks, size):
+            block = first + world.rank
+            records = writer.records(min(block, writer.blocks))
+            labels = torch.from_numpy(source.labels(records.start, records.stop)).to(world.device)
+            kept = writer.read_block(block)[:, 0] if len(records) else torch.empty(0, facts.dim)
+            yield kept.to(world.device), labels
+
+    means = mean_rows(shard, facts.dim, rows(), writer.block_records, world)
+    world.together(lambda: writer.write_means(shard, means))

@@ -1,0 +1,208 @@
+"""What a run learns from: a network that embeds each batch, or embeddings that were kept of it.
+
+Kept embeddings come from a teacher cache (`teacher.cache`; made here where the run is to make its own) or from the
+records themselves (`teacher.source = "records"`). The network is then opened only to make the cache, to project the
+rows of a classifier, and to be scored; no rank holds it while the student is trained. A cache is compared with the
+teacher's file and the data, and all of its blocks with their checksums, before anything is trained.
+Errors: TeacherError and DataError naming the file, ConfigError naming the key, on every rank.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from partialkd.centres.shard import shard_of
+from partialkd.config import Config, InputConfig
+from partialkd.data.batch import FaceBatch
+from partialkd.data.embedded_records import RecordEmbeddings
+from partialkd.data.loader import open_loader
+from partialkd.data.order import Plan, SequentialPlan
+from partialkd.data.source import Source
+from partialkd.data.teacher_cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
+from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
+from partialkd.dist import World
+from partialkd.embedding import embed_records
+from partialkd.errors import ConfigError, TeacherError
+from partialkd.models.saved import open_model
+from partialkd.models.teacher import Teacher, described, open_teacher, wrap_teacher
+from partialkd.run_folder import MODEL
+from partialkd.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from partialkd.job import Job
+
+CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Exactly one of network and kept is there. project: for the rows of a classifier, as embeddings are."""
+
+    fingerprint: str
+    embedding_dim: int
+    project: Callable[[Tensor], Tensor]
+    network: Teacher | None = None
+    kept: KeptEmbeddings | None = None
+
+    def batches(self, job: Job, plan: Plan) -> tuple[Iterator[FaceBatch], Callable[[FaceBatch], Tensor]]:
+        """The records of a plan, and what embeds a batch of them; images are read where a network is to see them."""
+        if self.network is not None:
+            network = self.network
+            return _read(job, plan), lambda batch: network.embed(batch.images)
+        assert self.kept is not None
+        kept, device = self.kept, job.world.device
+        return _unread(job, plan), lambda batch: kept.rows(batch.records, batch.flipped).to(device)
+
+    @property
+    def how(self) -> dict[str, str]:
+        """For the manifest of centres: what rounds the embeddings they are made of."""
+        return {"cache": self.kept.facts.dtype} if isinstance(self.kept, TeacherCache) else {}
+
+
+def teach(job: Job, trained: nn.Module | None) -> Teaching:
+    """Collective. As the configuration says; `trained`: the network of this run's own teacher."""
+    config, data = job.config.teacher, job.config.data
+    if config.source == "records":
+        dim = data.embeddings or 0
+        kept = job.world.together(lambda: RecordEmbeddings(job.source, dim))
+        teaching = Teaching(f"records {job.source.fingerprint}", dim, lambda rows: rows, kept=kept)
+    elif config.cache is None:
+        network = open_network(job, trained)
+        teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)
+    else:
+        cache = _cache(job, trained)
+        project = lambda rows: _open(job, None).project(rows)
+        teaching = Teaching(cache.facts.teacher, cache.dim, project, kept=cache)
+    wanted = job.config.student.model.embedding_dim
+    if teaching.embedding_dim != wanted:
+        raise ConfigError(
+            f"student.model.embedding_dim: must be the teacher's {teaching.embedding_dim} "
+            f"(or set teacher.project_to = {wanted}), got {wanted}"
+        )
+    if teaching.network is not None:
+        look_at(teaching.network, job.config, job.source, job.world)
+    return teaching
+
+
+def open_network(job: Job, trained: nn.Module | None = None) -> Teacher:
+    """Collective. The teacher's network."""
+    return job.world.together(lambda: _open(job, trained))
+
+
+def _open(job: Job, trained: nn.Module | None) -> Teacher:
+    config, device = job.config.teacher, job.world.device
+    if config.source != "train":
+        return open_teacher(config, job.image_size, device)
+    network = open_model(job.folder / "teacher" / MODEL)[0] if trained is None else trained
+    return wrap_teacher(network, job.image_size, device, config.project_to)
+
+
+def look_at(teacher: Teacher, config: Config, source: Source, world: World) -> None:
+    """Collective. TeacherError unless the teacher tells real images apart."""
+    loader = open_loader(config.data, source, SequentialPlan(len(source), 8, world.rank, world.size), world.device)
+    world.together(lambda: teacher.check(next(iter(loader.epoch(0))).images))
+    loader.close()
+
+
+def _read(job: Job, plan: Plan) -> Iterator[FaceBatch]:
+    loader = open_loader(job.config.data, job.source, plan, job.world.device)
+    try:
+        yield from loader.epoch(0)
+    finally:
+        loader.close()
+
+
+def _unread(job: Job, plan: Plan) -> Iterator[FaceBatch]:
+    """Batches without their images."""
+    for step in range(plan.micro_steps):
+        indices = plan.indices(0, step)
+        labels = job.source.labels(int(indices[0]), int(indices[-1]) + 1) if len(indices) else indices
+        nothing, records = torch.empty(len(indices), 0), torch.from_numpy(indices)
+        plain = torch.zeros(len(indices), dtype=torch.bool)
+        yield FaceBatch(nothing, torch.from_numpy(labels).to(job.world.device), records, plain)
+
+
+# ------------------------------------------------------------------------------------------------- cache
+
+
+def facts_of(
+    config: Config, source: Source, fingerprint: str, accepts: InputConfig, dim: int, dtype: str
+) -> CacheFacts:
+    """What a cache of this configuration is."""
+    preprocessing = {
+        "image_size": config.data.image_size,
+        "resize": config.data.resize,
+        "input": accepts.model_dump(mode="json"),
+        "project_to": config.teacher.project_to,
+    }
+    return CacheFacts(fingerprint, source.fingerprint, preprocessing, len(source), source.num_classes, dim, dtype)
+
+
+def _cache(job: Job, trained: nn.Module | None) -> TeacherCache:
+    """Collective. The cache that the configuration names, or the run's own, made first where it is not there."""
+    config, world = job.config.teacher, job.world
+    own = config.cache == "auto"
+    folder = job.folder / CACHE if own else Path(config.cache or "")
+    if trained is not None:
+        network = _open(job, trained)
+        fingerprint, accepts = network.fingerprint, network.accepts
+    else:
+        fingerprint, accepts = world.on_main(lambda: described(config, job.image_size))
+    if own and not world.on_main(lambda: _is_of(folder, job, fingerprint, accepts)):
+        _make(job, trained, folder)
+    cache = world.together(lambda: kept_before(folder))
+    wanted = facts_of(job.config, job.source, fingerprint, accepts, cache.dim, config.cache_dtype or cache.facts.dtype)
+    world.on_main(lambda: cache.check(wanted))
+    world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
+    return cache
+
+
+def _is_of(folder: Path, job: Job, fingerprint: str, accepts: InputConfig) -> bool:
+    """Whether the run's own cache is there, of this teacher and of this data; another one is removed."""
+    if not folder.exists():
+        return False
+    try:
+        found = kept_before(folder).facts
+    except TeacherError:
+        shutil.rmtree(folder)
+        return False
+    dtype = job.config.teacher.cache_dtype or found.dtype
+    if found == facts_of(job.config, job.source, fingerprint, accepts, found.dim, dtype):
+        return True
+    shutil.rmtree(folder)
+    return False
+
+
+def _make(job: Job, trained: nn.Module | None, folder: Path) -> None:
+    start = time.perf_counter()
+    network = open_network(job, trained)
+    look_at(network, job.config, job.source, job.world)
+    make_cache(network, job.config, job.source, folder, job.world, job.stop, "replace")
+    job.seconds[CACHE] = time.perf_counter() - start
+
+
+def make_cache(
+    network: Teacher,
+    config: Config,
+    source: Source,
+    folder: Path,
+    world: World,
+    stop: StopSignals,
+    unfinished: Unfinished,
+) -> None:
+    """Collective. One pass of the teacher over the records, into `folder`."""
+    dtype = config.teacher.cache_dtype or "fp16"
+    facts = facts_of(config, source, network.fingerprint, network.accepts, network.embedding_dim, dtype)
+    if world.is_main:
+        print(f"{folder}: {facts.records} records, plain and mirrored: {facts.bytes / 1e6:.1f} MB", flush=True)
+    heed = lambda turns: stop.heeding(world, turns, "keeping the teacher's embeddings")
+    writer, batch = CacheWriter(folder, facts), config.evaluate.batch
+    embed_records(writer, network.embed, config.data, source, batch, world, unfinished, heed)
