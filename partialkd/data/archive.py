@@ -32,6 +32,7 @@ from partialkd.data.sources import IMAGE_SUFFIXES, list_folder
 from partialkd.errors import ConfigError, DataError
 
 PREPARATION = 1  # raised when the same settings give other files
+_MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
 _INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
 
 
@@ -229,6 +230,9 @@ def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
         with tarfile.open(tree, "r|*") as archive:
             for member in archive:
                 parts = Path(member.name).parts
+                if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
+                    rule = f"a member has at most {_MOST_BYTES} bytes"
+                    raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
                 if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
                     continue
                 if not member.isfile() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):

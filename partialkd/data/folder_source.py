@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,11 @@ class FolderSource:
         self.num_classes = len(self.names)
         self._labels = np.array(listing.labels, dtype=np.int32)
         self.sizes: tuple[int, ...] = (len(self.paths),)
-        sizes = np.array([os.stat(self.folder / path).st_size for path in self.paths], dtype=np.int64)
-        self.fingerprint = digest_of(["\n".join(self.paths).encode(), sizes, self._labels])
+        try:
+            sizes = np.array([os.stat(self.folder / path).st_size for path in self.paths], dtype=np.int64)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        self.fingerprint = digest_of(["\n".join(self.paths).encode(errors="surrogateescape"), sizes, self._labels])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,13 +71,13 @@ def list_folder(folder: Path) -> Listing:
     """All `<identity>/<image>` of a folder, sorted. Hidden files and files beside the identities are not looked at."""
     listing = Listing()
     for identity in _visible(folder):
-        if not identity.is_dir():
+        if not _is(identity.is_dir):
             continue
         label = len(listing.names)
         listing.names.append(identity.name)
         for entry in _visible(Path(identity.path)):
             path = f"{identity.name}/{entry.name}"
-            if entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if _is(entry.is_file) and entry.name.lower().endswith(IMAGE_SUFFIXES):
                 listing.paths.append(path)
                 listing.labels.append(label)
             else:
@@ -84,6 +87,14 @@ def list_folder(folder: Path) -> Listing:
     if not listing.names:
         raise DataError(f"{folder}: no <identity>/<image> in this folder")
     return listing
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """A link that leads round in a circle is no file and no folder."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

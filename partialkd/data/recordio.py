@@ -166,7 +166,8 @@ class RecordReader:
         if magic != MAGIC:
             raise DataError(f"{self.where(position)}: magic number is {magic:#010x} at byte {at}, not {MAGIC:#010x}")
         length = word & MAX_PART
-        part = os.pread(self._fd, length, at + _PART.size)
+        # pread reserves all the memory it is asked for: a wrong length is not to cost half a gigabyte
+        part = os.pread(self._fd, min(length, max(self.size - at, 0)), at + _PART.size)
         if len(part) < length:
             raise DataError(f"{self.where(position)}: the file ends inside the record (truncated)")
         return word >> 29, part, at + _PART.size + (length + 3) // 4 * 4

@@ -77,14 +77,21 @@ class OnnxNetwork(nn.Module):
 
 
 def onnx_digest(path: Path) -> str:
-    """sha256 of the file and of the external data its initialisers name."""
+    """sha256 of the file and of the external data its initialisers name, which must lie in its folder."""
     import onnx
+    from google.protobuf.message import DecodeError
 
-    digest = hashlib.sha256(path.read_bytes())
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    places = {item.value for tensor in tensors for item in tensor.external_data if item.key == "location"}
-    for place in sorted(places):
-        digest.update(hashlib.sha256((path.parent / place).read_bytes()).digest())
+    try:
+        digest = hashlib.sha256(path.read_bytes())
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        places = {item.value for tensor in tensors for item in tensor.external_data if item.key == "location"}
+        for place in sorted(places):
+            file = (path.parent / place).resolve()
+            if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
+                raise TeacherError(f"{path}: external data must be a file in its folder, got {place!r:.80}")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    except (OSError, ValueError, DecodeError) as error:
+        raise TeacherError(f"{path}: cannot be read as ONNX: {error}") from error
     return digest.hexdigest()
 
 

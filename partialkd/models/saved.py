@@ -47,7 +47,7 @@ def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
 
 
 def read_description(path: str | Path) -> tuple[ModelConfig, int]:
-    """Configuration and image size from a file's metadata."""
+    """Configuration and image size from a file's metadata; its input convention must be this project's."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -59,6 +59,10 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
         raise CheckpointError(
             f"{path}: does not describe its network: format must be {FORMAT!r}, got {metadata.get('format')!r}"
         )
+    for key, value in INPUT_METADATA.items():
+        if metadata.get(key, value) != value:
+            rule = "its images would be fed to it wrongly"
+            raise CheckpointError(f"{path}: {key} must be {value!r}, {rule}, got {metadata[key]!r}")
     try:
         return ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
     except (ValidationError, KeyError, ValueError) as error:

@@ -8,6 +8,7 @@ type become the network's. A file without BatchNorm's "num_batches_tracked" coun
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be read as weights: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error)}") from error
     return _without_prefixes(_unwrapped(content, path))
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line; without torch's advice to load the file by unpickling whatever is in it."""
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+        return "it holds objects that are not tensors; they may be code, and are not unpickled"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
