@@ -11,20 +11,23 @@ ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep
 
 For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
 
-Backends: `chunked` (matrix products over chunks of rows) and `reference` (one materialised logits matrix,
-logsumexp and autograd; for tests).
+Backends: `chunked` (matrix products over chunks of rows), `fused` (Triton, CUDA: partialkd.centres.fused) and
+`reference` (one materialised logits matrix, logsumexp and autograd; for tests). `auto` is `chunked` everywhere until
+the two have been measured side by side on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
+from partialkd.centres.update import RowOptimizer
 
 # Logits in a chunk: few chunks, for threads meet at the end of each; but the second sweep also passes over the
 # chunk's rows several times. Best of 2^19 to 2^23 on two CPU cores at N = 256 (benchmarks/centre_step.py).
@@ -83,7 +86,30 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) ->
             yield Chunk(start, stop, kept, unit.to(store.length.dtype))
 
 
-class ChunkedSweep:
+class Sweep(Protocol):
+    """What the engine asks of a backend. `batches`: (queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)) a micro-step."""
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+
+    def row_gradients(
+        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """-> (rows, dL/du (r, D)) piece by piece; the rows may be changed before the next piece is asked for."""
+
+    def move(
+        self,
+        store: CentreStore,
+        batches: Sequence[tuple[Queries, Tensor, Tensor]],
+        optimizer: RowOptimizer,
+        lr: float,
+    ) -> None:
+        """Move trainable rows by their gradients, piece by piece."""
+        for rows, gradient in self.row_gradients(store, batches):
+            optimizer.step(store, rows, gradient, lr)
+
+
+class ChunkedSweep(Sweep):
     """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O."""
 
     def __init__(self, scale: float, chunk_rows: int | None = None) -> None:
@@ -140,7 +166,7 @@ class ChunkedSweep:
         return terms.exp_()
 
 
-class ReferenceSweep:
+class ReferenceSweep(Sweep):
     """The same sums from one materialised (N, R) logits matrix by logsumexp and autograd. For tests."""
 
     def __init__(self, scale: float) -> None:
@@ -186,9 +212,14 @@ class ReferenceSweep:
         return logits.masked_fill(own | ~queries.filter.keep(0, len(unit)), -torch.inf)
 
 
-def make_sweep(backend: str, scale: float, chunk_rows: int | None) -> ChunkedSweep | ReferenceSweep:
-    """The sweep that centres.backend names."""
-    return ChunkedSweep(scale, chunk_rows) if backend == "chunked" else ReferenceSweep(scale)
+def make_sweep(backend: str, scale: float, chunk_rows: int | None, device: torch.device) -> Sweep:
+    """The sweep that centres.backend names; ConfigError if this device cannot run it."""
+    if backend == "fused":
+        from partialkd.centres.fused import FusedSweep, check_fused
+
+        check_fused(device)
+        return FusedSweep(scale, chunk_rows)
+    return ReferenceSweep(scale) if backend == "reference" else ChunkedSweep(scale, chunk_rows)
 
 
 class _Workspace:

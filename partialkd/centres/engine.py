@@ -69,7 +69,7 @@ class Centres:
         self.store, self.world, self.scale, self.seed = store, world, scale, seed
         self.optimizer = optimizer
         self.sample_rate = config.sample_rate
-        self.sweep = make_sweep(config.backend, scale, config.chunk_rows)
+        self.sweep = make_sweep(config.backend, scale, config.chunk_rows, store.device)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._pending: list[_Pending] = []
@@ -103,8 +103,7 @@ class Centres:
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
-                for rows, gradient in self.sweep.row_gradients(self.store, batches):
-                    self.optimizer.step(self.store, rows, gradient, lr)
+                self.sweep.move(self.store, batches, self.optimizer, lr)
         self._pending.clear()
         self._moved.clear()
         self.steps += 1

@@ -14,7 +14,9 @@ from partialkd.config.models import ModelConfig
 class CentresConfig(Section):
     sample_rate: Share = 1.0  # share of the rows compared with in a step
     store: Literal["fp32", "bf16"] = "fp32"
-    backend: Literal["chunked", "reference"] = "chunked"
+    # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, until
+    # the faster one has been measured.
+    backend: Literal["chunked", "fused", "auto", "reference"] = "chunked"
     chunk_rows: Positive | None = None  # rows a chunk of the sweep; None: from the batch size
 
 

@@ -1,0 +1,187 @@
+"""The sweep by the Triton kernels, behind the interface of `ChunkedSweep`. Never run on a GPU yet (see `kernels`).
+
+Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen a list of those
+kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
+
+What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, other row
+optimisers than SGD, and the movement of rows by several micro-steps at once.
+Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.contrast import ChunkedSweep, Queries, offset_of
+from partialkd.centres.sampling import RowFilter
+from partialkd.centres.store import TINY, CentreStore
+from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
+from partialkd.centres.update import RowOptimizer, RowSGD
+from partialkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+LISTED_AT_ONCE = 1 << 20  # rows
+TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
+INTERPRETER_BYTES, INTERPRETER_PROCESSORS = 227 * 1024, 4  # stand-ins for a device
+
+
+class FusedSweep(ChunkedSweep):
+    """One kernel a sweep; the rows of a trainable store move within the second."""
+
+    def __init__(self, scale: float, chunk_rows: int | None = None, tuner: Tuner | None = None) -> None:
+        super().__init__(scale, chunk_rows)
+        self.tuner = tuner or Tuner()
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+        if not _suits(store):
+            return super().sums(store, queries)
+        rows = kept_rows(queries.filter)
+        if not (len(store.shard) if rows is None else len(rows)):
+            return torch.zeros_like(queries.embeddings), torch.zeros_like(queries.embeddings[:, 0])
+        x, own = _operands(store, queries)
+
+        def run(tiles: Tiles, rows: Tensor | None, unit: Tensor) -> tuple[Tensor, Tensor]:
+            count = len(unit) if rows is None else len(rows)
+            blocks, streamed = -(-len(x) // tiles.held), -(-count // tiles.streamed)
+            splits = splits_of(blocks, streamed, _processors(store.device))
+            return _kernels().sums(unit, x, own, rows, self.scale, offset_of(self.scale), tiles, splits)
+
+        tiles = self._tiles("sums", store, len(x), lambda tiles: run(tiles, None, store.unit[:TUNING_ROWS]))
+        return run(tiles, rows, store.unit)
+
+    def move(
+        self,
+        store: CentreStore,
+        batches: Sequence[tuple[Queries, Tensor, Tensor]],
+        optimizer: RowOptimizer,
+        lr: float,
+    ) -> None:
+        """As ChunkedSweep.move: SGD and a single micro-step in one kernel, all else chunk by chunk."""
+        if len(batches) != 1 or not isinstance(optimizer, RowSGD) or not _suits(store):
+            super().move(store, batches, optimizer, lr)
+            return
+        ((queries, weight, target),) = batches
+        rows = kept_rows(queries.filter)
+        if not (len(store.shard) if rows is None else len(rows)):
+            return
+        x, own = _operands(store, queries)
+
+        def run(tiles: Tiles, rows: Tensor | None, *moved: Any) -> None:
+            _kernels().move_sgd(
+                *moved, x, own, rows, weight, target, self.scale, offset_of(self.scale),
+                lr, optimizer.momentum, optimizer.weight_decay, TINY, tiles,
+            )  # fmt: skip
+
+        state = (store.unit, store.length, store.moments.get("momentum"))
+        trial: list[Tensor | None] = []
+
+        def try_out(tiles: Tiles) -> None:
+            if not trial:  # rows that may be moved again and again, made only where something is measured
+                trial.extend(None if part is None else part[:TUNING_ROWS].clone() for part in state)
+            run(tiles, None, *trial)
+
+        run(self._tiles("sgd", store, len(x), try_out), rows, *state)
+
+    def _tiles(self, kernel: str, store: CentreStore, samples: int, run: Any) -> Tiles:
+        """The tiles for this store and batch: measured, or the default where that is not worth it or not wanted."""
+        tried = candidates(store.dim, store.unit.element_size(), _shared_bytes(store.device))
+        small = len(store.shard) < TUNING_ROWS or store.device.type != "cuda"
+        if small or torch.are_deterministic_algorithms_enabled():
+            return tried[0]
+        bucket = 1 << (samples - 1).bit_length()
+        device = torch.cuda.get_device_name(store.device)
+        key = (
+            f"{kernel}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}, Triton {_kernels().triton.__version__}"
+        )
+        return self.tuner.choose(key, tried, lambda tiles: _seconds(lambda: run(tiles)))
+
+
+def check_fused(device: torch.device) -> None:
+    """ConfigError if this device cannot run the kernels."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            f'centres.backend: must be "chunked" or "auto" where there is no GPU, got "fused" on {device}'
+        )
+    if find_spec("triton") is None:
+        raise ConfigError('centres.backend: "fused" needs the package triton, which CUDA builds of torch bring')
+
+
+def kept_rows(kept: RowFilter) -> Tensor | None:
+    """Rows that the filter keeps -> (n,) int32, those of the batch that were not sampled last; None: all rows.
+
+    Asks the device how many where rows are sampled or unseen.
+    """
+    if kept.everything:
+        return None
+    rows = _rows_of(kept.runs, kept.positives.device)
+    if kept.seen is not None:
+        rows = torch.cat([part[kept.holds(part.long())] for part in rows.split(LISTED_AT_ONCE)])
+    if kept.sampled is not None:
+        rows = torch.cat([rows, kept.outside.to(torch.int32)])
+    return rows
+
+
+def _rows_of(runs: Sequence[range], device: torch.device) -> Tensor:
+    """Every row of these runs (n,) int32, in order, without asking the device anything."""
+    lengths = torch.tensor([len(run) for run in runs], dtype=torch.int32)
+    starts = torch.tensor([run.start for run in runs], dtype=torch.int32)
+    count = int(lengths.sum())
+    shift = (starts - (lengths.cumsum(0, dtype=torch.int32) - lengths)).to(device, non_blocking=True)
+    shifts = shift.repeat_interleave(lengths.to(device, non_blocking=True), output_size=count)
+    return shifts.add_(torch.arange(count, dtype=torch.int32, device=device))
+
+
+def _suits(store: CentreStore) -> bool:
+    known = store.unit.dtype in (torch.float32, torch.bfloat16) and store.dim <= LARGEST_DIM
+    return known and store.unit.is_contiguous() and len(store.shard) < 2**31
+
+
+def _operands(store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+    """-> x (N, D) in the type of the rows, own row (N,) int32 or -1."""
+    own = torch.where(queries.owned, queries.row, -1).to(torch.int32)
+    return queries.embeddings.to(store.unit.dtype).contiguous(), own
+
+
+def _seconds(run: Any) -> float | None:
+    """The shortest of five runs on the GPU after two to warm up; None if the tiles do not fit."""
+    try:
+        run(), run()
+    except _kernels().DOES_NOT_FIT:
+        return None
+    took = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        took.append(begin.elapsed_time(end) / 1000)
+    return min(took)
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have."""
+    if device.type != "cuda":
+        return INTERPRETER_BYTES
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _kernels() -> ModuleType:
+    from partialkd.centres import kernels
+
+    return kernels
