@@ -11,7 +11,7 @@ from ranks import RankFailure, run
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.sampling import hash_words
+from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import shard_of
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
@@ -151,7 +151,9 @@ def problem(labels: str = "random", classes: int = 10, samples: int = 12, seed: 
 
 def sampled(p: dense.Problem, rate: float) -> dense.Problem:
     """The classes that the sampling keeps as negatives at step 0."""
-    kept = hash_words(torch.arange(len(p.centres)), SEED, 0) < int(rate * 2**32)
+    kept = torch.zeros(len(p.centres), dtype=torch.bool)
+    for run_of_rows in Sampling(len(p.centres), rate, SEED).runs(range(len(p.centres)), step=0):
+        kept[run_of_rows.start : run_of_rows.stop] = True
     kept[p.labels] = True
     return dense.Problem(p.centres, p.student, p.teacher, p.labels, p.seen, kept)
 

@@ -1,11 +1,11 @@
-"""Shards, stores and sampling: arithmetic, what random centres depend on, what a sample holds."""
+"""Shards, stores and hashes: arithmetic, and what random centres depend on."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from partialkd.centres.sampling import RowFilter, hash_words
+from partialkd.centres.hashing import hash_words
 from partialkd.centres.shard import local_rows, shard_of
 from partialkd.centres.store import DTYPES, CentreStore
 
@@ -81,31 +81,9 @@ def test_state_of_another_precision_is_converted(saved: str, loaded: str) -> Non
     assert torch.equal(other.moments["momentum"], store.moments["momentum"])
 
 
-def test_sample_holds_every_positive_and_about_the_rate() -> None:
-    positives = torch.tensor([5, 77_777, 5])
-    keep = RowFilter(1000, positives, rate=0.1, seed=9, step=4).keep(0, 100_000)
-    assert keep[positives].all()
-    assert keep.float().mean().item() == pytest.approx(0.1, abs=0.005)
-
-
-def test_sample_depends_on_seed_step_and_class_alone() -> None:
-    nobody = torch.empty(0, dtype=torch.int64)
-    whole = RowFilter(0, nobody, rate=0.3, seed=9, step=4).keep(0, 1000)
-    part = RowFilter(400, nobody, rate=0.3, seed=9, step=4)
-    assert torch.equal(torch.cat([part.keep(0, 13), part.keep(13, 600)]), whole[400:])
-    for other in (RowFilter(0, nobody, 0.3, 9, 5), RowFilter(0, nobody, 0.3, 8, 4)):
-        agree = (other.keep(0, 1000) == whole).float().mean().item()
-        assert agree == pytest.approx(0.3**2 + 0.7**2, abs=0.06)  # as two independent draws
-
-
 def test_hash_is_uniform_over_steps_and_classes() -> None:
     words = torch.stack([hash_words(torch.arange(512), seed=1, step=step) for step in range(64)]).double() / 2**32
     assert words.mean().item() == pytest.approx(0.5, abs=0.01)
     for axis in (0, 1):
         assert words.mean(axis).sub(0.5).abs().max() < 6 * 0.29 / words.shape[axis] ** 0.5
     assert words.flatten().unique().numel() > 0.999 * words.numel()
-
-
-def test_unseen_rows_are_left_out_but_for_positives() -> None:
-    seen = torch.tensor([True, False, False, True])
-    assert RowFilter(0, torch.tensor([2]), seen=seen).keep(0, 4).tolist() == [True, False, True, True]

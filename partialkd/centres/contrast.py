@@ -49,23 +49,17 @@ class Queries:
 class Chunk:
     """Some rows of a shard, ready to be multiplied with."""
 
-    start: int
-    stop: int
-    kept: Tensor | None  # (stop - start,) bool, None: all
+    rows: slice | Tensor  # where they lie in the store; (r,) ascending
     unit: Tensor  # (r, D)
-
-    @property
-    def rows(self) -> slice | Tensor:
-        """Where these rows lie in the store."""
-        return slice(self.start, self.stop) if self.kept is None else self.kept.nonzero().squeeze(1) + self.start
 
     def columns(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Position of each sample's own class in this chunk -> inside (N,) bool, column (N,) int64."""
-        inside = queries.owned & (queries.row >= self.start) & (queries.row < self.stop)
-        column = torch.where(inside, queries.row - self.start, 0)
-        if self.kept is not None:  # own classes are always kept
-            column = torch.where(inside, (self.kept.cumsum(0) - 1)[column], 0)
-        return inside, column
+        if isinstance(self.rows, slice):
+            inside = queries.owned & (queries.row >= self.rows.start) & (queries.row < self.rows.stop)
+            return inside, torch.where(inside, queries.row - self.rows.start, 0)
+        column = torch.searchsorted(self.rows, queries.row).clamp_max_(len(self.rows) - 1)
+        inside = queries.owned & (self.rows[column] == queries.row)
+        return inside, torch.where(inside, column, 0)
 
 
 def offset_of(scale: float) -> float:
@@ -74,16 +68,27 @@ def offset_of(scale: float) -> float:
 
 
 def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) -> Iterator[Chunk]:
-    """Every row that at least one filter keeps, in order."""
-    for start in range(0, len(store.shard), chunk_rows):
-        stop = min(start + chunk_rows, len(store.shard))
-        unit = store.unit[start:stop]
-        kept = None
-        if not all(f.everything for f in filters):
-            kept = torch.stack([f.keep(start, stop) for f in filters]).any(0)
-            unit = unit[kept]
-        if len(unit):
-            yield Chunk(start, stop, kept, unit.to(store.length.dtype))
+    """Every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
+
+    Sampled rows come as slices, without a copy where the store's type is that of the lengths; then those of the batch's
+    classes that were not sampled, in one piece. Rows that are no negatives yet are left out of their slice.
+    """
+    for run in filters[0].runs:
+        for start in range(run.start, run.stop, chunk_rows):
+            stop = min(start + chunk_rows, run.stop)
+            if all(f.seen is None for f in filters):
+                yield from _chunk(store, slice(start, stop))
+            else:
+                kept = torch.stack([f.keep(start, stop) for f in filters]).any(0)
+                yield from _chunk(store, kept.nonzero().squeeze(1) + start)
+    if filters[0].sampled is not None:
+        yield from _chunk(store, torch.cat([f.outside for f in filters]).unique())
+
+
+def _chunk(store: CentreStore, rows: slice | Tensor) -> Iterator[Chunk]:
+    unit = store.unit[rows]
+    if len(unit):
+        yield Chunk(rows, unit.to(store.length.dtype))
 
 
 class Sweep(Protocol):
@@ -133,10 +138,7 @@ class ChunkedSweep(Sweep):
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
     ) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """(queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)) a micro-step -> (rows, dL/du (r, D)) chunk by chunk.
-
-        The rows yielded may be changed by the caller before the next chunk is asked for.
-        """
+        """(rows, dL/du (r, D)) chunk by chunk, over what the batches' filters keep."""
         rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
         scaled = [queries.embeddings * self.scale for queries, _, _ in batches]
@@ -146,16 +148,14 @@ class ChunkedSweep(Sweep):
             for k, (queries, weight, target_gradient) in enumerate(batches):
                 terms = self._terms(scaled[k], chunk, workspace)
                 terms *= weight[:, None]
-                if len(batches) > 1 and chunk.kept is not None:
-                    terms *= queries.filter.keep(chunk.start, chunk.stop)[chunk.kept]
+                if len(batches) > 1 and isinstance(chunk.rows, Tensor):
+                    terms *= queries.filter.holds(chunk.rows)
                 _set_targets(terms, *chunk.columns(queries), value=target_gradient)
                 gradient.addmm_(terms.T, queries.embeddings, beta=min(k, 1))
             yield chunk.rows, gradient
 
     def _rows_a_chunk(self, queries: Queries, logits: int) -> int:
-        """More rows when few of them are kept, so that the products stay large."""
-        rows = self.chunk_rows or max(256, logits // len(queries.embeddings))
-        return max(1, int(rows / queries.filter.rate))
+        return self.chunk_rows or max(256, logits // len(queries.embeddings))
 
     def _terms(self, scaled: Tensor, chunk: Chunk, workspace: _Workspace) -> Tensor:
         """exp(scale * cosine - offset) (N, r), in the workspace."""

@@ -5,6 +5,10 @@ cosine and the negative log-sum-exp over all other classes (docs/one_batch.md). 
 gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
 gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass.
 
+Where rows are sampled, `importance_correction` adds log(classes other than the own / of them compared with) to the
+negative log-sum-exp: its sum is then unbiased if the classes of the batch are drawn like any others. It changes no
+gradient's direction to the other classes; it restores their weight against the target.
+
 `step` moves trainable centres: one all_gather of two numbers a sample, then the second sweep. `skip` takes its place
 where the student does not step either: with `undoable`, moved averages go back to where they were, bit for bit.
 
@@ -25,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from partialkd.centres.contrast import Queries, make_sweep, offset_of
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
@@ -68,7 +72,8 @@ class Centres:
     ) -> None:
         self.store, self.world, self.scale, self.seed = store, world, scale, seed
         self.optimizer = optimizer
-        self.sample_rate = config.sample_rate
+        self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
+        self.corrected = config.importance_correction and self.sampling is not None
         self.sweep = make_sweep(config.backend, scale, config.chunk_rows, store.device)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
@@ -88,9 +93,14 @@ class Centres:
             looked = look(own) if look else torch.zeros_like(own.student[:, 0])
             queries = Queries(where_finite(own.student), own.owned, own.row, self._filter(own))
             total, partition = self.sweep.sums(self.store, queries)
-            sums, target_centre, partition, looked = self._scatter(total, self._targets(own), partition, looked)
+            parts = [total, self._targets(own), partition, looked]
+            if self.corrected:
+                parts.append(queries.filter.counts().to(total).expand(len(total), 2))
+            sums, target_centre, partition, looked, *counts = self._scatter(*parts)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
             value = partition.log() + offset_of(self.scale)
+            for count in counts:  # (b, 2) classes that may be compared with and that are, the own class among both
+                value += ((count[:, 0] - 1) / (count[:, 1] - 1).clamp_min(1)).log()
         found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked)
         if self.optimizer:
             found.target.retain_grad()
@@ -145,9 +155,11 @@ class Centres:
 
     def _filter(self, own: OwnRows) -> RowFilter:
         seen = None if self.store.everything_seen else self.store.seen
-        if self.sample_rate >= 1.0 and seen is None:
-            return RowFilter(self.store.shard.start, own.row[:0])
-        return RowFilter(self.store.shard.start, own.row[own.owned], self.sample_rate, self.seed, self.steps, seen)
+        count = len(self.store.shard)
+        if self.sampling is None and seen is None:
+            return RowFilter(count, own.row[:0])
+        sampled = self.sampling.runs(self.store.shard, self.steps) if self.sampling else None
+        return RowFilter(count, own.row[own.owned], sampled, seen)
 
     def _targets(self, own: OwnRows) -> Tensor:
         """Each sample's own unit centre (N, D), zero where another rank owns it."""

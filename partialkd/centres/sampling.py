@@ -1,61 +1,129 @@
 """Which rows take part in a step: all of them, or a sample that holds every class of the global batch.
 
-A row is drawn when a hash of (seed, step, class id) falls below the sample rate. The choice therefore depends
-neither on the world size nor on the chunk size, it needs no list of rows, and the second sweep of trainable
-centres finds the same rows again by asking again. The number of rows drawn varies around rate * C by about
-sqrt(rate * (1 - rate) * C). (Partial FC, arXiv:2203.15565, draws an exact number on every rank, so that its sample
-changes with the world size.)
+Class ids are cut into blocks of neighbours, and T blocks in a row form a group. A step takes m blocks of every group,
+m / T being the fraction nearest to the sample rate; a cycle of T steps takes every block exactly m times, in an
+order that each group draws anew for each cycle (partialkd.data.permutation). So the choice is a pure function of (seed,
+step, class id): world size, chunks and restarts do not change it, nothing is drawn or kept for C classes, every rank
+takes its fair share at every step, and the rows taken lie in a few slices that are used in place.
+
+Neighbours are in or out together. Where neighbouring class ids are alike (a data set sorted by origin) a step's
+sample varies more than one of single rows would; over a cycle all classes count the same. Blocks are as small
+as is cheap: `block_rows`.
+
+Differs from Partial FC (arXiv:2203.15565), which draws rows at random on every rank and sorts C numbers to do so.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from fractions import Fraction
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Word = TypeVar("Word", int, Tensor)
-_WORD = 0xFFFFFFFF
+from partialkd.data.permutation import hash64, permute
+
+LARGEST_BLOCK, USUAL_BLOCK = 4096, 256
+_LABEL = 0xB10C  # keeps these permutations apart from others of the same seed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The walk over the blocks, the same on all ranks."""
+
+    num_classes: int
+    rate: float
+    seed: int
+
+    @cached_property
+    def fraction(self) -> Fraction:
+        """m / T."""
+        return Fraction(self.rate).limit_denominator(max(20, 2 * math.ceil(1 / self.rate)))
+
+    @cached_property
+    def block(self) -> int:
+        """Class ids in a block."""
+        return block_rows(self.num_classes, self.rate)
+
+    def runs(self, shard: range, step: int) -> list[range]:
+        """The rows of `shard` that this step takes: ascending, apart from each other."""
+        blocks = self._blocks(shard, step)
+        start = np.maximum(blocks * self.block, shard.start) - shard.start
+        stop = np.minimum((blocks + 1) * self.block, shard.stop) - shard.start
+        start, stop = start[start < stop], stop[start < stop]
+        first = np.flatnonzero(np.concatenate([[True], start[1:] > stop[:-1]])) if len(start) else start
+        ends = np.concatenate([stop[first[1:] - 1], stop[-1:]])
+        return [range(a, b) for a, b in zip(start[first].tolist(), ends.tolist(), strict=True)]
+
+    def _blocks(self, shard: range, step: int) -> np.ndarray:
+        """Numbers of the blocks taken (n,) int64, ascending, from all groups that reach into the shard."""
+        taken, length = self.fraction.numerator, self.fraction.denominator
+        cycle, turn = divmod(step, length)
+        group_rows = length * self.block
+        groups = np.arange(shard.start // group_rows, -(-shard.stop // group_rows))
+        keys = hash64(self.seed, _LABEL, cycle, groups)
+        slots = [permute(length, keys, np.full(len(groups), (turn * taken + i) % length)) for i in range(taken)]
+        return np.sort(np.concatenate([groups * length + slot for slot in slots]))
+
+
+def block_rows(num_classes: int, rate: float) -> int:
+    """64 blocks a step, not over 4096 rows each; where that would be under 256 rows, 8 to 64 blocks."""
+    rows = int(num_classes * rate)
+    return max(1, min(LARGEST_BLOCK, max(rows // 64, min(USUAL_BLOCK, rows // 8))))
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows of one shard that are compared with in one step."""
+    """The rows of one shard that are compared with in one step: those sampled and seen, and the batch's own."""
 
-    first_class: int  # global class id of row 0
+    count: int  # rows of the shard
     positives: Tensor  # (P,) rows of this shard in the global batch, any order, repeats allowed
-    rate: float = 1.0
-    seed: int = 0
-    step: int = 0
+    sampled: Sequence[range] | None = None  # None: all
     seen: Tensor | None = None  # (R,) bool: only these may be negatives
 
     @property
     def everything(self) -> bool:
-        return self.rate >= 1.0 and self.seen is None
+        return self.sampled is None and self.seen is None
+
+    @property
+    def runs(self) -> Sequence[range]:
+        """Where the sampled rows lie, seen or not."""
+        return [range(self.count)] if self.sampled is None else self.sampled
+
+    @cached_property
+    def outside(self) -> Tensor:
+        """Rows of the batch's classes that are not in `runs`, ascending. Asks the device how many."""
+        return self.positives[~self._in_runs(self.positives)].unique()
+
+    def holds(self, rows: Tensor) -> Tensor:
+        """rows (n,) int64 -> (n,) bool."""
+        kept = self._in_runs(rows)
+        if self.seen is not None:
+            kept &= self.seen[rows]
+        return kept | torch.isin(rows, self.positives)
 
     def keep(self, start: int, stop: int) -> Tensor:
         """Rows start..stop -> (stop - start,) bool."""
-        if self.rate < 1.0:
-            ids = torch.arange(self.first_class + start, self.first_class + stop, device=self.positives.device)
-            kept = hash_words(ids, self.seed, self.step) < int(self.rate * 2**32)
-        else:
-            kept = torch.ones(stop - start, dtype=torch.bool, device=self.positives.device)
-        if self.seen is not None:
-            kept &= self.seen[start:stop]
-        inside = (self.positives >= start) & (self.positives < stop)
-        slot = torch.where(inside, self.positives - start, stop - start)  # one slot too many, cut off again
-        return torch.cat([kept, kept.new_zeros(1)]).index_fill_(0, slot, True)[:-1]
+        return self.holds(torch.arange(start, stop, device=self.positives.device))
 
+    def counts(self) -> Tensor:
+        """(2,) float64: rows that may be compared with, and those that are."""
+        if self.seen is None:
+            used = sum(len(run) for run in self.runs) + len(self.outside)
+            return torch.tensor([self.count, used], dtype=torch.float64)
+        able = self.seen.index_fill(0, self.positives, True).sum()
+        return torch.stack([able, self.keep(0, self.count).sum()]).double()
 
-def hash_words(ids: Tensor, seed: int, step: int) -> Tensor:
-    """ids (n,) int64 -> (n,) int64 in [0, 2**32), well mixed and the same on every device."""
-    key = mix_word(mix_word(seed & _WORD) ^ mix_word((step + 0x9E3779B9) & _WORD))
-    return mix_word(mix_word((ids & _WORD) ^ key) ^ (ids >> 32))
+    def _in_runs(self, rows: Tensor) -> Tensor:
+        if self.sampled is None:
+            return torch.ones_like(rows, dtype=torch.bool)
+        return torch.bucketize(rows, self._edges, right=True) % 2 == 1
 
-
-def mix_word(x: Word) -> Word:
-    """One 32-bit word -> one 32-bit word, a bijection (multiply and xor-shift)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
-    return x ^ (x >> 16)
+    @cached_property
+    def _edges(self) -> Tensor:
+        edges = torch.tensor([edge for run in self.runs for edge in (run.start, run.stop)], dtype=torch.int64)
+        return edges.to(self.positives.device, non_blocking=True)

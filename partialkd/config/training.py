@@ -12,7 +12,8 @@ from partialkd.config.models import ModelConfig
 
 
 class CentresConfig(Section):
-    sample_rate: Share = 1.0  # share of the rows compared with in a step
+    sample_rate: Share = 1.0  # share of the rows compared with in a step, and the batch's own classes
+    importance_correction: bool = False  # a sampled sum over other classes is scaled up to what all would give
     store: Literal["fp32", "bf16"] = "fp32"
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, until
     # the faster one has been measured.
