@@ -18,7 +18,7 @@ from partialkd.centres.contrast import Queries, offset_of
 from partialkd.centres.fused import FusedSweep
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tiles
+from partialkd.centres.tuning import Tiles, candidates, width_of
 from partialkd.centres.update import RowSGD
 
 MOMENTUM, DECAY, LR = 0.9, 0.01, 0.3
@@ -57,8 +57,8 @@ CASES = {
     "few kept": Case(rows=40, filter="unseen", labels="duplicates"),
     "no momentum": Case(momentum=0.0),
     "no rows": Case(rows=0, labels="elsewhere"),
-    "bfloat16": Case(dtype="bfloat16", samples=40, rows=200, dim=128),
-    "bfloat16 sampled": Case(dtype="bfloat16", rows=200, dim=100, filter="sampled", scale=30.0),
+    "bfloat16": Case(dtype="bfloat16", samples=40, rows=200, dim=256),
+    "bfloat16 sampled": Case(dtype="bfloat16", rows=200, dim=200, filter="sampled", scale=30.0),
 }
 
 
@@ -77,7 +77,7 @@ def build(case: Case, device: torch.device, seed: int) -> tuple[CentreStore, Que
         row = torch.arange(n) % min(2, r) if case.labels == "duplicates" else row + r - 1
     row = (row * owned).to(device)
     owned = owned.to(device)
-    x = draw(n, case.dim).to(device) + 2 * (store.unit[row].float() if r else 0)
+    x = draw(n, case.dim).to(device, store.length.dtype) + 2 * (store.unit[row].to(store.length.dtype) if r else 0)
     seen = {"seen": torch.arange(r) % 3 > 0, "both": torch.arange(r) % 3 > 0, "unseen": torch.zeros(r) > 0}
     known = seen.get(case.filter)
     runs = [range(r // 8, r // 4), range(r // 2, r // 2 + 7)] if case.filter in ("sampled", "both") else None
@@ -198,10 +198,9 @@ def check_engine(device: torch.device) -> dict[str, float]:
     found = {}
     for name, settings in (
         ("arcface", {}), ("arcface", {"optimizer": whole.ADAMW}), ("arcface", {"splits": 2}), ("arcface", {"steps": 3}),
-        ("ada_weighted", {}), ("arcdistill", {"sample_rate": 0.3}), ("cosface", {"sample_rate": 0.3}),
+        ("ada_weighted", {}), ("arcdistill", {}), ("margindistillation", {}),
     ):  # fmt: skip
         p = whole.problem(classes=40)
-        p = whole.sampled(p, 0.3) if "sample_rate" in settings else p
         p = dense.Problem(*(value.to(device) for value in vars(p).values()))
         got = whole.one_step(World(device=device), name, p, {"backend": "fused", "dtype": torch.float32, **settings})
         wanted = whole.expected(name, p, whole.SCALE, settings.get("optimizer", whole.SGD), settings.get("steps", 1))
@@ -217,6 +216,37 @@ def check_engine(device: torch.device) -> dict[str, float]:
 def poisoned() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def compiled(dim: int) -> str:
+    """JSON: of each kernel with its default tiles for capability 9.0, shared memory in bytes, whether wgmma is used."""
+    from triton import compile as build_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from partialkd.centres import kernels
+
+    found = []
+    tiles = candidates(dim, 2, 227 * 1024)[0]
+    for kernel in (kernels.sums_kernel, kernels.sgd_kernel):
+        fixed = {"LISTED": True, "MOMENTUM": True, "PARTS": 8, "UPCAST": False, "D": dim, "WIDTH": width_of(dim)}
+        fixed |= {"HELD": tiles.held, "STREAMED": tiles.streamed}
+        names = [parameter.name for parameter in kernel.params]
+        kinds = {name: "constexpr" if name in fixed else _kind(name) for name in names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind.startswith("*")}
+        constants = {(i,): fixed[name] for i, name in enumerate(names) if name in fixed}
+        source = ASTSource(kernel, kinds, constants, aligned)
+        options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+        built = build_kernel(source, target=GPUTarget("cuda", 90, 32), options=options)
+        found.append((built.metadata.shared, "wgmma" in built.asm["ptx"]))
+    return json.dumps(found)
+
+
+def _kind(name: str) -> str:
+    """Triton's name of an argument's type."""
+    if name.endswith("_ptr"):
+        return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32"}.get(name, "*fp32")
+    return "i32" if name in ("samples", "count", "tiles_a_split") else "fp32"
 
 
 def loop_bounds() -> None:

@@ -178,7 +178,7 @@ def _shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have."""
     if device.type != "cuda":
         return INTERPRETER_BYTES
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return _kernels().shared_bytes(device)
 
 
 def _kernels() -> ModuleType:

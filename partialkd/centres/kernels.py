@@ -155,6 +155,12 @@ def sgd_kernel(
     tl.store(length_ptr + row, tl.sqrt(squares), mask=there)
 
 
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have on this GPU."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
 def sums(
     unit: Tensor, x: Tensor, own: Tensor, rows: Tensor | None, scale: float, offset: float, tiles: Tiles, splits: int
 ) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Tiles:
         return sums <= min(ACCUMULATORS, ACCUMULATORS_A_THREAD * threads) and tiles * itemsize <= shared_bytes
 
 
-# By bytes an element; the first that fits is the default. Matrix units want at least 64 held, and 16 x 16 of everything.
+# By bytes an element; the first that fits is the default. Matrix units want 64 held or more, and 16 x 16 of everything.
 PINNED = {
     2: (
         Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3),
@@ -78,8 +78,9 @@ def splits_of(blocks: int, tiles: int, processors: int) -> int:
         rounds = -(-blocks * splits // processors)
         return blocks * splits / (rounds * processors)
 
-    most = max(1, min(tiles, 2 * processors // blocks))
-    return max(range(1, most + 1), key=lambda splits: (round(busy(splits), 2), -splits))
+    numbers = range(1, max(1, min(tiles, 2 * processors // blocks)) + 1)
+    best = max(busy(splits) for splits in numbers)
+    return next(splits for splits in numbers if busy(splits) == best)
 
 
 class Tuner:
@@ -112,7 +113,7 @@ class Tuner:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self.path.read_bytes())
-        except (FileNotFoundError, ValueError):  # not there yet, or damaged: then as good as not there
+        except (OSError, ValueError):  # not there yet, not readable or damaged: as good as not there
             return {}
         return found if isinstance(found, dict) else {}
 
