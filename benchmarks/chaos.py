@@ -55,6 +55,7 @@ class Soak:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.rng, self.counts = args, random.Random(args.seed), Counts()
         self.deadline = time.monotonic() + 60 * args.minutes
+        self.deck: list[str] = []  # kinds of faults to come, in a random order
         self.job = self.next_job()
         self.hit_at: float | None = None  # the time of a fault that there was no progress after
 
@@ -77,7 +78,8 @@ class Soak:
                 check(self.job)
                 self.job = self.next_job()
                 continue
-            kind = self.rng.choices([*KINDS], weights=[*KINDS.values()])[0]
+            self.deck = self.deck or self.rng.sample([*KINDS], sum(KINDS.values()), counts=[*KINDS.values()])
+            kind = self.deck.pop()
             doing = self.job.doing()
             if make_fault(self.job, kind, self.rng):
                 self.counts.kinds[kind] += 1

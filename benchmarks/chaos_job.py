@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KINDS = {"kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1}  # with their weights
+KINDS = {"kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1}  # of ten faults
 OVERRIDES = (
     "run.deterministic=true", "run.checkpoint_every=2", "run.log_every=1", "run.tensorboard=false",
     "dist.device=cpu", "data.loader=jpeg", "data.prepare.identities=24",
@@ -109,6 +109,8 @@ def make_fault(job: Job, kind: str, rng: random.Random) -> bool:
         return False
     if not ranks:
         return False
+    if kind == "stop a rank" and any(") T " in _read(Path(f"/proc/{pid}/stat")) for pid in ranks):
+        return False  # a job whose ranks are all stopped is paused, and waits for SIGCONT
     number = signal.SIGSTOP if kind == "stop a rank" else signal.SIGKILL
     for pid in ranks if kind == "kill all ranks" else [rng.choice(ranks)]:
         try:
