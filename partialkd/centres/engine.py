@@ -14,7 +14,8 @@ where the student does not step either: with `undoable`, moved averages go back 
 
 A sample whose embedding or gradient is not finite has a loss that is not finite, but no part in any centre's movement.
 
-Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes).
+Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes). On CUDA `contrast` does not
+wait for the labels: the error comes with the next `contrast` or `step`, and that sample's N is NaN (never run yet).
 Source: Partial FC, arXiv:2203.15565. Differs: no logits, no maximum, own target row sent along (b, D) so that
 the target cosine is computed in float32 where its gradient is needed.
 """
@@ -79,6 +80,9 @@ class Centres:
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._pending: list[_Pending] = []
         self._moved: list[Moved] = []
+        self._asked: tuple[Tensor, Callable[[], None]] | None = (
+            None  # (2, b) wrong or not, labels; until they are there
+        )
 
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
@@ -99,6 +103,7 @@ class Centres:
             sums, target_centre, partition, looked, *counts = self._scatter(*parts)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
             value = partition.log() + offset_of(self.scale)
+            value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
             for count in counts:  # (b, 2) classes that may be compared with and that are, the own class among both
                 value += ((count[:, 0] - 1) / (count[:, 1] - 1).clamp_min(1)).log()
         found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked)
@@ -110,6 +115,7 @@ class Centres:
 
     def step(self, lr: float) -> None:
         """Once an optimiser step, after backward: move trainable centres by all micro-steps since the last."""
+        self._raise_wrong_label()
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
@@ -175,13 +181,34 @@ class Centres:
         return [piece if part.dim() == 2 else piece.squeeze(1) for piece, part in zip(pieces, parts, strict=True)]
 
     def _check_labels(self, labels: Tensor) -> None:
+        """On the CPU at once. CUDA answers at the next call, so that nobody waits for it; until then N is NaN."""
+        self._raise_wrong_label()
         if labels.dtype != torch.int64:
             raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
-        wrong = (labels < 0) | (labels >= self.store.num_classes)
-        if wrong.any():
-            sample = int(wrong.nonzero()[0])
+        found = torch.stack([self._wrong(labels).long(), labels])
+        if labels.is_cuda:
+            told = torch.empty(found.shape, dtype=torch.int64, pin_memory=True)
+            told.copy_(found, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._asked = (told, event.synchronize)
+        else:
+            self._asked = (found, lambda: None)
+            self._raise_wrong_label()
+
+    def _raise_wrong_label(self) -> None:
+        """ValueError about the labels last asked about."""
+        if self._asked is None:
+            return
+        (found, wait), self._asked = self._asked, None
+        wait()
+        if found[0].any():
+            sample = int(found[0].argmax())
             rule = f"label must be in [0, {self.store.num_classes})"
-            raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(labels[sample])}")
+            raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(found[1, sample])}")
+
+    def _wrong(self, labels: Tensor) -> Tensor:
+        return (labels < 0) | (labels >= self.store.num_classes)
 
 
 def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
+from partialkd.centres.sampling import block_rows
 from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
@@ -64,7 +65,8 @@ def plan_phase(
     together = local if ranks.cuda else GROUP
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
-    centre_items, needs, update = _centres(phase, rows, local * ranks.size)
+    block = block_rows(classes, phase.centres.sample_rate) if phase.centres.sample_rate < 1 else rows
+    centre_items, needs, update = _centres(phase, rows, block, local * ranks.size)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
@@ -106,27 +108,33 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
     return items
 
 
-def _centres(phase: PhaseConfig, rows: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
-    """-> resident items; needs of the first sweep; of the second one with its optimiser. `batch`: N."""
+def _centres(phase: PhaseConfig, rows: int, block: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """-> resident items; needs of the first sweep; of the second one with its optimiser.
+
+    `block`: rows that are sampled together, all where none are; `batch`: N.
+    """
     dim = phase.model.embedding_dim
     resident = {name: rows * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
     both = 2 if METHODS[phase.method.name].needs_teacher else 1
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
-    sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1)
+    sums = (2 * both + 6) * matrix + _chunk(phase, batch, block, SUMS_CHUNK, copies=1)
     update = 0
     if METHODS[phase.method.name].kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
-        update = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies)
+        update = 2 * matrix + _chunk(phase, batch, block, GRADIENTS_CHUNK, copies)
     return resident, {"centres: sums": sums}, update
 
 
-def _chunk(phase: PhaseConfig, batch: int, rows: int, logits: int, copies: int) -> int:
-    """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32."""
-    wanted = phase.centres.chunk_rows or max(256, logits // batch)  # of the rows that are sampled
-    width = min(int(rows * phase.centres.sample_rate) + 1, wanted)
-    dim = phase.model.embedding_dim
-    copied = (copies - 1) + (phase.centres.store != "fp32" or phase.centres.sample_rate < 1)
+def _chunk(phase: PhaseConfig, batch: int, block: int, logits: int, copies: int) -> int:
+    """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
+
+    Where rows are sampled: two blocks that lie side by side, or a copy of the batch's own rows outside of all blocks.
+    """
+    dim, sampled = phase.model.embedding_dim, phase.centres.sample_rate < 1
+    wanted = phase.centres.chunk_rows or max(256, logits // batch)
+    width = max(min(2 * block, wanted), batch) if sampled else min(block, wanted)
+    copied = (copies - 1) + (phase.centres.store != "fp32" or sampled)
     return width * (batch + dim * copied) * FLOAT
 
 
@@ -158,9 +166,10 @@ def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[s
     dim, others = phase.model.embedding_dim, ranks - 1
     both = 2 if METHODS[phase.method.name].needs_teacher else 1
     step = phase.accumulation
+    counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
     wire = {
         "all_gather of embeddings": step * others * local * (both * dim * FLOAT + 8),
-        "reduce_scatter of sums": step * others * local * (2 * dim + 2) * FLOAT,
+        "reduce_scatter of sums": step * others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
         "gradients of the student": (3 if phase.zero_stage == 3 else 2) * parameters * FLOAT * others // ranks,
     }
     if METHODS[phase.method.name].kind == "trainable":

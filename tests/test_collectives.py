@@ -1,0 +1,103 @@
+"""How often ranks meet in a step, and that none waits for its GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import dense
+import pytest
+import torch
+from ranks import run
+from test_centres import METHODS, method_of, store_of
+
+from partialkd.centres import Centres, CentreStore
+from partialkd.centres.update import make_row_optimizer
+from partialkd.config import CentresConfig, OptimizerConfig
+from partialkd.dist import World
+from partialkd.methods.base import Method
+
+COUNTED = (
+    "all_gather",
+    "reduce_scatter",
+    "sum",
+    "max",
+    "mean",
+    "gather_objects",
+    "broadcast_object",
+    "barrier",
+    "agree",
+)
+on_a_gpu = lambda test: pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")(test))
+SETTINGS: tuple[dict[str, Any], ...] = ({}, {"sample_rate": 0.3, "importance_correction": True})
+
+
+class CountingWorld(World):
+    """Notes every collective that is called, and how many numbers a sample it carries."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in COUNTED:
+            object.__getattribute__(self, "__dict__").setdefault("calls", []).append(name)
+        return super().__getattribute__(name)
+
+
+def collectives(world: World, name: str, settings: dict[str, Any]) -> Counter[str]:
+    """-> calls in one step."""
+    counting = CountingWorld(**{f.name: getattr(world, f.name) for f in fields(World)})
+    p, method = dense.make_problem(40, 12, 8), method_of(name)
+    store = store_of(p, world, method.kind, torch.float32)
+    optimizer = make_row_optimizer(store, OptimizerConfig()) if method.kind == "trainable" else None
+    centres = Centres(store, counting, method.scale, CentresConfig(**settings), optimizer=optimizer)
+    one_step(centres, method, p, slice(6 * world.rank, 6 * world.rank + 6))
+    return Counter(counting.__dict__["calls"])
+
+
+def one_step(centres: Centres, method: Method, p: dense.Problem, mine: slice) -> None:
+    student = p.student[mine].float().requires_grad_()
+    method.loss(centres, student, p.labels[mine], p.teacher[mine].float()).loss.backward()
+    centres.step(0.1)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("settings", SETTINGS, ids=["all rows", "sampled"])
+@pytest.mark.parametrize("name", METHODS)
+def test_collectives_of_a_step(name: str, settings: dict[str, Any]) -> None:
+    """One all_gather, one reduce_scatter; a second all_gather moves centres, a maximum is MarginDistillation's."""
+    wanted = Counter(all_gather=1, reduce_scatter=1)
+    if METHODS[name]["name"] in ("arcface", "cosface"):
+        wanted["all_gather"] += 1
+    if name == "margindistillation":
+        wanted["max"] += 1
+    assert run(collectives, 2, name, settings) == [wanted, wanted]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", ["arcdistill", "arcface", "margindistillation"])
+def test_no_host_synchronisation_in_a_step(name: str) -> None:
+    """Of centres all of whose rows take part. EMA centres and sampled rows ask the device how many rows there are."""
+    world = World(device=torch.device("cuda"))
+    p, method = dense.make_problem(40, 12, 8), method_of(name)
+    store = CentreStore.random(range(40), 40, 8, torch.float32, world.device, 0)
+    optimizer = make_row_optimizer(store, OptimizerConfig()) if method.kind == "trainable" else None
+    centres = Centres(store, world, method.scale, CentresConfig(), optimizer=optimizer)
+    p.student, p.teacher, p.labels = p.student.cuda(), p.teacher.cuda(), p.labels.cuda()
+    one_step(centres, method, p, slice(None))  # libraries start
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one_step(centres, method, p, slice(None))
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("label", [40, -1])
+def test_a_wrong_label_on_the_gpu_is_named_at_the_step(label: int) -> None:
+    world = World(device=torch.device("cuda"))
+    store = CentreStore.random(range(40), 40, 8, torch.float32, world.device, 0)
+    centres = Centres(store, world, 16.0, CentresConfig())
+    found = centres.contrast(torch.randn(3, 8).cuda(), torch.tensor([1, label, 2]).cuda())
+    assert found.negative.isnan().tolist() == [False, True, False]
+    with pytest.raises(ValueError, match=rf"rank 0, sample 1: label must be in \[0, 40\), got {label}"):
+        centres.step(0.1)
