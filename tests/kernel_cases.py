@@ -16,9 +16,10 @@ from torch import Tensor
 
 from partialkd.centres.contrast import Queries, offset_of
 from partialkd.centres.fused import FusedSweep
+from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tiles, candidates, width_of
+from partialkd.centres.tuning import Tiles
 from partialkd.centres.update import RowSGD
 
 MOMENTUM, DECAY, LR = 0.9, 0.01, 0.3
@@ -188,6 +189,41 @@ def check_repeats(device: torch.device) -> dict[str, float]:
     return {name: float((a != b).sum()) for name, a, b in zip("OZ", first, second, strict=True)}
 
 
+def check_rounding(device: torch.device) -> dict[str, float]:
+    """Rounded stochastically, values are the neighbours of what they should be, and on average the value itself."""
+    n, dim, drawn = 400, 64, []
+    queries = Queries(
+        torch.zeros(1, dim, device=device),
+        torch.zeros(1, dtype=torch.bool, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        RowFilter(n, torch.zeros(0, dtype=torch.int64, device=device)),
+    )
+    nothing = torch.zeros(1, device=device)
+    for step in (3, 3, 4):
+        store = CentreStore.empty(range(50, 50 + n), 1000, dim, torch.bfloat16, device)
+        store.write(slice(None), torch.ones(n, dim, device=device))
+        optimizer = RowSGD(store, 1.0, 0.0)
+        store.moments["momentum"] = torch.full((n, dim), -1e-3, device=device)
+        store.moments["momentum"][:, ::2] = 2e-3  # steps far below the spacing of bfloat16 at 1/8, 2^-10
+        exact = 1 / 8 * store.length[:, None] - 0.3 * store.moments["momentum"]
+        exact = exact / exact.norm(dim=1, keepdim=True)
+        with store.rounding(Draw(seed=7, step=step)):
+            FusedSweep(64.0).move(store, [(queries, nothing, nothing)], optimizer, LR)
+        drawn.append(store.unit.float())
+    off = (drawn[0] - exact).abs()
+    means = [
+        (part - wanted).mean().abs() / off.mean()
+        for part, wanted in zip((drawn[0][:, ::2], drawn[0][:, 1::2]), (exact[:, ::2], exact[:, 1::2]), strict=True)
+    ]
+    return {
+        "bias": float(max(means)),
+        "more than one neighbour": float((off > 2.0**-10).any()),
+        "not repeatable": float(not torch.equal(drawn[0], drawn[1])),
+        "same at another step": float((drawn[0] == drawn[2]).float().mean()) * 0.1,
+        "same in all rows": float((drawn[0] == drawn[0][:1]).float().mean()) * 0.1,
+    }
+
+
 def check_engine(device: torch.device) -> dict[str, float]:
     """Whole steps of methods, by `centres.backend`, among them what has no kernel: AdamW, several micro-steps."""
     import dense
@@ -218,37 +254,6 @@ def poisoned() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-def compiled(dim: int) -> str:
-    """JSON: of each kernel with its default tiles for capability 9.0, shared memory in bytes, whether wgmma is used."""
-    from triton import compile as build_kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from partialkd.centres import kernels
-
-    found = []
-    tiles = candidates(dim, 2, 227 * 1024)[0]
-    for kernel in (kernels.sums_kernel, kernels.sgd_kernel):
-        fixed = {"LISTED": True, "MOMENTUM": True, "PARTS": 8, "UPCAST": False, "D": dim, "WIDTH": width_of(dim)}
-        fixed |= {"HELD": tiles.held, "STREAMED": tiles.streamed}
-        names = [parameter.name for parameter in kernel.params]
-        kinds = {name: "constexpr" if name in fixed else _kind(name) for name in names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind.startswith("*")}
-        constants = {(i,): fixed[name] for i, name in enumerate(names) if name in fixed}
-        source = ASTSource(kernel, kinds, constants, aligned)
-        options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-        built = build_kernel(source, target=GPUTarget("cuda", 90, 32), options=options)
-        found.append((built.metadata.shared, "wgmma" in built.asm["ptx"]))
-    return json.dumps(found)
-
-
-def _kind(name: str) -> str:
-    """Triton's name of an argument's type."""
-    if name.endswith("_ptr"):
-        return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32"}.get(name, "*fp32")
-    return "i32" if name in ("samples", "count", "tiles_a_split") else "fp32"
-
-
 def loop_bounds() -> None:
     """Triton 3.6's interpreter makes a loop's bound of an array that holds one number; NumPy 2.4 refuses to."""
     from triton.runtime import interpreter
@@ -268,7 +273,12 @@ def main() -> None:
     poisoned()
     found = {f"sums, {name}": check_sums(case, cpu) for name, case in CASES.items()}
     found |= {f"move, {name}": check_move(case, cpu) for name, case in CASES.items()}
-    found |= {"tiles": check_tiles(cpu), "repeats": check_repeats(cpu), "engine": check_engine(cpu)}
+    found |= {
+        "tiles": check_tiles(cpu),
+        "repeats": check_repeats(cpu),
+        "rounding": check_rounding(cpu),
+        "engine": check_engine(cpu),
+    }
     print(json.dumps(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_extra_memory_does_not_grow_with_the_classes(kind: str, more: list[str])
     assert all(few[key] > 0 for key in KEYS if key.endswith(("seconds", "bytes")))
     assert many["peak_extra_bytes"] <= 1.1 * few["peak_extra_bytes"]
     assert many["reference_peak_extra_bytes"] > 3 * few["reference_peak_extra_bytes"]  # the measure sees what grows
+
+
+def test_fused_kernels_need_a_gpu() -> None:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), "--backend", "fused"]
+    got = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert got.returncode == 2
+    assert "--backend fused: needs a GPU; use chunked" in got.stderr
 
 
 def test_unknown_backend_is_refused() -> None:

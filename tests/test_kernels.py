@@ -56,7 +56,7 @@ def test_case_in_the_interpreter(interpreted: dict[str, Any], name: str, kind: s
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "allowed"), [("tiles", 1e-5), ("repeats", 0.0), ("engine", 1e-4)])
+@pytest.mark.parametrize(("what", "allowed"), [("tiles", 1e-5), ("repeats", 0.0), ("rounding", 0.1), ("engine", 1e-4)])
 def test_all_of_it_in_the_interpreter(interpreted: dict[str, Any], what: str, allowed: float) -> None:
     assert interpreted[what]
     assert max(interpreted[what].values()) <= allowed
@@ -121,9 +121,9 @@ def test_more_than_two_to_the_31_numbers() -> None:
 @pytest.mark.parametrize("dim", [64, 512])
 def test_kernels_compile_for_hopper(dim: int) -> None:
     """No device is needed. The default tiles in bfloat16: matrix units are used, shared memory suffices."""
-    code = f"import kernel_cases; print(kernel_cases.compiled({dim}))"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(Path(__file__).parent / "compiled_kernels.py"), str(dim)]
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for shared, uses_matrix_units in json.loads(done.stdout):
         assert 0 < shared <= HOPPER_BYTES

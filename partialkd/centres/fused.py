@@ -6,6 +6,7 @@ kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, other row
 optimisers than SGD, and the movement of rows by several micro-steps at once.
 Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
+Stochastic rounding draws other bits than `rounding.Draw`, as much a function of (seed, step, class id, column) alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.contrast import ChunkedSweep, Queries, offset_of
+from partialkd.centres.hashing import mix_word
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
@@ -78,7 +80,7 @@ class FusedSweep(ChunkedSweep):
         def run(tiles: Tiles, rows: Tensor | None, *moved: Any) -> None:
             _kernels().move_sgd(
                 *moved, x, own, rows, weight, target, self.scale, offset_of(self.scale),
-                lr, optimizer.momentum, optimizer.weight_decay, TINY, tiles,
+                lr, optimizer.momentum, optimizer.weight_decay, TINY, _keys(store), store.shard.start, tiles,
             )  # fmt: skip
 
         state = (store.unit, store.length, store.moments.get("momentum"))
@@ -143,6 +145,14 @@ def _rows_of(runs: Sequence[range], device: torch.device) -> Tensor:
 def _suits(store: CentreStore) -> bool:
     known = store.unit.dtype in (torch.float32, torch.bfloat16) and store.dim <= LARGEST_DIM
     return known and store.unit.is_contiguous() and len(store.shard) < 2**31
+
+
+def _keys(store: CentreStore) -> tuple[int, int] | None:
+    """Of the random bits by which units and moments are rounded now, 31 bits each; None: to nearest."""
+    if store.draw is None:
+        return None
+    moment = mix_word(store.draw.seed & 0xFFFFFFFF) ^ mix_word((store.draw.step * 16 + store.draw.part) & 0xFFFFFFFF)
+    return mix_word(moment) >> 1, mix_word(moment ^ 1) >> 1
 
 
 def _operands(store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:

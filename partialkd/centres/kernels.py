@@ -17,13 +17,14 @@ and multiplied with twice:
 Tiles: 64 K registers of 32 bits and 227 KB of shared memory a processor (H100, H200). The held sums may fill half of
 the registers, held * D <= 32768: 128 samples at D <= 256, 64 at D = 512, 32 at D = 1024 (too narrow for Hopper's
 widest matrix instructions, but D is never split, so that no cosine is computed twice). At D = 512 in bfloat16, 64 held
-rows take 64 KB and two stages of 64 streamed rows 128 KB; ptxas reports 252 registers and nothing spilled. Each byte
-streamed meets 4 * held / itemsize operations, 128 at D = 512, so the L2 cache would have to deliver 6 TB/s to keep pace
-with 790 TFLOP/s: this, and not the arithmetic, is expected to be the limit there. float32 products without TF32 are no
+rows take 64 KB and two stages of 64 streamed rows 128 KB; ptxas reports 252 registers and nothing spilled for the
+first kernel, 255 and 88 bytes for the second, which for that reason moves its rows in narrow parts. Each byte streamed
+meets 4 * held / itemsize operations, 128 at D = 512, so the L2 cache would have to deliver 6 TB/s to keep pace with
+790 TFLOP/s: this, and not the arithmetic, is expected to be the limit there. float32 products without TF32 are no
 matter of matrix units and spill heavily: they are there to be exact, not fast.
 
 Shapes: unit (R, D) float32 or bfloat16, contiguous; x (N, D) of the same type; own (N,) int32, the row of the sample's
-class or -1; rows (n,) int32 ascending, or None for all R. Any N, R, and D up to 1024; offsets are 64-bit. Products
+class or -1; rows (n,) int32, each once, or None for all R. Any N, R, and D up to 1024; offsets are 64-bit. Products
 in the type of `unit` (float32: no TF32), sums and exp in float32. Importing this module imports Triton.
 """
 
@@ -46,7 +47,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 DOES_NOT_FIT = OutOfResources  # raised where a device has too little shared memory for the tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "count", "tiles_a_split"])
 def sums_kernel(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, own_ptr: tl.tensor, rows_ptr: tl.tensor,
     total_ptr: tl.tensor, partition_ptr: tl.tensor,
@@ -88,11 +89,33 @@ def sums_kernel(
 
 
 @triton.jit
+def mixed(x: tl.tensor) -> tl.tensor:
+    """uint32 -> uint32, as partialkd.centres.hashing.mix_word."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def rounded(
+    values: tl.tensor, key: tl.tensor, row: tl.tensor, d: tl.tensor, dtype: tl.constexpr, DRAWN: tl.constexpr
+) -> tl.tensor:
+    """float32 (n, m) -> dtype, to nearest or, with DRAWN and bfloat16, by random bits of (key, row, column)."""
+    if DRAWN and dtype == tl.bfloat16:
+        words = (mixed(row.to(tl.uint32) ^ key.to(tl.uint32)) | 1)[:, None] * (mixed(d.to(tl.uint32) + 1) | 1)[None, :]
+        words = (words ^ (words >> 16)) * 0x7FEB352D
+        bits = (values.to(tl.uint32, bitcast=True) + (words >> 16)) & 0xFFFF0000
+        values = tl.where(values == values, bits.to(tl.float32, bitcast=True), values)  # NaN stays what it is
+    return values.to(dtype)
+
+
+@triton.jit(do_not_specialize=["samples", "count", "unit_key", "momentum_key", "first_class"])
 def sgd_kernel(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, length_ptr: tl.tensor, momentum_ptr: tl.tensor, own_ptr: tl.tensor,
     rows_ptr: tl.tensor, weight_ptr: tl.tensor, target_ptr: tl.tensor,
     samples: tl.tensor, count: tl.tensor, scale: tl.tensor, offset: tl.tensor,
     lr: tl.tensor, momentum: tl.tensor, decay: tl.tensor, tiny: tl.tensor,
+    unit_key: tl.tensor, momentum_key: tl.tensor, first_class: tl.tensor, DRAWN: tl.constexpr,
     LISTED: tl.constexpr, UPCAST: tl.constexpr, MOMENTUM: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
     HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -150,8 +173,11 @@ def sgd_kernel(
                 squares += tl.sum(centre * centre, 1)
             else:
                 if MOMENTUM:
-                    tl.store(momentum_ptr + at, step.to(momentum_ptr.dtype.element_ty), mask=mask)
-                tl.store(unit_ptr + at, (centre * shorten[:, None]).to(unit_ptr.dtype.element_ty), mask=mask)
+                    moment = rounded(step, momentum_key, first_class + row, d, momentum_ptr.dtype.element_ty, DRAWN)
+                    tl.store(momentum_ptr + at, moment, mask=mask)
+                centre *= shorten[:, None]
+                direction = rounded(centre, unit_key, first_class + row, d, unit_ptr.dtype.element_ty, DRAWN)
+                tl.store(unit_ptr + at, direction, mask=mask)
     tl.store(length_ptr + row, tl.sqrt(squares), mask=there)
 
 
@@ -181,11 +207,12 @@ def sums(
 def move_sgd(
     unit: Tensor, length: Tensor, moment: Tensor | None, x: Tensor, own: Tensor, rows: Tensor | None,
     weight: Tensor, target: Tensor, scale: float, offset: float,
-    lr: float, momentum: float, decay: float, tiny: float, tiles: Tiles,
+    lr: float, momentum: float, decay: float, tiny: float, keys: tuple[int, int] | None, first_class: int, tiles: Tiles,
 ) -> None:  # fmt: skip
     """Move unit (R, D), length (R,) and moment (R, D) in place.
 
-    weight (N,): dL/dc_ij / p_ij; target (N,): dL/dc_iy. A length below `tiny` counts as `tiny`.
+    weight (N,): dL/dc_ij / p_ij; target (N,): dL/dc_iy. A length below `tiny` counts as `tiny`. With `keys` (under
+    2**31), bfloat16 units and moments are rounded stochastically, by bits drawn from (key, class id, column).
     """
     samples, dim = x.shape
     count = len(unit) if rows is None else len(rows)
@@ -193,6 +220,7 @@ def move_sgd(
     sgd_kernel[(triton.cdiv(count, tiles.held),)](
         x, unit, length, unit if moment is None else moment, own, own if rows is None else rows, weight, target,
         samples, count, scale * LOG2_E, offset * LOG2_E, lr, momentum, decay, tiny,
+        *(keys or (0, 0)), first_class, DRAWN=keys is not None,
         LISTED=rows is not None, MOMENTUM=moment is not None, PARTS=parts, **_shared(dim, tiles),
     )  # fmt: skip
 
