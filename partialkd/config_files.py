@@ -34,6 +34,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: values are nested too deep") from error
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, origin=str(path))

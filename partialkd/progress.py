@@ -179,7 +179,10 @@ class _TerminalBar:
 def drop_later_lines(path: Path, phase: str, resume_step: int) -> None:
     """Rewrite metrics.jsonl without this phase's lines past `resume_step`, and without a line cut short at the end."""
     kept = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a file of metrics: {error}") from error
     for number, text in enumerate(lines, start=1):
         if not text.endswith("\n"):
             continue  # the run died while writing it

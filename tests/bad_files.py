@@ -1,0 +1,497 @@
+"""Makers of files that are wrong, each with the action that meets them; `test_bad_files.py` runs them all.
+
+A maker writes into an empty folder and returns what a user would do with it. Sets of records have six images of two
+identities, 32 x 32 pixels, with header and identity records; record 3 is the one that is spoilt.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from safetensors.torch import save_file
+
+from partialkd.config import ArchiveConfig, DataConfig, InputConfig, ModelConfig, TeacherConfig
+from partialkd.config_files import load_config
+from partialkd.data.archive import pack_archive
+from partialkd.data.bins import read_bin
+from partialkd.data.decode import encode_jpeg
+from partialkd.data.layout import pack_records
+from partialkd.data.loader import open_loader
+from partialkd.data.order import TrainingPlan
+from partialkd.data.recordio import RecordWriter, open_writer, pack_payload
+from partialkd.data.sources import open_source
+from partialkd.data.teacher_cache import EMBEDDINGS, CacheFacts, TeacherCache
+from partialkd.data.teacher_cache_writer import CacheWriter
+from partialkd.models.mxnet_params import read_params
+from partialkd.models.saved import open_model, save_model
+from partialkd.models.teacher import described, open_teacher
+from partialkd.models.weights import read_weights
+from partialkd.progress import drop_later_lines
+from partialkd.teacher_centres import read_label_map, read_matrix
+
+SIZE, IMAGES, CLASSES = 32, 6, 2
+Action = Callable[[], Any]
+Maker = Callable[[Path], Action]
+CPU = torch.device("cpu")
+
+
+class Run:
+    """Pickles as a call of os.system that leaves a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.command = f"touch {folder / 'was-run'}"
+
+    def __reduce__(self) -> object:
+        return os.system, (self.command,)
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- images
+
+
+def picture(number: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def encoded(form: str, mode: str = "RGB", size: int = SIZE, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(0, size)).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+def animated(form: str) -> bytes:
+    return encoded(form, save_all=True, append_images=[Image.fromarray(picture(1))])
+
+
+def png(width: int, height: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    chunks = (head, *extra, (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    body = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def sized_jpeg(side: int) -> bytes:
+    """A JPEG of SIZE x SIZE pixels whose header says another size."""
+    jpeg = encoded("JPEG")
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", side, side) + jpeg[at + 4 :]
+
+
+def damaged_middle() -> bytes:
+    jpeg = encoded("JPEG", quality=95)
+    return jpeg[: len(jpeg) // 2] + bytes(30) + jpeg[len(jpeg) // 2 + 30 :]
+
+
+def deep() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(0)[..., 0].astype(np.uint16) * 257).save(file, "PNG")
+    return file.getvalue()
+
+
+def transparent() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([picture(0), picture(1)[..., 0]])).save(file, "PNG")
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- records
+
+
+def training_set(folder: Path, third: bytes | None = None) -> Path:
+    images = [encode_jpeg(picture(number)) for number in range(IMAGES)]
+    if third is not None:
+        images[2] = third
+    pack_records(folder, ((image, number // 3) for number, image in enumerate(images)), CLASSES, SIZE)
+    return folder
+
+
+def train(folder: Path, **settings: Any) -> Action:
+    """Open the set and read an epoch."""
+
+    def read() -> object:
+        data = DataConfig(path=str(folder), loader="jpeg", image_size=SIZE, **settings)
+        source = open_source(data)
+        return list(open_loader(data, source, TrainingPlan(len(source), 2, 1, 0, 1, seed=0, flip=True), CPU).epoch(0))
+
+    return read
+
+
+def image(content: bytes, **settings: Any) -> Maker:
+    """The image of record 3 is this."""
+    return lambda folder: train(training_set(folder / "set", content), **settings)
+
+
+def spoilt(name: str, change: Callable[[bytes], bytes], **settings: Any) -> Maker:
+    """A file of the set is changed."""
+
+    def make(folder: Path) -> Action:
+        path = training_set(folder / "set") / name
+        path.write_bytes(change(path.read_bytes()))
+        return train(folder / "set", **settings)
+
+    return make
+
+
+def removed(name: str) -> Maker:
+    """A file of the set is missing."""
+
+    def make(folder: Path) -> Action:
+        (training_set(folder / "set") / name).unlink()
+        return train(folder / "set")
+
+    return make
+
+
+def index_line(key: int, offset: Callable[[int], int]) -> Callable[[bytes], bytes]:
+    """In the .idx, another offset for a key."""
+
+    def change(text: bytes) -> bytes:
+        pairs = [tuple(map(int, line.split())) for line in text.decode().splitlines()]
+        return "".join(f"{k}\t{offset(at) if k == key else at}\n" for k, at in pairs).encode()
+
+    return change
+
+
+def at_third(change: Callable[[bytearray, int], None]) -> Maker:
+    """Bytes of the third image's record in the .rec are changed: (file, where the record begins)."""
+
+    def make(folder: Path) -> Action:
+        path = training_set(folder / "set")
+        offsets = dict(map(int, line.split()) for line in (path / "train.idx").read_text().splitlines())
+        content = bytearray((path / "train.rec").read_bytes())
+        change(content, offsets[3])
+        (path / "train.rec").write_bytes(content)
+        return train(path)
+
+    return make
+
+
+def word(index: int, value: int) -> Callable[[bytearray, int], None]:
+    """Word `index` of a record: 0 the magic number, 1 kind and length, 2 the flag, 3 the label."""
+    return lambda content, at: struct.pack_into("<I", content, at + 4 * index, value)
+
+
+def labels(*values: float | Sequence[float], classes: int = CLASSES) -> Maker:
+    """A set without header record with these labels."""
+
+    def make(folder: Path) -> Action:
+        put(folder / "set" / "property", f"{classes},{SIZE},{SIZE}")
+        with open_writer(folder / "set" / "train.rec", folder / "set" / "train.idx") as writer:
+            for key, label in enumerate(values):
+                writer.write(key, pack_payload(label, key, encode_jpeg(picture(key))))
+        return train(folder / "set")
+
+    return make
+
+
+def header(first: float, second: float) -> Maker:
+    """A header record with these numbers before two images."""
+
+    def make(folder: Path) -> Action:
+        put(folder / "set" / "property", f"{CLASSES},{SIZE},{SIZE}")
+        with open_writer(folder / "set" / "train.rec", folder / "set" / "train.idx") as writer:
+            writer.write(0, pack_payload((first, second), 0))
+            for key in (1, 2):
+                writer.write(key, pack_payload(key - 1, key, encode_jpeg(picture(key))))
+        return train(folder / "set")
+
+    return make
+
+
+def index_of_another(folder: Path) -> Action:
+    """Both are whole; the other has larger images."""
+    other = folder / "other"
+    pack_records(other, ((encode_jpeg(picture(n, 48)), n // 3) for n in range(IMAGES)), CLASSES, 48)
+    path = training_set(folder / "set")
+    (path / "train.idx").write_bytes((other / "train.idx").read_bytes())
+    return train(path)
+
+
+def empty_image(folder: Path) -> Action:
+    path = training_set(folder / "set")
+    with (path / "train.rec").open("ab") as file:
+        at, writer = file.tell(), RecordWriter(file)
+        writer.write(3, pack_payload(0.0, 3))
+    return spoil_index(path, at)
+
+
+def spoil_index(path: Path, at: int) -> Action:
+    index = path / "train.idx"
+    index.write_bytes(index_line(3, lambda _: at)(index.read_bytes()))
+    return train(path)
+
+
+# ------------------------------------------------------------------------------------------------- verification sets
+
+
+def bin_file(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        path = put(folder / "lfw.bin", content)
+        return lambda: read_bin(path)
+
+    return make
+
+
+def bin_of(value: object) -> Maker:
+    return bin_file(pickle.dumps(value))
+
+
+def bin_that_runs(folder: Path) -> Action:
+    return bin_of(([b"x", b"y"], [Run(folder)]))(folder)
+
+
+# ------------------------------------------------------------------------------------------------- teachers
+
+
+def matrix(name: str, content: bytes) -> Maker:
+    """A classifier file."""
+
+    def make(folder: Path) -> Action:
+        path = put(folder / name, content)
+        return lambda: read_matrix(path)
+
+    return make
+
+
+def npy(shape: str, kind: str = "<f4", data: bytes = b"") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+def pickled_npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def npz() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", npy("(1000, 1000)", data=bytes(4_000_000)))
+    return file.getvalue()
+
+
+def checkpoint_that_runs(read: Callable[[Path], object]) -> Maker:
+    def make(folder: Path) -> Action:
+        torch.save({"state_dict": Run(folder)}, folder / "r50.pt")
+        return lambda: read(folder / "r50.pt")
+
+    return make
+
+
+def truncated_checkpoint(folder: Path) -> Action:
+    torch.save({"w": torch.zeros(64, 64)}, folder / "r50.pt")
+    os.truncate(folder / "r50.pt", 9000)
+    return lambda: read_weights(folder / "r50.pt")
+
+
+def safetensors(change: Callable[[bytes], bytes]) -> Maker:
+    def make(folder: Path) -> Action:
+        path = folder / "r50.safetensors"
+        save_file({"w": torch.zeros(8, 8)}, path)
+        path.write_bytes(change(path.read_bytes()))
+        return lambda: read_weights(path)
+
+    return make
+
+
+def model_metadata(key: str, value: str) -> Maker:
+    """Our own file with another description."""
+
+    def make(folder: Path) -> Action:
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        from partialkd.models import build_model
+
+        config, path = ModelConfig(name="mobilefacenet", embedding_dim=16), folder / "model.safetensors"
+        save_model(path, build_model(config, SIZE), config, SIZE)
+        with safe_open(path, framework="pt") as file:
+            metadata = {**file.metadata(), key: value}
+        save_file(load_file(path), path, metadata)
+        return lambda: open_model(path)
+
+    return make
+
+
+def onnx_model(width: int = SIZE, place: str | None = None) -> bytes:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3 * width * width, 4], bytes(48 * width * width), raw=True)
+    if place is not None:
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        entry = weight.external_data.add()
+        entry.key, entry.value = "location", place
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, width, width])
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph(nodes, "g", [images], [rows], [weight])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def onnx_teacher(content: bytes, only_described: bool = False) -> Maker:
+    """In a folder of its own, beside a file that its external data may lead to."""
+
+    def make(folder: Path) -> Action:
+        put(folder / "secret", bytes(48 * SIZE * SIZE))
+        path = put(folder / "in" / "t.onnx", content)
+        (folder / "in" / "link").symlink_to(folder / "secret")
+        config = TeacherConfig(source="onnx", path=str(path), embedding_dim=4, input=InputConfig(size=SIZE))
+        return lambda: described(config, SIZE) if only_described else open_teacher(config, SIZE, CPU)
+
+    return make
+
+
+def mxnet_params(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        path = put(folder / "model.params", content)
+        return lambda: read_params(path)
+
+    return make
+
+
+def label_map(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        path = put(folder / "rows.txt", content)
+        return lambda: read_label_map(str(path), 3, 3)
+
+    return make
+
+
+def teacher_cache(change: Callable[[Path], object]) -> Maker:
+    def make(folder: Path) -> Action:
+        facts = CacheFacts("teacher", "data", {}, records=3, classes=2, dim=4, dtype="fp16")
+        writer = CacheWriter(folder / "cache", facts)
+        writer.begin("refuse")
+        writer.write_block(0, torch.ones(3, 2, 4), str)
+        writer.write_means(range(2), torch.ones(2, 4))
+        writer.finish()
+        change(folder / "cache")
+        return lambda: TeacherCache(folder / "cache").verify()
+
+    return make
+
+
+def flip_embedding(cache: Path) -> None:
+    content = bytearray((cache / EMBEDDINGS).read_bytes())
+    content[5] ^= 1
+    (cache / EMBEDDINGS).write_bytes(content)
+
+
+# ------------------------------------------------------------------------------------------------- folders, archives
+
+
+def photographs(change: Callable[[Path], object]) -> Maker:
+    """`<identity>/<image>` files, read as they are."""
+
+    def make(folder: Path) -> Action:
+        for number in range(IMAGES):
+            put(folder / "set" / f"person{number // 3}" / f"{number}.jpg", encode_jpeg(picture(number)))
+        change(folder / "set")
+        return train(folder / "set", source="folder")
+
+    return make
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def archive(*members: tuple[str, bytes] | tarfile.TarInfo, tail: bytes | None = None) -> Maker:
+    """Prepared for training. tail: follows in place of the archive's end."""
+
+    def make(folder: Path) -> Action:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for member in (("anna/1.jpg", encode_jpeg(picture(0))), *members):
+                if isinstance(member, tarfile.TarInfo):
+                    tar.addfile(member)
+                else:
+                    info = tarfile.TarInfo(member[0])
+                    info.size = len(member[1])
+                    tar.addfile(info, io.BytesIO(member[1]))
+            end = tar.offset
+        put(folder / "faces.tar", file.getvalue() if tail is None else file.getvalue()[:end] + tail)
+        return prepare(folder)
+
+    return make
+
+
+def prepare(folder: Path) -> Action:
+    config = ArchiveConfig(kind="archive", images=str(folder / "faces.tar"))
+    data = DataConfig(path=str(folder / "made"), image_size=SIZE)
+    return lambda: pack_archive(config, data, folder / "made")
+
+
+def archive_file(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        put(folder / "faces.tar", content)
+        return prepare(folder)
+
+    return make
+
+
+def member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, "/etc/passwd" if kind in b"12" else "", size
+    return info
+
+
+# ------------------------------------------------------------------------------------------------- text
+
+
+def pairs_csv(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        put(folder / "pairs.csv", content)
+        put(folder / "faces" / "anna" / "1.jpg", encode_jpeg(picture(0)))
+        faces, pairs = str(folder / "faces"), str(folder / "pairs.csv")
+        config = ArchiveConfig(kind="archive", images=faces, pairs_images=faces, pairs=pairs)
+        return lambda: pack_archive(config, DataConfig(path=str(folder / "made"), image_size=SIZE), folder / "made")
+
+    return make
+
+
+def identities_map(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        put(folder / "map.txt", content)
+        return train(training_set(folder / "set"), label_map=str(folder / "map.txt"))
+
+    return make
+
+
+def config_file(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        path = put(folder / "run.toml", content)
+        return lambda: load_config(path)
+
+    return make
+
+
+def metrics(content: bytes) -> Maker:
+    def make(folder: Path) -> Action:
+        path = put(folder / "metrics.jsonl", content)
+        return lambda: drop_later_lines(path, "student", 1)
+
+    return make

@@ -1,0 +1,197 @@
+"""RecordIO and .bin readers on arbitrary bytes and on valid files with bytes changed: they read, or raise DataError.
+
+The examples are the same at every run. Memory is held to a few megabytes, most of them the piece in
+which an index is read: no number in a file is believed before there are as many bytes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from partialkd.data.bins import read_bin, write_bin
+from partialkd.data.layout import pack_records
+from partialkd.data.record_index import read_index
+from partialkd.data.record_source import RecordIOSource
+from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload
+from partialkd.errors import DataError
+
+MOST = 16 << 20  # bytes that a reader may hold while it reads a file of some kilobytes
+bounded = settings(
+    max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+WORDS = st.sampled_from(
+    [MAGIC, 0, 1, 2, 3, 9, 1 << 29, 2 << 29, 3 << 29, (1 << 29) - 1, (1 << 31) - 1, (1 << 32) - 1, 0x7FC00000]
+)
+# Changes of a file: put words over its bytes, cut something out, put something in. Places are shares of its length.
+PLACES = st.floats(0, 1, exclude_max=True)
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("over"), PLACES, WORDS.map(lambda word: word.to_bytes(4, "little"))),
+        st.tuples(st.just("over"), PLACES, st.binary(min_size=1, max_size=4)),
+        st.tuples(st.just("out"), PLACES, st.binary(min_size=1, max_size=40)),
+        st.tuples(st.just("in"), PLACES, st.binary(min_size=1, max_size=40)),
+        st.tuples(st.just("end"), PLACES, st.just(b"")),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _changed(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+    for kind, place, data in changes:
+        at = int(place * len(content))
+        after = {"over": at + len(data), "out": at + len(data), "in": at, "end": len(content)}[kind]
+        content = content[:at] + (data if kind in ("over", "in") else b"") + content[after:]
+    return content
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def valid(place: Path) -> dict[str, bytes]:
+    """A set with header and identity records, several labels, and a record in three parts; a .bin of every dialect."""
+    magic = MAGIC.to_bytes(4, "little")
+    images = [b"image%d" % n * 5 for n in range(4)] + [b"abcd" + magic + b"efgh" + magic]
+    pack_records(place / "valid", ((image, n // 3) for n, image in enumerate(images)), 2, 32)
+    with open_writer(place / "many.rec", place / "many.idx") as writer:
+        for key, image in enumerate(images):
+            writer.write(3 * key + 1, pack_payload((float(key % 2), 0.5) if key % 2 else 0.0, key, image))
+    files = {name: (place / "valid" / f"train.{name}").read_bytes() for name in ("rec", "idx")}
+    files |= {f"many.{name}": (place / f"many.{name}").read_bytes() for name in ("rec", "idx")}
+    write_bin(place / "set.bin", images[:4], [True, False])
+    files["bin"] = (place / "set.bin").read_bytes()
+    answers = np.array([True, False])
+    for protocol in (0, 2, 5):
+        arrays = [np.frombuffer(image, np.uint8) for image in images[:4]]
+        files[f"bin.{protocol}"] = pickle.dumps((arrays, answers if protocol else list(answers)), protocol)
+    return files
+
+
+def _read_or_refuse(read: Callable[[], object]) -> None:
+    """Any exception but DataError comes out and fails the test."""
+    said = ""
+    tracemalloc.start()
+    try:
+        read()
+    except DataError as error:
+        said = str(error)
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert len(said) < 1000
+    assert peak < MOST
+
+
+def _read_records(folder: Path) -> None:
+    source = RecordIOSource(folder)
+    labels = source.labels()
+    assert ((labels >= 0) & (labels < source.num_classes)).all()
+    for index in range(len(source)):
+        image, label = source.read(index)
+        assert image
+        assert label == labels[index]
+
+
+def _records(place: Path, rec: bytes, idx: bytes) -> None:
+    folder = place / "set"
+    folder.mkdir(exist_ok=True)
+    (folder / "train.rec").write_bytes(rec)
+    (folder / "train.idx").write_bytes(idx)
+    (folder / "property").write_text("2,32,32\n")
+    _read_or_refuse(lambda: _read_records(folder))
+
+
+def _bin(place: Path, content: bytes) -> None:
+    (place / "fuzzed.bin").write_bytes(content)
+    _read_or_refuse(lambda: read_bin(place / "fuzzed.bin"))
+
+
+@bounded
+@given(st.sampled_from(["rec", "many.rec"]), CHANGES)
+def test_changed_records(
+    place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]
+) -> None:
+    _records(place, _changed(valid[name], changes), valid[name.replace("rec", "idx")])
+
+
+@bounded
+@given(st.sampled_from(["rec", "many.rec"]), CHANGES)
+def test_changed_index(
+    place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]
+) -> None:
+    _records(place, valid[name], _changed(valid[name.replace("rec", "idx")], changes))
+
+
+@bounded
+@given(st.lists(st.tuples(st.integers(-2, 10), st.one_of(st.integers(-8, 600), st.integers(2**31, 2**70))), max_size=9))
+def test_any_index(place: Path, valid: dict[str, bytes], rows: list[tuple[int, int]]) -> None:
+    _records(place, valid["rec"], b"".join(b"%d\t%d\n" % row for row in rows))
+
+
+@bounded
+@given(st.lists(WORDS, max_size=40), st.binary(max_size=60))
+def test_any_words(place: Path, words: list[int], rest: bytes) -> None:
+    rec = b"".join(word.to_bytes(4, "little") for word in (MAGIC, *words)) + rest
+    _records(place, rec, b"0\t0\n1\t8\n2\t16\n")
+
+
+@bounded
+@given(st.binary(max_size=200))
+def test_any_bytes_as_index_or_records(place: Path, content: bytes) -> None:
+    (place / "any").write_bytes(content)
+    (place / "any.idx").write_bytes(b"5\t0\n")
+    _read_or_refuse(lambda: read_index(place / "any"))
+    _read_or_refuse(lambda: RecordReader(place / "any", place / "any.idx").headers())
+
+
+@bounded
+@given(st.sampled_from(["bin", "bin.0", "bin.2", "bin.5"]), CHANGES)
+def test_changed_bin(place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]) -> None:
+    _bin(place, _changed(valid[name], changes))
+
+
+@bounded
+@given(st.binary(max_size=300))
+def test_any_bytes_as_bin(place: Path, content: bytes) -> None:
+    _bin(place, content)
+
+
+OPCODES = [getattr(pickle, name) for name in dir(pickle) if name.isupper() and isinstance(getattr(pickle, name), bytes)]
+ARGUMENTS = st.one_of(
+    st.just(b""),
+    WORDS.map(lambda word: word.to_bytes(4, "little")),
+    st.binary(max_size=9),
+    st.sampled_from(
+        [b"numpy\ndtype\n", b"_codecs\nencode\n", b"numpy._core.multiarray\n_reconstruct\n", b"0\n", b"7\n"]
+    ),
+)
+
+
+@settings(bounded, max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from(OPCODES), ARGUMENTS), max_size=30))
+def test_any_opcodes_as_bin(place: Path, program: list[tuple[bytes, bytes]]) -> None:
+    _bin(place, b"".join(code + argument for code, argument in program) + b".")
+
+
+def test_what_was_changed_is_read_when_whole(place: Path, valid: dict[str, bytes]) -> None:
+    """Else the tests above could pass for the wrong reason."""
+    for name in ("rec", "many.rec"):
+        (place / "set" / "train.rec").write_bytes(valid[name])
+        (place / "set" / "train.idx").write_bytes(valid[name.replace("rec", "idx")])
+        _read_records(place / "set")
+    for name in ("bin", "bin.0", "bin.2", "bin.5"):
+        (place / "whole.bin").write_bytes(valid[name])
+        assert read_bin(place / "whole.bin").same.tolist() == [True, False]
