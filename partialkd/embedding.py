@@ -43,12 +43,13 @@ class BlockPlan:
     seed: int | None = None  # nothing about a record is left to chance
 
     def __post_init__(self) -> None:
-        self.steps = [
-            range(start, min(start + self.local_batch, records.stop))
-            for records in map(self.writer.records, self.blocks)
-            for start in range(records.start, records.stop, self.local_batch)
-        ]
+        self.steps = [step for block in self.blocks for step in self.steps_of(self.writer.records(block))]
         self.micro_steps = len(self.steps)
+
+    def steps_of(self, records: range) -> list[range]:
+        """The records of a block, by micro-step."""
+        starts = range(records.start, records.stop, self.local_batch)
+        return [range(start, min(start + self.local_batch, records.stop)) for start in starts]
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:  # noqa: ARG002 (one signature for all plans)
         """The records of a micro-step (b,) int64."""
@@ -79,30 +80,33 @@ def embed_records(
     world.on_main(lambda: writer.begin(unfinished))
     todo = world.on_main(writer.missing)
     own = [todo[place] for place in shard_of(len(todo), world.rank, world.size)]
-    loader = open_loader(data, source, BlockPlan(writer, own, batch, world.rank), world.device)
+    plan = BlockPlan(writer, own, batch, world.rank)
+    loader = open_loader(data, source, plan, world.device)
     try:
         batches = loader.epoch(0)
         for turn in heed(range(-(-len(todo) // world.size))):
             mine = own[turn : turn + 1]  # none, on a rank that has one block fewer
-            world.together(partial(_make, writer, mine, batches, embed, source))
+            world.together(partial(_make, plan, mine, batches, embed, source))
     finally:
         loader.close()
     _write_means(writer, source, world)
     world.on_main(writer.finish)
 
 
-def _make(writer: CacheWriter, blocks: list[int], batches: Iterator[FaceBatch], embed: Embed, source: Source) -> None:
+def _make(plan: BlockPlan, blocks: list[int], batches: Iterator[FaceBatch], embed: Embed, source: Source) -> None:
     """Embed the records of these blocks and write them."""
+    writer = plan.writer
     for block in blocks:
-        records, rows = writer.records(block), []
-        done = records.start
-        while done < records.stop:
+        records = writer.records(block)
+        rows = torch.zeros(len(records), 2, writer.facts.dim)
+        for _ in plan.steps_of(records):
             batch = next(batches)
-            if batch.records.tolist() != list(range(done, done + len(batch))):
-                raise TeacherError(f"records {batch.records.tolist()} came where {done} and the following were due")
-            rows.append(torch.stack([embed(batch.images), embed(batch.images.flip(3))], dim=1))
-            done += len(batch)
-        writer.write_block(block, torch.cat(rows), source.name)
+            found = torch.stack([embed(batch.images), embed(batch.images.flip(3))], dim=1)
+            zero = torch.nonzero(~found.any(2).all(1))
+            if len(zero):
+                raise TeacherError(f"{source.name(int(batch.records[zero[0]]))}: its embedding is zero")
+            rows[batch.records - records.start] = found.cpu()  # a record that cannot be read stays zero
+        writer.write_block(block, rows, source.name)
 
 
 def _write_means(writer: CacheWriter, source: Source, world: World) -> None:
@@ -116,7 +120,8 @@ def _write_means(writer: CacheWriter, source: Source, world: World) -> None:
             records = writer.records(min(block, writer.blocks))
             labels = torch.from_numpy(source.labels(records.start, records.stop)).to(world.device)
             kept = writer.read_block(block)[:, 0] if len(records) else torch.empty(0, facts.dim)
-            yield kept.to(world.device), labels
+            there = kept.any(1)
+            yield kept[there].to(world.device), labels[there.to(world.device)]
 
     means = mean_rows(shard, facts.dim, rows(), writer.block_records, world)
     world.together(lambda: writer.write_means(shard, means))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import RankFailure, run
+from ranks import run
 
 from partialkd import embedding as module
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config, save_config
-from partialkd.data import teacher_cache_writer
 from partialkd.data.augment import augments
 from partialkd.data.embedded_records import RecordEmbeddings
 from partialkd.data.loader import open_loader
@@ -33,7 +35,7 @@ from partialkd.data.teacher_cache import CacheFacts, TaughtLoader, TeacherCache
 from partialkd.data.teacher_cache_writer import CacheWriter, partial
 from partialkd.dist import World
 from partialkd.embed_command import embed, output_of
-from partialkd.errors import ConfigError, DataError, TeacherError
+from partialkd.errors import ConfigError, DataError, PartialKDError, TeacherError
 from partialkd.job import make_teacher, prepare_job, run_phase
 from partialkd.methods import METHODS
 from partialkd.models import build_model
@@ -95,15 +97,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _embed(world: World, settings: dict[str, Any], output: Path, dtype: str, *more: Any) -> None:
-    teacher_cache_writer.BLOCK_RECORDS = module_block()
     config, folder = output_of(parse_config(settings), str(output), dtype)
-    embed(config, world, folder, *more or (False, None))
+    with small_blocks():
+        embed(config, world, folder, *more or (False, None))
 
 
-def module_block() -> int:
-    """Small blocks, so that there are several."""
-    CacheWriter.__init__.__defaults__ = (BLOCK,)
-    return BLOCK
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """So that there are several."""
+    make, before = CacheWriter.__init__, CacheWriter.__init__.__defaults__
+    make.__defaults__ = (BLOCK,)
+    try:
+        yield
+    finally:
+        make.__defaults__ = before
+
+
+def refusal(world: World, act: Callable[..., Any], *arguments: Any) -> str:
+    """What `act` raises, on every rank."""
+    with pytest.raises(PartialKDError) as refused:
+        act(world, *arguments)
+    return str(refused.value)
 
 
 def teacher_of(folder: Path) -> Teacher:
@@ -154,11 +168,11 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(made: Path, tmp_path
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "import test_teacher_cache as t\n"
         "from partialkd.data.teacher_cache_writer import CacheWriter\n"
-        "t.module_block()\n"
+        "t.small_blocks().__enter__()\n"
         "write, done = CacheWriter.write_block, []\n"
         "def writing(self, block, rows, name):\n"
         "    if len(done) == 2:\n"
-        "        os.pwrite(os.open(self.place / 'embeddings.bin', os.O_WRONLY), b'torn', block * 20 * 32)\n"
+        "        os.pwrite(os.open(self.place / 'embeddings.bin', os.O_WRONLY), b'torn', block * 20 * 64)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    write(self, block, rows, name); done.append(block)\n"
         "CacheWriter.write_block = writing\n"
@@ -170,10 +184,10 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(made: Path, tmp_path
     got = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False)
     assert got.returncode == -signal.SIGKILL, got.stderr
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(RankFailure, match=r"an unfinished cache; go on with it \(--resume\) or remove it"):
-        run(_embed, 2, tree(made), tmp_path / "cache", "fp16")
-    with pytest.raises(RankFailure, match=r"an unfinished cache of something else \(different: dtype\)"):
-        run(_embed, 2, tree(made), tmp_path / "cache", "bf16", True, None)
+    said = run(refusal, 2, _embed, tree(made), tmp_path / "cache", "fp16")
+    assert "an unfinished cache; go on with it (--resume) or remove it" in said[1]
+    said = run(refusal, 2, _embed, tree(made), tmp_path / "cache", "bf16", True, None)
+    assert "an unfinished cache of something else (different: dtype); remove it" in said[1]
     first = partial(tmp_path / "cache") / "embeddings.bin"
     with first.open("r+b") as file:  # a mark in what is done: it must still be there in the end
         file.write(b"mark")
@@ -189,9 +203,9 @@ def _counted(world: World, settings: dict[str, Any], output: Path) -> None:
     seen: list[int] = []
     make = module._make
 
-    def making(writer: CacheWriter, blocks: list[int], *rest: Any) -> None:
+    def making(plan: Any, blocks: list[int], *rest: Any) -> None:
         seen.extend(blocks)
-        make(writer, blocks, *rest)
+        make(plan, blocks, *rest)
 
     module._make = making
     try:
@@ -223,11 +237,31 @@ def _loud(world: World, settings: dict[str, Any], output: Path, factor: float) -
 
 
 def test_overflow_and_nan_are_refused_by_name(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(RankFailure, match=r"train\.rec: key \d+ .*embedding reaches \S+, fp16 holds at most 65504"):
-        run(_loud, 2, tree(made), tmp_path / "cache", 1e6)
-    with pytest.raises(RankFailure, match=r"train\.rec: key \d+ .*embedding is not finite"):
-        run(_loud, 1, tree(made), tmp_path / "other", float("nan"))
+    said = run(refusal, 2, _loud, tree(made), tmp_path / "cache", 1e6)[0]
+    assert re.search(r"train\.rec: key \d+ .*embedding reaches \S+, fp16 holds at most 65504", said)
+    said = run(refusal, 1, _loud, tree(made), tmp_path / "other", float("nan"))[0]
+    assert re.search(r"train\.rec: key \d+ .*embedding is not finite", said)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_record_that_cannot_be_read_is_left_out_and_never_taken_for_an_embedding(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "data", tmp_path / "data")
+    settings = tree(made)
+    settings["data"] |= {"path": str(tmp_path / "data"), "on_corrupt": "skip"}
+    source = open_source(parse_config(settings).data)
+    encoded, label = source.read(25)
+    records = tmp_path / "data" / "train.rec"
+    records.write_bytes(records.read_bytes().replace(encoded, bytes(len(encoded))))
+    run(_embed, 2, settings, tmp_path / "cache", "fp32")
+    cache, whole = TeacherCache(tmp_path / "cache"), TeacherCache(made / "fp32")
+    others = torch.tensor([i for i in range(RECORDS) if i != 25])
+    plain = torch.zeros(RECORDS, dtype=torch.bool)
+    assert torch.equal(cache.rows(others, plain[1:]), whole.rows(others, plain[1:]))
+    with pytest.raises(TeacherError, match="record 25 has no embedding: it could not be read when the cache was made"):
+        cache.rows(torch.tensor([24, 25]), plain[:2])
+    same = [i for i in others.tolist() if source.labels()[i] == label]
+    mean = F.normalize(whole.rows(torch.tensor(same), plain[: len(same)])).mean(0)
+    torch.testing.assert_close(cache.class_means(range(label, label + 1))[0], mean)
 
 
 # ------------------------------------------------------------------------------------- what is not the cache
@@ -347,12 +381,12 @@ def test_a_cache_of_another_teacher_stops_the_run(made: Path) -> None:
     save_teacher(made / "other" / "teacher.safetensors", 1)
     settings = settings_of(made, "wrong", cache=str(made / "fp16"))
     settings["teacher"]["path"] = str(made / "other" / "teacher.safetensors")
-    with pytest.raises(RankFailure, match="made by another teacher"):
-        run(losses, 2, settings)
-    with pytest.raises(RankFailure, match=r"holds no teacher cache; make it with launch/embed\.py"):
-        run(losses, 2, settings_of(made, "none", cache=str(made / "nowhere")))
-    with pytest.raises(RankFailure, match=r"another number format \(fp16 there, fp32 here\)"):
-        run(losses, 2, settings_of(made, "dtype", cache=str(made / "fp16"), cache_dtype="fp32"))
+    assert "made by another teacher" in run(refusal, 2, losses, settings)[0]
+    nowhere = settings_of(made, "none", cache=str(made / "nowhere"))
+    assert "holds no teacher cache; make it with launch/embed.py" in run(refusal, 2, losses, nowhere)[0]
+    exact = settings_of(made, "dtype", cache=str(made / "fp16"), cache_dtype="fp32")
+    assert "has another number format (fp16 there, fp32 here)" in run(refusal, 2, losses, exact)[1]
+    assert not list((made / "runs").glob("wrong/student/checkpoints/*"))
 
 
 @pytest.mark.parametrize("loader", ["jpeg", "dali"])

@@ -8,7 +8,8 @@ A folder that is complete or not there at all:
   manifest.json    "format", "made_from" (what `CacheFacts.made_from` says), "dtype", "shape" [n, 2, D], "classes" C,
                    "block_records" B, and crc32 as eight hexadecimal digits: "blocks" of every B records of
                    embeddings.bin (the last may be shorter), "class_means" of that file
-Embeddings are what `Teacher.embed` returns: projected where the teacher is, not normalised.
+Embeddings are what `Teacher.embed` returns: projected where the teacher is, not normalised. Zeros stand for a record
+that could not be read (data.on_corrupt = "skip"); asking for it is an error, and it counts in no mean.
 
 Opening compares the facts and the sizes, which costs nothing; `verify` reads whole blocks and compares their checksums
 (about 1 GB/s a core), and what it read stays in the page cache. Training verifies all blocks once, its ranks sharing
@@ -130,7 +131,12 @@ class TeacherCache:
         at = (records * 2 + flipped).numpy()
         if len(at) and not 0 <= at.min() <= at.max() < len(self._rows):
             raise IndexError(f"records must be in [0, {self.facts.records}), got {records.min()} to {records.max()}")
-        return torch.from_numpy(self._rows[at]).view(self._dtype).float()
+        rows = torch.from_numpy(self._rows[at]).view(self._dtype).float()
+        missing = torch.nonzero(~rows.any(1))
+        if len(missing):
+            rule = "has no embedding: it could not be read when the cache was made"
+            raise TeacherError(f"{self.folder}: record {int(records[missing[0]])} {rule}")
+        return rows
 
     def class_means(self, shard: range) -> Tensor:
         """(len(shard), D) float32, zeros where a class has no record."""
