@@ -13,8 +13,8 @@ With all of these as they were, a run goes on bit for bit. At another number of 
 - random numbers (dropout) come from new streams, one for each (seed, rank, step): no two ranks share one, and none is
   drawn from twice.
 With another accumulation, moving-average centres move at other moments and the positives of a sampled step are those of
-other micro-batches: these losses are close, not equal. Centres change their precision by rounding, moments have none to
-change.
+other micro-batches: these losses are close, not equal. Centres and moments change their precision by rounding to
+nearest.
 
 Errors: CheckpointError naming the path, the entry and both values; nothing has been changed then.
 """

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from partialkd.centres.shard import local_rows
-from partialkd.centres.store import CentreStore
+from partialkd.centres.store import CentreStore, saved_centres
 from partialkd.data.batch import FaceBatch
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, TeacherError
@@ -150,8 +150,7 @@ def load_or_make(
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
     """Collective. Write the centres, without moments, and then the manifest."""
     world.on_main(lambda: _empty(folder))
-    tensors = {"unit": store.unit, "length": store.length, "seen": store.seen}
-    own = world.together(lambda: write_rows(folder / "centres", tensors, store.shard))
+    own = world.together(lambda: write_rows(folder / "centres", store.tensors(), store.shard))
     files = {name: total for files in world.gather_objects(own) for name, total in files.items()}
     world.on_main(lambda: sync(folder / "centres"))
     world.on_main(lambda: write_json(folder / MANIFEST, {**facts, "files": sums_to_json(files)}))
@@ -160,7 +159,7 @@ def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world:
 def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor], world: World) -> None:
     """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
     saved = world.together(lambda: _saved_rows(folder, store.shard))
-    rows = (saved["unit"].float() * saved["length"][:, None]).to(store.device)
+    rows = saved_centres(saved).to(store.device)
     store.write(slice(None), world.together(lambda: _checked(project(rows), store.dim, folder)))
     store.seen[:] = True
 

@@ -252,5 +252,5 @@ class Trainer:
 
 
 def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:
-    optimizer = make_row_optimizer(store, phase.optimizer) if kind == "trainable" else None
+    optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if kind == "trainable" else None
     return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer)

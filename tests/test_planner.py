@@ -36,6 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "centres": {"method": {"name": "arcface"}, "classes": 300_001, "global_batch": 12},
     "bf16 centres": {"method": {"name": "arcface"}, "classes": 300_001, "global_batch": 12,
                      "centres": {"store": "bf16"}},
+    "int8 centres": {"method": {"name": "adadistill", "initial_centres": "random"}, "classes": 400_000,
+                     "global_batch": 12, "centres": {"store": "int8"}},
+    "bf16 moments": {"method": {"name": "arcface"}, "classes": 300_001, "global_batch": 12,
+                     "centres": {"store": "bf16", "moments": "bf16"}},
     "AdamW, stage 2": {"method": {"name": "cosface"}, "classes": 150_000, "global_batch": 24, "zero_stage": 2,
                        "optimizer": {"name": "adamw", "lr": 0.001}},
     "EMA, stage 3": {"method": {"name": "adadistill", "initial_centres": "random"}, "classes": 100_000,
@@ -142,7 +146,8 @@ def test_identities_that_fit_and_one_row_more() -> None:
 def test_savings_name_keys_and_the_ranks_that_would_do() -> None:
     config = load_config(CONFIGS / "ms1mv2_arcface.toml")
     found = dict(savings(config.student, config.data, 50_000_000, Ranks(2, True), None, 80e9))
-    assert {'centres.store = "bf16"', "accumulation = 2", "4 ranks"} <= found.keys()
+    assert {'centres.store = "bf16"', 'centres.moments = "bf16"', "accumulation = 2", "4 ranks"} <= found.keys()
+    assert 'centres.store = "int8"' not in found  # its centres are trained
     assert found["4 ranks"].peak <= 80e9
     text = memory_advice("student", config.student, config.data, 50_000_000, Ranks(2, True), None)
     assert text.startswith("the plan for 25000000 of 50000000 centres a rank is ")
@@ -150,12 +155,15 @@ def test_savings_name_keys_and_the_ranks_that_would_do() -> None:
     assert 'any of these lowers it: student.centres.store = "bf16" (' in text
 
 
-@pytest.mark.parametrize("store", ["fp32", "bf16"])
+@pytest.mark.parametrize("store", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "sgd", "momentum": 0.0}, {"name": "adamw"}])
-def test_bytes_of_a_row_are_those_of_the_store(store: str, optimizer: dict[str, Any]) -> None:
-    phase = config_of({**CASES["centres"], "centres": {"store": store}, "optimizer": optimizer}).student
+@pytest.mark.parametrize("kept", [{}, {"moments": "bf16"}, {"moments": "bf16", "second_moment": "row"}])
+def test_bytes_of_a_row_are_those_of_the_store(store: str, optimizer: dict[str, Any], kept: dict[str, str]) -> None:
+    case = CASES["EMA, stage 3" if store == "int8" else "centres"]
+    phase = config_of({**case, "centres": {"store": store, **kept}, "optimizer": optimizer}).student
     real = CentreStore.empty(range(7), 20, DIM, DTYPES[store], torch.device("cpu"))
-    make_row_optimizer(real, phase.optimizer)
+    if store != "int8":
+        make_row_optimizer(real, phase.optimizer, phase.centres)
     assert 7 * bytes_a_row(phase) == sum(value.nbytes for value in real.state().values())
 
 

@@ -249,12 +249,16 @@ def one_rank(config: Config) -> list[float]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", [ARCFACE, ADADISTILL], ids=["trainable", "ema"])
-def test_the_precision_of_the_store_may_change(method: dict[str, Any], tmp_path: Path) -> None:
-    """float32, bfloat16, float32: the losses stay within bfloat16's rounding of the cosines (2**-9, at scale 16)."""
+@pytest.mark.parametrize(
+    ("method", "narrow"),
+    [(ARCFACE, "bf16"), (ADADISTILL, "bf16"), (ADADISTILL, "int8")],
+    ids=["trainable", "ema", "ema-int8"],
+)
+def test_the_precision_of_the_store_may_change(method: dict[str, Any], narrow: str, tmp_path: Path) -> None:
+    """There and back: the losses stay within the rounding of the cosines (bf16: 2**-8, int8: 1 / 127, at scale 16)."""
     case = Case("store", method, SGD, (0,) * 5)
     straight = one_rank(config_of(case, 2, tmp_path / "a"))
-    for leg, store in enumerate(("fp32", "bf16", "fp32")):
+    for leg, store in enumerate(("fp32", narrow, "fp32")):
         changed = one_rank(config_of(case, leg, tmp_path / "b", centres={"store": store}))
     assert changed[:2] == straight[:2]
     assert changed[2] != straight[2]
@@ -283,6 +287,7 @@ def test_keys_that_may_differ_on_resume(phase: str, tmp_path: Path) -> None:
         "accumulation=3",
         "zero_stage=3",
         'centres.store="bf16"',
+        'centres.moments="bf16"',
         "centres.backend=reference",
         "centres.chunk_rows=7",
     )

@@ -86,9 +86,9 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) ->
 
 
 def _chunk(store: CentreStore, rows: slice | Tensor) -> Iterator[Chunk]:
-    unit = store.unit[rows]
+    unit = store.directions(rows)
     if len(unit):
-        yield Chunk(rows, unit.to(store.length.dtype))
+        yield Chunk(rows, unit)
 
 
 class Sweep(Protocol):
@@ -176,7 +176,7 @@ class ReferenceSweep(Sweep):
         """-> O (N, D), Z (N,) of this shard."""
         with torch.enable_grad():
             x = queries.embeddings.detach().requires_grad_()
-            negative = self._negative(x, store.unit.to(x.dtype), queries)
+            negative = self._negative(x, store.directions(slice(None)), queries)
             (slope,) = torch.autograd.grad(negative.sum(), x)  # scale * O / Z
         partition = (negative.detach() - offset_of(self.scale)).exp()
         return slope.nan_to_num() * partition[:, None] / self.scale, partition
@@ -187,7 +187,7 @@ class ReferenceSweep(Sweep):
         """As ChunkedSweep.row_gradients, all rows at once."""
         used = torch.stack([queries.filter.keep(0, len(store.shard)) for queries, _, _ in batches]).any(0)
         with torch.enable_grad():
-            unit = store.unit.to(store.length.dtype).detach().requires_grad_()
+            unit = store.directions(slice(None)).detach().requires_grad_()
             loss = unit.sum() * 0
             for queries, weight, target_gradient in batches:
                 terms = (self._masked(queries.embeddings, unit, queries) - offset_of(self.scale)).exp()

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from partialkd.centres.contrast import Queries, make_sweep, offset_of
+from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
@@ -37,7 +38,7 @@ from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
 from partialkd.config import CentresConfig
 from partialkd.dist import World
 
-Moved = tuple[Tensor, Tensor, Tensor, Tensor, bool]  # rows, their unit, length and seen, the store's skip_unseen
+Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
 Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
 
 
@@ -83,6 +84,7 @@ class Centres:
         self._asked: tuple[Tensor, Callable[[], None]] | None = (
             None  # (2, b) wrong or not, labels; until they are there
         )
+        self._looks = 0  # since the last optimiser step
 
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
@@ -94,7 +96,7 @@ class Centres:
             own = self._gather(x.detach(), labels, teacher)
             if look and self.undoable and len(self.store.shard):
                 self._moved.append(self._as_it_is(own.row))
-            looked = look(own) if look else torch.zeros_like(own.student[:, 0])
+            looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
             queries = Queries(where_finite(own.student), own.owned, own.row, self._filter(own))
             total, partition = self.sweep.sums(self.store, queries)
             parts = [total, self._targets(own), partition, looked]
@@ -119,22 +121,32 @@ class Centres:
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
-                self.sweep.move(self.store, batches, self.optimizer, lr)
-        self._pending.clear()
-        self._moved.clear()
+                with self.store.rounding(Draw(self.seed, self.steps)):
+                    self.sweep.move(self.store, batches, self.optimizer, lr)
+        self._forget()
         self.steps += 1
 
     def skip(self) -> None:
         """Instead of `step`: nothing moves, and what `look` has moved since the last step goes back (`undoable`)."""
         store = self.store
-        for rows, unit, length, seen, store.skip_unseen in reversed(self._moved):
-            store.unit[rows], store.length[rows], store.seen[rows] = unit, length, seen
+        for rows, before, store.skip_unseen in reversed(self._moved):
+            for name, tensor in store.tensors().items():
+                tensor[rows] = before[name]
+        self._forget()
+
+    def _look(self, look: Look, own: OwnRows) -> Tensor:
+        with self.store.rounding(Draw(self.seed, self.steps, self._looks)):
+            self._looks += 1
+            return look(own)
+
+    def _forget(self) -> None:
         self._pending.clear()
         self._moved.clear()
+        self._looks = 0
 
     def _as_it_is(self, rows: Tensor) -> Moved:
         store = self.store
-        return rows, store.unit[rows], store.length[rows], store.seen[rows], store.skip_unseen
+        return rows, {name: tensor[rows] for name, tensor in store.tensors().items()}, store.skip_unseen
 
     def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
         """-> queries, dL/dcosine of the other classes divided by p_ij (N,), dL/dcosine of the own class (N,).
@@ -171,7 +183,7 @@ class Centres:
         """Each sample's own unit centre (N, D), zero where another rank owns it."""
         if not len(self.store.shard):
             return torch.zeros_like(own.student)
-        return self.store.unit[own.row].to(own.student.dtype) * own.owned[:, None]
+        return self.store.directions(own.row) * own.owned[:, None]
 
     def _scatter(self, *parts: Tensor) -> list[Tensor]:
         """One reduce_scatter of (N, ...) tensors side by side -> their (b, ...) parts of the sum over ranks."""

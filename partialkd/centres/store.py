@@ -2,8 +2,15 @@
 
 A centre w is kept as its direction and its length, w = length * unit. Cosines need the direction only, so a
 sweep over the rows reads them as they lie, without a normalisation; an update reads length * unit, moves it
-and splits it again. Shapes: unit (R, D) float32 or bfloat16, length (R,) float32, seen (R,) bool, moments
-(R, D) or (R,) float32; R = len(shard), possibly 0.
+and splits it again. Shapes: unit (R, D) float32, bfloat16 or int8, length (R,) float32, seen (R,) bool, moments
+(R, D) or (R,) float32 or bfloat16; R = len(shard), possibly 0.
+
+int8 rows have a scale each, (R,) float32: direction = scale * unit with scale = 1 / |unit|, so that what cosines are
+taken with is of unit length however it was rounded, and length * scale * unit is the rounded centre. bfloat16 rows are
+used as they lie: their length is off by about 2^-9 / sqrt(D).
+
+Writes round to nearest; within `rounding` stochastically (partialkd.centres.rounding), for whatever moves by small
+steps.
 
 Random centres depend on (seed, class id) alone: not on the rank, the world size or the device.
 """
@@ -11,16 +18,20 @@ Random centres depend on (seed, class id) alone: not on the rank, the world size
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish
-_BLOCK = 1024  # class ids that share one generator
-TINY = 1e-12  # a shorter centre has no direction
+from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish
+TINY = 1e-12  # a shorter centre has no direction
+_BLOCK = 1024  # class ids that share one generator
+ROUNDED_AT_ONCE = 1 << 19  # numbers: what rounding needs beside the rows
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass
@@ -34,6 +45,8 @@ class CentreStore:
     seen: Tensor
     skip_unseen: bool = False  # centres not seen yet are no negatives
     moments: dict[str, Tensor] = field(default_factory=dict)
+    scale: Tensor | None = None  # of int8 rows
+    draw: Draw | None = None  # random bits of writes; None: to nearest
 
     @classmethod
     def empty(cls, shard: range, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> CentreStore:
@@ -45,6 +58,7 @@ class CentreStore:
             unit=torch.zeros(rows, dim, dtype=dtype, device=device),
             length=torch.zeros(rows, dtype=_length_dtype(dtype), device=device),
             seen=torch.zeros(rows, dtype=torch.bool, device=device),
+            scale=torch.ones(rows, device=device) if dtype == torch.int8 else None,
         )
 
     @classmethod
@@ -66,9 +80,14 @@ class CentreStore:
     def device(self) -> torch.device:
         return self.unit.device
 
+    def directions(self, rows: Tensor | slice) -> Tensor:
+        """Unit centres (n, D) of these rows in the precision of the lengths; of a slice, a view where it is theirs."""
+        unit = self.unit[rows].to(self.length.dtype)
+        return unit if self.scale is None else unit.mul_(self.scale[rows, None])
+
     def read(self, rows: Tensor | slice) -> Tensor:
         """Centres (n, D) of these rows, unnormalised, in the precision of the lengths (float32)."""
-        return self.unit[rows].to(self.length.dtype) * self.length[rows, None]
+        return self.directions(rows) * self.length[rows, None]
 
     def write(self, rows: Tensor | slice, centres: Tensor) -> None:
         """Replace these rows by centres (n, D)."""
@@ -76,9 +95,31 @@ class CentreStore:
 
     def replace(self, rows: Tensor | slice, centres: Tensor) -> None:
         """As `write`, with the memory of `centres`, which may be the rows' own."""
+        if self.scale is not None:
+            for part, values in self._blocks(rows, centres):
+                words = self._words(part, purpose=0)
+                self.unit[part], self.scale[part], self.length[part] = to_int8(values, words)
+            return
         length = centres.norm(dim=1)
-        put_rows(self.unit, rows, centres.div_(length.clamp_min(TINY)[:, None]))
+        self.put(self.unit, rows, centres.div_(length.clamp_min(TINY)[:, None]), purpose=0)
         put_rows(self.length, rows, length)
+
+    def put(self, target: Tensor, rows: Tensor | slice, values: Tensor, purpose: int) -> None:
+        """target[rows] = values (n, ...), rounded where target is bfloat16. `purpose` tells its random bits apart."""
+        if target.dtype != torch.bfloat16 or self.draw is None:
+            put_rows(target, rows, values)
+            return
+        for part, block in self._blocks(rows, values):
+            target[part] = to_bfloat16(block, self._words(part, purpose))
+
+    @contextmanager
+    def rounding(self, draw: Draw) -> Iterator[None]:
+        """Round what is written stochastically."""
+        self.draw = draw
+        try:
+            yield
+        finally:
+            self.draw = None
 
     def renormalise(self, rows: Tensor) -> None:
         """Bring these centres to length one."""
@@ -90,23 +131,55 @@ class CentreStore:
         self.skip_unseen = self.skip_unseen and not bool(self.seen.all())
         return not self.skip_unseen
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What the centres are, without their optimiser's moments; leading dimension R. The tensors themselves."""
+        own = {"unit": self.unit, "length": self.length, "seen": self.seen}
+        return own if self.scale is None else {**own, "scale": self.scale}
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor, leading dimension R, for a checkpoint."""
-        moments = {f"moment.{key}": value for key, value in self.moments.items()}
-        return {"unit": self.unit, "length": self.length, "seen": self.seen, **moments}
+        return {**self.tensors(), **{f"moment.{key}": value for key, value in self.moments.items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over tensors of this shard, moments included. Rows kept in another precision are converted."""
+        """Take over tensors of this shard, moments included. What is kept in another precision is converted."""
         if state["unit"].dtype == self.unit.dtype:
-            self.unit.copy_(state["unit"])
-            self.length.copy_(state["length"])
+            for name, own in self.tensors().items():
+                own.copy_(state[name])
         else:  # split again, since a row that was rounded is not quite of unit length
-            length = state["length"].to(self.length)
-            self.replace(slice(None), state["unit"].to(length) * length[:, None])
-        self.seen.copy_(state["seen"])
+            rows = max(1, ROUNDED_AT_ONCE // self.dim)
+            for start in range(0, len(self.shard), rows):
+                part = slice(start, min(start + rows, len(self.shard)))
+                self.replace(part, saved_centres(state, part).to(self.length))
+            self.seen.copy_(state["seen"])
         for key, value in state.items():
             if key.startswith("moment."):
-                self.moments[key.removeprefix("moment.")] = value.to(self.device)
+                name = key.removeprefix("moment.")
+                dtype = self.moments[name].dtype if name in self.moments else value.dtype
+                self.moments[name] = value.to(self.device, dtype)
+
+    def _blocks(self, rows: Tensor | slice, values: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """(rows, their values), ROUNDED_AT_ONCE numbers at a time."""
+        count = max(1, ROUNDED_AT_ONCE // max(1, values[:1].numel()))
+        first = 0 if isinstance(rows, Tensor) else rows.indices(len(self.shard))[0]
+        for start in range(0, len(values), count):
+            stop = min(start + count, len(values))
+            part = rows[start:stop] if isinstance(rows, Tensor) else slice(first + start, first + stop)
+            yield part, values[start:stop]
+
+    def _words(self, rows: Tensor | slice, purpose: int) -> Tensor | None:
+        if self.draw is None:
+            return None
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=self.device)
+        return self.draw.words(rows + self.shard.start, self.dim, purpose)
+
+
+def saved_centres(state: dict[str, Tensor], rows: slice = slice(None)) -> Tensor:
+    """Centres (n, D) of saved tensors of any precision, unnormalised, in that of their lengths."""
+    factor = state["length"][rows]
+    if "scale" in state:
+        factor = factor * state["scale"][rows]
+    return state["unit"][rows].to(factor.dtype) * factor[:, None]
 
 
 def put_rows(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:

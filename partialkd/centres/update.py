@@ -1,15 +1,19 @@
-"""How centres move: the moving average of AdaDistill, and optimisers that act on a chunk of rows at a time."""
+"""How centres move: the moving average of AdaDistill, and optimisers that act on a chunk of rows at a time.
+
+Moments (R, D) are float32, or bfloat16 rounded stochastically so that what decays and what is added is not lost. A
+moment that is one number a row is float32.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from partialkd.centres.store import TINY, CentreStore, put_rows
-from partialkd.config import OptimizerConfig
+from partialkd.centres.store import TINY, CentreStore
+from partialkd.config import CentresConfig, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def teacher_cosine(own: OwnRows) -> Tensor:
     """<f_t, w_y / |w_y|> (N,), 0 where the class is not owned."""
     if not len(own.store.shard):
         return torch.zeros_like(own.teacher[:, 0])
-    return (own.teacher * own.store.unit[own.row].to(own.teacher.dtype)).sum(1) * own.owned
+    return (own.teacher * own.store.directions(own.row)).sum(1) * own.owned
 
 
 def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool) -> Tensor:
@@ -49,7 +53,7 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
     centre = store.read(row)
     alpha = (f_s * f_t).sum(1)
     if weighted:
-        alpha = alpha * (store.unit[row].to(f_t.dtype) * f_t).sum(1)
+        alpha = alpha * (store.directions(row) * f_t).sum(1)
     alpha = alpha.clamp(0, 1)
     if first_sight:
         alpha = alpha * store.seen[row]
@@ -77,52 +81,79 @@ class RowSGD:
     store nothing is copied.
     """
 
-    def __init__(self, store: CentreStore, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, store: CentreStore, momentum: float, weight_decay: float, dtype: torch.dtype | None = None
+    ) -> None:
+        """`dtype` of the momentum; None: that of the lengths."""
         self.momentum, self.weight_decay = momentum, weight_decay
         if momentum:
-            store.moments["momentum"] = torch.zeros_like(store.unit, dtype=store.length.dtype)
+            store.moments["momentum"] = torch.zeros_like(store.unit, dtype=dtype or store.length.dtype)
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
-        unit, length = store.unit[rows].to(store.length.dtype), store.length[rows]
+        unit, length = store.directions(rows), store.length[rows]
         inverse = 1 / length.clamp_min(TINY)
         along = self.weight_decay * length - torch.linalg.vecdot(unit_gradient, unit) * inverse
         if self.momentum:
-            step = store.moments["momentum"][rows].mul_(self.momentum).addcmul_(unit_gradient, inverse[:, None])
+            step = store.moments["momentum"][rows].to(length.dtype)
+            step.mul_(self.momentum).addcmul_(unit_gradient, inverse[:, None])
         else:
             step = unit_gradient.mul_(inverse[:, None])
         step.addcmul_(unit, along[:, None])
         if self.momentum:
-            put_rows(store.moments["momentum"], rows, step)
+            store.put(store.moments["momentum"], rows, step, purpose=1)
         store.replace(rows, unit.mul_(length[:, None]).sub_(step, alpha=lr))
 
 
 class RowAdamW:
-    """AdamW, as torch.optim.AdamW, on the rows of a step only; each row counts its own steps."""
+    """AdamW, as torch.optim.AdamW, on the rows of a step only; each row counts its own steps.
 
-    def __init__(self, store: CentreStore, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        for name in ("first", "second"):
-            store.moments[name] = torch.zeros_like(store.unit, dtype=store.length.dtype)
+    With `second = "row"` the second moment is one number a row, the mean square of the row's gradient: every number of
+    a row then takes its step at the row's own rate, and a step keeps the gradient's direction but for the eps.
+    Source: the row factor of Adafactor (arXiv:1804.04235) without the column's; one second moment a block of weights,
+    here a centre, as Adam-mini (arXiv:2406.16793).
+    """
+
+    def __init__(
+        self,
+        store: CentreStore,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        second: Literal["full", "row"] = "full",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`dtype` of moments (R, D); None: that of the lengths."""
+        self.betas, self.eps, self.weight_decay, self.by_row = betas, eps, weight_decay, second == "row"
+        dtype = dtype or store.length.dtype
+        store.moments["first"] = torch.zeros_like(store.unit, dtype=dtype)
+        store.moments["second"] = (
+            torch.zeros_like(store.length) if self.by_row else torch.zeros_like(store.unit, dtype=dtype)
+        )
         store.moments["count"] = torch.zeros_like(store.length)
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         (beta1, beta2), moments = self.betas, store.moments
-        unit, length = store.unit[rows].to(store.length.dtype), store.length[rows]
+        unit, length = store.directions(rows), store.length[rows]
         radial = torch.linalg.vecdot(unit_gradient, unit)
         gradient = (unit_gradient - radial[:, None] * unit) / length.clamp_min(TINY)[:, None]
-        first = moments["first"][rows].lerp(gradient, 1 - beta1)
-        second = moments["second"][rows] * beta2 + (1 - beta2) * gradient.square()
+        square = gradient.square().mean(1) if self.by_row else gradient.square()
+        first = moments["first"][rows].to(length.dtype).lerp(gradient, 1 - beta1)
+        second = moments["second"][rows].to(length.dtype) * beta2 + (1 - beta2) * square
         count = moments["count"][rows] + 1
-        for name, moment in (("first", first), ("second", second), ("count", count)):
-            put_rows(moments[name], rows, moment)
+        for purpose, (name, moment) in enumerate((("first", first), ("second", second), ("count", count)), start=1):
+            store.put(moments[name], rows, moment, purpose)
         mean = first / (1 - beta1**count)[:, None]
-        deviation = (second / (1 - beta2**count)[:, None]).sqrt_().add_(self.eps)
+        deviation = (second.view(len(second), -1) / (1 - beta2**count)[:, None]).sqrt_().add_(self.eps)
         centre = unit * (length * (1 - lr * self.weight_decay))[:, None]
         store.replace(rows, centre.sub_(mean.div_(deviation), alpha=lr))
 
 
-def make_row_optimizer(store: CentreStore, config: OptimizerConfig) -> RowOptimizer:
-    """The optimiser of trainable centres; its moments become part of the store."""
+def make_row_optimizer(
+    store: CentreStore, config: OptimizerConfig, centres: CentresConfig | None = None
+) -> RowOptimizer:
+    """The optimiser of trainable centres; its moments, kept as `centres` says, become part of the store."""
+    kept = centres or CentresConfig()
+    dtype = torch.bfloat16 if kept.moments == "bf16" else None
     if config.name == "adamw":
-        return RowAdamW(store, config.betas, config.eps, config.weight_decay)
-    return RowSGD(store, config.momentum, config.weight_decay)
+        return RowAdamW(store, config.betas, config.eps, config.weight_decay, kept.second_moment, dtype)
+    return RowSGD(store, config.momentum, config.weight_decay, dtype)

@@ -7,14 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
-from partialkd.config.methods import MarginDistillationConfig, MethodConfig
+from partialkd.config.methods import METHODS_WITH_TEACHER, MarginDistillationConfig, MethodConfig
 from partialkd.config.models import ModelConfig
 
 
 class CentresConfig(Section):
     sample_rate: Share = 1.0  # share of the rows compared with in a step, and the batch's own classes
     importance_correction: bool = False  # a sampled sum over other classes is scaled up to what all would give
-    store: Literal["fp32", "bf16"] = "fp32"
+    # Rows of the centres: bf16 and int8 (with a float32 scale a row) are rounded stochastically where they move by
+    # steps. int8 is for centres that no gradient moves.
+    store: Literal["fp32", "bf16", "int8"] = "fp32"
+    moments: Literal["fp32", "bf16"] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
+    second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, until
     # the faster one has been measured.
     backend: Literal["chunked", "fused", "auto", "reference"] = "chunked"
@@ -62,6 +66,11 @@ class PhaseConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
+        trainable = self.method.name not in METHODS_WITH_TEACHER
+        if trainable and self.centres.store == "int8":
+            raise ValueError(
+                f'centres.store must be "fp32" or "bf16" with {self.method.name}, whose centres are trained, got "int8"'
+            )
         if self.global_batch % self.accumulation:
             raise ValueError(
                 f"global_batch must be divisible by accumulation ({self.accumulation}), got {self.global_batch}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
+from partialkd.config import METHODS_WITH_TEACHER, Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
@@ -55,8 +55,12 @@ def _changes(phase: PhaseConfig, size: int) -> Iterator[tuple[str, PhaseConfig]]
     def having(**update: Any) -> PhaseConfig:
         return phase.model_copy(update=update)
 
-    if phase.centres.store == "fp32":
-        yield 'centres.store = "bf16"', having(centres=phase.centres.model_copy(update={"store": "bf16"}))
+    trainable = phase.method.name not in METHODS_WITH_TEACHER
+    stores = ("fp32", "bf16") if trainable else ("fp32", "bf16", "int8")
+    for store in stores[stores.index(phase.centres.store) + 1 :]:
+        yield f'centres.store = "{store}"', having(centres=phase.centres.model_copy(update={"store": store}))
+    if trainable and phase.centres.moments == "fp32":
+        yield 'centres.moments = "bf16"', having(centres=phase.centres.model_copy(update={"moments": "bf16"}))
     if not phase.model.activation_checkpointing:
         model = phase.model.model_copy(update={"activation_checkpointing": True})
         yield "model.activation_checkpointing = true", having(model=model)

@@ -1,8 +1,8 @@
 """Memory per rank, bytes on the wire and the floor of the step time of one phase, from its configuration.
 
-Counts what the code allocates, item by item: the store (unit rows, lengths, seen, moments), the student with its
-gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what the
-sweep needs beside the store, and the batches that the loader reads ahead. C classes, D embedding, W ranks, R = rows
+Counts what the code allocates, item by item: the store (unit rows, lengths, scales, seen, moments), the student with
+its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what
+the sweep needs beside the store, and the batches that the loader reads ahead. C classes, D embedding, W ranks, R = rows
 of the largest shard, b local batch, N global batch of a micro-step.
 
 Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
@@ -25,7 +25,7 @@ from partialkd.student import BUCKET
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
 FLOAT = 4
 SGD_COPIES, ADAMW_COPIES = 3, 9  # of a chunk of rows, in the row optimisers
-STORE_BYTES = {"fp32": 4, "bf16": 2}
+STORE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,15 @@ def bytes_a_row(phase: PhaseConfig) -> int:
 def _row_items(phase: PhaseConfig) -> dict[str, int]:
     dim, optimizer = phase.model.embedding_dim, phase.optimizer
     items = {"centres: rows": dim * STORE_BYTES[phase.centres.store], "centres: lengths and seen": FLOAT + 1}
+    if phase.centres.store == "int8":
+        items["centres: scales"] = FLOAT
     if METHODS[phase.method.name].kind == "trainable":
+        moment = dim * STORE_BYTES[phase.centres.moments]
         if optimizer.name == "adamw":
-            items["centres: moments"] = 2 * dim * FLOAT + FLOAT
+            second = FLOAT if phase.centres.second_moment == "row" else moment
+            items["centres: moments"] = moment + second + FLOAT
         elif optimizer.momentum:
-            items["centres: moments"] = dim * FLOAT
+            items["centres: moments"] = moment
     return items
 
 
