@@ -1,0 +1,259 @@
+"""Images/s of the whole training step, with the teacher running and with its embeddings kept, side by side.
+
+    python benchmarks/end_to_end.py [--teacher iresnet50] [--student mobilefacenet_gdc] [--batch 64] [--classes 20000]
+                                    [--size 112] [--loader jpeg] [--steps 3] [--runs 3] [--json] [--out FILE]
+
+One rank. The records are procedural faces in an InsightFace folder, read, decoded and mirrored by the loader that
+trains; the student is DeepSpeed's, the method AdaDistill over moving-average centres, the teacher a network of the
+named kind with random weights, whose cost is that of a trained one. Both ways run in turn, `steps` steps a run.
+
+- live: each batch goes through the teacher. cached: the teacher's embeddings come from a teacher cache (float16).
+- parts: seconds of a step spent waiting for the loader, in the teacher (or in waiting for what was kept, which is part
+  of the loader's), in the student (forward, backward and step) and in the centres (the loss over them and their move),
+  medians over all steps of a way; what is left is the trainer's own.
+- cache: seconds and bytes of making it, an image; after how many epochs it has paid for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, wait_for
+from prettytable import PrettyTable
+
+from partialkd.centres.shard import shard_of
+from partialkd.centres.store import CentreStore
+from partialkd.config import Config
+from partialkd.config_files import parse_config
+from partialkd.data.batch import FaceBatch
+from partialkd.data.face_drawing import draw_jpegs
+from partialkd.data.layout import pack_records
+from partialkd.data.sources import open_source
+from partialkd.data.teacher_cache import TeacherCache
+from partialkd.dist import World
+from partialkd.embed_command import embed
+from partialkd.models import build_model
+from partialkd.models.saved import save_model
+from partialkd.models.teacher import open_teacher
+from partialkd.stopping import StopSignals
+from partialkd.trainer import Trainer
+
+PARTS = ("loader", "teacher", "student", "centres")
+DRAWN = 512  # different pictures; more records repeat them
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="iresnet50")
+    parser.add_argument("--student", default="mobilefacenet_gdc")
+    parser.add_argument("--width", type=float, default=1.0, help="of both networks")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--size", type=int, default=112, help="pixels")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--classes", type=int, default=20_000)
+    parser.add_argument("--records", type=int, help="(default: four batches)")
+    parser.add_argument("--loader", choices=["jpeg", "dali"], default="jpeg")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--steps", type=int, default=3, help="in a run")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--out", type=Path, help="also write the JSON object here")
+    args = parser.parse_args()
+    args.records = args.records or 4 * args.batch
+    return args
+
+
+def configured(args: argparse.Namespace, folder: Path) -> Config:
+    """A run whose schedule is longer than it will last."""
+    model = {"embedding_dim": args.dim, "width": args.width}
+    teacher = {"path": str(folder / "teacher.safetensors"), "cache_dtype": "fp16"}
+    return parse_config(
+        {
+            "run": {"name": "run", "folder": str(folder), "tensorboard": False},
+            "data": {
+                "path": str(folder / "data"), "image_size": args.size, "loader": args.loader, "workers": args.workers,
+            },
+            "teacher": {"source": "checkpoint", "model": {"name": args.teacher, **model}, **teacher,
+                        "input": {"size": args.size}},
+            "student": {
+                "model": {"name": args.student, **model}, "method": {"name": "adadistill"}, "epochs": 1000,
+                "global_batch": args.batch, "precision": args.precision,
+                "optimizer": {"lr": 1e-4},
+            },
+            "evaluate": {"batch": args.batch},
+        }
+    )  # fmt: skip
+
+
+def make_inputs(args: argparse.Namespace, config: Config, folder: Path) -> None:
+    """The records, of the first classes, and the teacher's file."""
+    pictures = draw_jpegs(0, args.size, [(i % DRAWN, i // DRAWN) for i in range(min(args.records, DRAWN))])
+    labels = sorted(i % args.classes for i in range(args.records))
+    pack_records(folder / "data", ((pictures[i % DRAWN], k) for i, k in enumerate(labels)), args.classes, args.size)
+    torch.manual_seed(0)
+    assert config.teacher.model is not None
+    network = build_model(config.teacher.model, args.size)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network(torch.rand(8, 3, args.size, args.size) * 2 - 1)  # running statistics, or its numbers would explode
+    save_model(folder / "teacher.safetensors", network.eval(), config.teacher.model, args.size)
+
+
+class Clock:
+    """Seconds by part, of one way."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.step = device, defaultdict[str, float](float)
+        self.steps: list[dict[str, float]] = []
+
+    def around(self, part: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        """`act`, whose seconds are added to its part of the step."""
+
+        def timed(*arguments: Any) -> Any:
+            wait_for(self.device)
+            start = time.perf_counter()
+            result = act(*arguments)
+            wait_for(self.device)
+            self.step[part] += time.perf_counter() - start
+            return result
+
+        return timed
+
+    def medians(self) -> dict[str, float]:
+        names = (*PARTS, "step")
+        return {name: statistics.median(step.get(name, 0.0) for step in self.steps) for name in names}
+
+
+class Way:
+    """A trainer and its clock."""
+
+    def __init__(self, config: Config, world: World, teacher: Any, stop: StopSignals, name: str) -> None:
+        source = open_source(config.data)
+        shard = shard_of(source.num_classes, world.rank, world.size)
+        dim = config.student.model.embedding_dim
+        store = CentreStore.random(shard, source.num_classes, dim, torch.float32, world.device, seed=0)
+        folder = Path(config.run.folder) / name
+        self.trainer = Trainer("student", config.student, config, world, source, store, teacher, folder, stop)
+        self.clock = Clock(world.device)
+        self.batches = self._batches()
+        self._put_clocks()
+
+    def _put_clocks(self) -> None:
+        trainer, around = self.trainer, self.clock.around
+        for part, owner, names in (
+            ("teacher", trainer.teacher, ("embed",)),
+            ("student", trainer.student, ("embed", "backward", "step")),
+            ("centres", trainer.method, ("loss",)),
+            ("centres", trainer.centres, ("step",)),
+        ):
+            for name in names if owner is not None else ():
+                setattr(owner, name, around(part, getattr(owner, name)))
+        self.next = around("loader", lambda: next(self.batches))
+
+    def _batches(self) -> Iterator[FaceBatch]:
+        epoch = 0
+        while True:
+            yield from self.trainer.loader.epoch(epoch)
+            epoch += 1
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.clock.step = defaultdict(float)
+            self.clock.around("step", lambda: self.trainer.micro_step(self.next()))()
+            self.clock.steps.append(dict(self.clock.step))
+
+
+def measure(args: argparse.Namespace, folder: Path, world: World) -> dict[str, Any]:
+    config = configured(args, folder)
+    make_inputs(args, config, folder)
+    start = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        embed(config, world, folder / "cache", False, None)
+    made = (time.perf_counter() - start) / args.records
+    cache = TeacherCache(folder / "cache")
+    stop = StopSignals()
+    try:
+        live = open_teacher(config.teacher, args.size, world.device)
+        ways = {
+            "live": Way(config, world, live, stop, "live"),
+            "cached": Way(config, world, cache, stop, "cached"),
+        }
+        for run in range(args.runs + 1):
+            for way in ways.values():
+                way.run(args.steps if run else 1)
+                if run == 0:
+                    way.clock.steps.clear()  # the first step warms up
+        seconds = {name: way.clock.medians() for name, way in ways.items()}
+        for way in ways.values():
+            way.batches.close()  # type: ignore[attr-defined]
+            way.trainer.close()
+    finally:
+        stop.forget()
+    return result_of(args, seconds, made, cache, world)
+
+
+def result_of(
+    args: argparse.Namespace, seconds: dict[str, dict[str, float]], made: float, cache: TeacherCache, world: World
+) -> dict[str, Any]:
+    keys = (
+        "teacher",
+        "student",
+        "width",
+        "dim",
+        "size",
+        "batch",
+        "classes",
+        "records",
+        "loader",
+        "workers",
+        "precision",
+    )
+    saved = (seconds["live"]["step"] - seconds["cached"]["step"]) / args.batch
+    return {
+        **{key: getattr(args, key) for key in keys},
+        "images_per_second": {name: args.batch / parts["step"] for name, parts in seconds.items()},
+        "speedup": seconds["live"]["step"] / seconds["cached"]["step"],
+        "seconds": seconds,
+        "cache_seconds_per_record": made,
+        "cache_bytes_per_record": cache.facts.record_bytes,
+        "cache_pays_after_epochs": made / saved if saved > 0 else None,
+        "steps": args.steps,
+        "runs": args.runs,
+        **machine(world.device),
+    }
+
+
+def table_of(result: dict[str, Any]) -> PrettyTable:
+    table = PrettyTable(["teacher", "images/s", *(f"{part}, ms" for part in PARTS), "other, ms", "step, ms"])
+    for name, parts in result["seconds"].items():
+        other = parts["step"] - sum(parts[part] for part in PARTS)
+        times = [f"{1e3 * value:.1f}" for value in (*(parts[part] for part in PARTS), other, parts["step"])]
+        table.add_row([name, f"{result['images_per_second'][name]:.1f}", *times])
+    return table
+
+
+def main() -> None:
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as folder, World.start() as world:
+        result = measure(args, Path(folder), world)
+    print(json.dumps(result) if args.json else table_of(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
