@@ -1,12 +1,17 @@
-"""One class-centre step against the materialised reference and against the plain matrix products, in one run.
+"""Class-centre steps against the materialised reference and against the floor, all in one run.
 
-    python benchmarks/centre_step.py --kind ema --classes 200000 --batch 256 --dim 512 [--json] [--out FILE]
+    python benchmarks/centre_step.py --kind fixed ema trainable --classes 200000 --batch 256 [--json] [--out FILE]
+
+Every combination of --kind, --classes, --backend, --store and --sample-rate is measured:
 
 - step: the engine, one rank: the update of the centres (EMA, or second sweep with momentum SGD), the sweep, an
   ArcFace margin, the loss and its backward pass to the embeddings.
 - reference: what is usually written: an (N, C) logits tensor, margin at the target, cross-entropy, autograd;
-  for trainable centres a dense gradient and torch.optim.SGD. Centres that move are normalised each step.
-- products: x W^T, then P W into tensors that exist already; no exp, no loss. 4NCD flops.
+  for trainable centres a dense gradient and torch.optim.SGD. Centres that move are normalised each step. All classes
+  take part, whatever the sample rate. Left out where it would not fit into the memory that is free.
+- products: x W^T, then P W into tensors that exist already, over at most 262144 rows; no exp, no loss; float32 without
+  TF32 on the CPU and for float32 stores, else bfloat16. They give the rate of matrix products of this machine.
+- floor: 4 N S D flops at that rate, 8 N S D where centres are trained; S = sample rate x C.
 
 Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum.
 """
@@ -14,18 +19,20 @@ Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from measure import interleaved_seconds, machine, medians, peak_extra_bytes
+from measure import free_bytes, interleaved_seconds, machine, medians, peak_extra_bytes
 from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.dist import World
@@ -33,52 +40,68 @@ from partialkd.margin import arc_margin, margin_softmax
 
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
+KINDS = ("fixed", "ema", "trainable")
+FILLED_AT_ONCE, MULTIPLIED = 1 << 16, 1 << 18  # rows
+Step = Callable[[], Any]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=["fixed", "ema", "trainable"], default="fixed")
-    parser.add_argument("--backend", choices=["chunked", "reference", "fused", "auto"], default="chunked")
-    parser.add_argument("--classes", type=int, default=200_000)
+    backends = get_args(CentresConfig.model_fields["backend"].annotation)
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=["fixed"])
+    parser.add_argument("--backend", nargs="+", choices=backends, default=["chunked"])
+    parser.add_argument("--classes", nargs="+", type=int, default=[200_000])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--sample-rate", type=float, default=1.0)
-    parser.add_argument("--store", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--sample-rate", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--store", nargs="+", choices=tuple(DTYPES), default=["fp32"])
     parser.add_argument("--chunk-rows", type=int)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
-    if args.backend == "fused" and not torch.cuda.is_available():
+    if "fused" in args.backend and not torch.cuda.is_available():
         parser.error("--backend fused: needs a GPU; use chunked")
     return args
 
 
-def make_inputs(args: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> student (N, D), teacher (N, D), labels (N,), centres (C, D)."""
+def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """One namespace a combination, with a single value of every option."""
+    names = ("kind", "classes", "store", "sample_rate", "backend")
+    each = itertools.product(*(getattr(args, name) for name in names))
+    return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
+
+
+def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
+    """Random centres, all seen, made where they stay."""
     torch.manual_seed(0)
-    centres = torch.randn(args.classes, args.dim, device=device)
-    labels = torch.randint(args.classes, (args.batch,), device=device)
-    noise = torch.randn(2, args.batch, args.dim, device=device)
-    return centres[labels] + noise[0], centres[labels] + 0.5 * noise[1], labels, centres
-
-
-def engine_step(args: argparse.Namespace, device: torch.device, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    student, teacher, labels, rows = inputs
-    dtype = torch.bfloat16 if args.store == "bf16" else torch.float32
-    store = CentreStore.empty(range(args.classes), args.classes, args.dim, dtype, device)
-    store.write(slice(None), rows)
+    store = CentreStore.empty(range(args.classes), args.classes, args.dim, DTYPES[args.store], device)
+    for start in range(0, args.classes, FILLED_AT_ONCE):
+        stop = min(start + FILLED_AT_ONCE, args.classes)
+        store.write(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
     store.seen[:] = True
+    return store
+
+
+def make_inputs(args: argparse.Namespace, store: CentreStore) -> tuple[Tensor, Tensor, Tensor]:
+    """-> student (N, D), teacher (N, D), labels (N,)."""
+    labels = torch.randint(args.classes, (args.batch,), device=store.device)
+    centres, noise = store.read(labels), torch.randn(2, args.batch, args.dim, device=store.device)
+    return centres + noise[0], centres + 0.5 * noise[1], labels
+
+
+def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
+    student, teacher, labels = inputs
     config = CentresConfig(
         sample_rate=args.sample_rate, store=args.store, backend=args.backend, chunk_rows=args.chunk_rows
     )
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
-    centres = Centres(store, World(device=device), SCALE, config, optimizer=optimizer)
+    centres = Centres(store, World(device=store.device), SCALE, config, optimizer=optimizer)
 
     def look(own: Any) -> Tensor:
         return move_ema(own, weighted=True, first_sight=True, renormalise=False)
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = student.clone().requires_grad_()
         moves = args.kind == "ema"
         found = centres.contrast(x, labels, teacher if moves else None, look if moves else None)
@@ -90,13 +113,14 @@ def engine_step(args: argparse.Namespace, device: torch.device, inputs: tuple[Te
     return step
 
 
-def materialised_step(kind: str, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    student, teacher, labels, rows = inputs
-    weight = F.normalize(rows) if kind == "fixed" else rows.clone()
+def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
+    student, teacher, labels = inputs
+    rows = store.read(slice(None))
+    weight = F.normalize(rows) if kind == "fixed" else rows
     weight.requires_grad_(kind == "trainable")
     optimizer = torch.optim.SGD([weight], LR, momentum=SGD.momentum, weight_decay=SGD.weight_decay)
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = student.clone().requires_grad_()
         unit = F.normalize(x)
         if kind == "ema":
@@ -116,56 +140,74 @@ def materialised_step(kind: str, inputs: tuple[Tensor, ...]) -> Callable[[], Ten
     return step
 
 
-def plain_products(inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    student, _, _, rows = inputs
-    x, weight = F.normalize(student), F.normalize(rows)
+def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
+    """Room for eight tensors of logits, and for two of rows, six where centres move."""
+    logits, rows = args.classes * args.batch, args.classes * args.dim
+    return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6)) < free_bytes(device)
+
+
+def plain_products(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> tuple[Step, float]:
+    """-> the step, its flops."""
+    half = store.device.type == "cuda" and args.store != "fp32"
+    weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(torch.bfloat16 if half else torch.float32)
+    x = F.normalize(inputs[0]).to(weight.dtype)
     terms, total = x.new_empty(len(x), len(weight)), torch.empty_like(x)
 
-    def step() -> Tensor:
+    def step() -> Any:
         torch.mm(x, weight.T, out=terms)
         return torch.mm(terms, weight, out=total)
 
-    return step
+    return step, 4.0 * args.batch * len(weight) * args.dim
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    inputs = make_inputs(args, device)
-    variants = {
-        "step": engine_step(args, device, inputs),
-        "reference": materialised_step(args.kind, inputs),
-        "products": plain_products(inputs),
-    }
+    store = make_store(args, device)
+    inputs = make_inputs(args, store)
+    products, flops = plain_products(args, store, inputs)
+    variants: dict[str, Step] = {"products": products}
+    if reference_fits(args, device):
+        variants["reference"] = materialised_step(args.kind, store, inputs)
+    variants["step"] = engine_step(args, store, inputs)
     seconds = medians(interleaved_seconds(variants, args.runs, device))
-    return {
+    rate = flops / seconds["products"]
+    passes = 8 if args.kind == "trainable" else 4
+    floor = passes * args.batch * args.classes * args.sample_rate * args.dim / rate
+    result = {
         **{key: getattr(args, key) for key in ("kind", "backend", "store", "classes", "batch", "dim", "sample_rate")},
         "seconds": seconds["step"],
-        "reference_seconds": seconds["reference"],
-        "products_seconds": seconds["products"],
-        "over_products": seconds["step"] / seconds["products"],
-        "speedup": seconds["reference"] / seconds["step"],
+        "floor_seconds": floor,
+        "over_floor": seconds["step"] / floor,
+        "products_flops": rate,
         "peak_extra_bytes": peak_extra_bytes(variants["step"], device),
-        "reference_peak_extra_bytes": peak_extra_bytes(variants["reference"], device),
         "runs": args.runs,
-        **machine(device),
     }
+    if "reference" in variants:
+        result["reference_seconds"] = seconds["reference"]
+        result["speedup"] = seconds["reference"] / seconds["step"]
+        result["reference_peak_extra_bytes"] = peak_extra_bytes(variants["reference"], device)
+    return result
 
 
-def table_of(result: dict[str, Any]) -> PrettyTable:
-    table = PrettyTable(["variant", "seconds", "of the products", "peak extra MB"])
-    products = result["products_seconds"]
-    for name, prefix in ((f"{result['kind']}, {result['backend']}", ""), ("materialised reference", "reference_")):
-        seconds = result[f"{prefix}seconds"]
-        memory = result[f"{prefix}peak_extra_bytes"] / 1e6
-        table.add_row([name, f"{seconds:.4f}", f"{seconds / products:.2f}", f"{memory:.1f}"])
-    table.add_row(["plain products", f"{products:.4f}", "1.00", ""])
+def table_of(results: list[dict[str, Any]]) -> PrettyTable:
+    table = PrettyTable(
+        ["centres", "classes", "rate", "seconds", "of the floor", "extra MB", "reference s", "faster by"]
+    )
+    for one in results:
+        name = f"{one['kind']}, {one['store']}, {one['backend']}"
+        figures = [f"{one['seconds']:.4f}", f"{one['over_floor']:.2f}", f"{one['peak_extra_bytes'] / 1e6:.1f}"]
+        reference = ["does not fit", ""]
+        if "speedup" in one:
+            reference = [f"{one['reference_seconds']:.4f}", f"{one['speedup']:.2f}"]
+        table.add_row([name, one["classes"], one["sample_rate"], *figures, *reference])
     return table
 
 
 def main() -> None:
     args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = measure(args, device)
-    print(json.dumps(result) if args.json else table_of(result))
+    results = [measure(case, device) for case in cases(args)]
+    result = {**machine(device), "measurements": results}
+    print(json.dumps(result) if args.json else table_of(results))
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

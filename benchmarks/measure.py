@@ -58,6 +58,15 @@ def peak_extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="utf-8") as lines:
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+    return 1024 * int(kilobytes)
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Hardware, versions and commit, for the result file."""
     facts: dict[str, Any] = {

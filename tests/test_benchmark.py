@@ -13,15 +13,18 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "centre_step.py"
 KEYS = {
-    "kind", "backend", "classes", "batch", "dim", "sample_rate", "seconds", "reference_seconds", "products_seconds",
-    "peak_extra_bytes", "reference_peak_extra_bytes", "device", "torch", "python", "commit",
+    "kind", "backend", "classes", "batch", "dim", "sample_rate", "seconds", "reference_seconds", "floor_seconds",
+    "peak_extra_bytes", "reference_peak_extra_bytes",
 }  # fmt: skip
 
 
 def centre_step(kind: str, classes: int, *more: str) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), "--kind", kind, "--classes", str(classes), "--runs", "1", "--json", *more]
     got = subprocess.run([*command, "--batch", "32", "--dim", "64"], capture_output=True, text=True, check=True)
-    return json.loads(got.stdout)
+    result = json.loads(got.stdout)
+    assert result.keys() >= {"device", "torch", "python", "commit"}
+    (measured,) = result["measurements"]
+    return measured
 
 
 @pytest.mark.slow
@@ -30,7 +33,7 @@ def centre_step(kind: str, classes: int, *more: str) -> dict[str, Any]:
     [("fixed", []), ("ema", ["--store", "bf16"]), ("trainable", []), ("trainable", ["--sample-rate", "0.2"])],
 )
 def test_extra_memory_does_not_grow_with_the_classes(kind: str, more: list[str]) -> None:
-    few, many = (centre_step(kind, classes, "--chunk-rows", "1024", *more) for classes in (10_000, 40_000))
+    few, many = (centre_step(kind, classes, "--chunk-rows", "128", *more) for classes in (10_000, 40_000))
     assert few.keys() >= KEYS
     assert all(few[key] > 0 for key in KEYS if key.endswith(("seconds", "bytes")))
     assert many["peak_extra_bytes"] <= 1.1 * few["peak_extra_bytes"]
@@ -68,3 +71,24 @@ def test_loaders_are_compared_on_the_same_files() -> None:
         assert need["images_per_second"] == pytest.approx(1 / seconds)
         assert need["cores"] == pytest.approx(need["images_per_second"] / rates["jpeg to bytes"])
     assert 2e9 < result["needs"][1]["flops"]["mobilefacenet"] < 3.5e9  # three forward passes of 0.44 GFLOP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ema", "trainable"])
+def test_bytes_sent_are_those_of_the_plan(kind: str) -> None:
+    command = [sys.executable, str(SCRIPT.with_name("scaling.py")), "--kind", kind, "--classes", "500", "--runs", "1"]
+    more = ["--ranks", "1", "3", "--local-batch", "4", "--dim", "16", "--json"]
+    got = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    alone, three = json.loads(got.stdout)["measurements"]
+    assert alone["bytes"] == alone["planned_bytes"] == 0
+    assert three["bytes"] == three["planned_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_one_ranks_share_alone() -> None:
+    command = [sys.executable, str(SCRIPT.with_name("scaling.py")), "--share-of", "8", "--classes", "8001"]
+    more = ["--local-batch", "4", "--dim", "16", "--runs", "1", "--json"]
+    got = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    (share,) = json.loads(got.stdout)["measurements"]
+    assert (share["rows"], share["batch"]) == (1001, 32)
+    assert share["seconds"] > 0 < share["peak_extra_bytes"]

@@ -167,17 +167,22 @@ def _batches(data: DataConfig, local: int, cuda: bool) -> int:
 
 def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
     """Bytes a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
+    centres = {name: phase.accumulation * sent for name, sent in centre_wire(phase, local, ranks).items()}
+    passes = 3 if phase.zero_stage == 3 else 2
+    return {**centres, "gradients of the student": passes * parameters * FLOAT * (ranks - 1) // ranks}
+
+
+def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
+    """The centres' part of a micro-step with `local` samples a rank."""
     dim, others = phase.model.embedding_dim, ranks - 1
     both = 2 if METHODS[phase.method.name].needs_teacher else 1
-    step = phase.accumulation
     counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
     wire = {
-        "all_gather of embeddings": step * others * local * (both * dim * FLOAT + 8),
-        "reduce_scatter of sums": step * others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
-        "gradients of the student": (3 if phase.zero_stage == 3 else 2) * parameters * FLOAT * others // ranks,
+        "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
+        "reduce_scatter of sums": others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
     }
     if METHODS[phase.method.name].kind == "trainable":
-        wire["all_gather of row weights"] = step * others * local * 2 * FLOAT
+        wire["all_gather of row weights"] = others * local * 2 * FLOAT
     return wire
 
 
