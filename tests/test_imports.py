@@ -62,7 +62,8 @@ OWNERS = {
     "triton": {"centres.kernels"},
 }
 HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib")
-LAZY_MODULES = {"data.dali", "centres.kernels"}  # themselves imported only inside functions, so that they may import at the top
+# Themselves imported only inside functions, so that they may import at the top.
+LAZY_MODULES = {"data.dali", "centres.kernels"}
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,31 @@ def test_a_run_makes_its_own_cache_and_finds_it_again(made: Path) -> None:
     assert (folder / "teacher_cache" / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_a_teacher_that_the_run_trains_is_kept_too(made: Path) -> None:
+    """On resume it is the same teacher, and its cache is found; another seed is another teacher."""
+    settings = settings_of(made, "trained", cache="auto")
+    phase = {**settings["student"], "method": {"name": "arcface", "scale": 16.0}}
+    settings["teacher"] = {"source": "train", "train": phase, "cache": "auto"}
+    first = run(losses, 1, settings)[0]
+    folder = made / "runs" / "trained"
+    manifest = folder / "teacher_cache" / "manifest.json"
+    before, facts = manifest.stat().st_mtime_ns, json.loads(manifest.read_text())
+    assert facts["dtype"] == "fp16"
+    shutil.rmtree(folder / "student")
+    again = run(losses, 1, settings, "auto")[0]
+    assert [line for line in again if line["phase"] == "student"] == [
+        line for line in first if line["phase"] == "student"
+    ]
+    assert manifest.stat().st_mtime_ns == before
+    for phase_folder in ("teacher", "student"):
+        shutil.rmtree(folder / phase_folder)
+    save_teacher(made / "retrained.safetensors", 3)
+    (folder / "teacher").mkdir()
+    shutil.copy(made / "retrained.safetensors", folder / "teacher" / "model.safetensors")
+    run(losses, 1, settings, "auto")
+    assert json.loads(manifest.read_text())["made_from"]["teacher"] != facts["made_from"]["teacher"]
+
+
 def test_a_cache_of_another_teacher_stops_the_run(made: Path) -> None:
     (made / "other").mkdir()
     shutil.copytree(made / "data", made / "other" / "data")

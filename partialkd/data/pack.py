@@ -216,7 +216,7 @@ def _write_image(source: RecordIOSource, index: int, root: Path, names: list[str
 
 
 def image_suffix(encoded: bytes) -> str | None:
-    """".jpg", ".png" ... by the first bytes; None: not a known image format."""
+    """ ".jpg", ".png" ... by the first bytes; None: not a known image format."""
     return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)
 
 
