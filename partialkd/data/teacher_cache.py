@@ -45,9 +45,9 @@ BLOCK_RECORDS = 1024
 _WORDS = {4: "<i4", 2: "<i2"}  # how numpy is to see them: it has no bfloat16
 _READ = 1 << 24  # bytes summed in one go
 _DIFFERENT = {  # what it means when an entry of `made_from` differs
-    "teacher": "made by another teacher",
-    "data": "made of other data, or of the same in another order",
-    "preprocessing": "made with another preprocessing of the images",
+    "teacher": "was made by another teacher",
+    "data": "was made of other data, or of the same in another order",
+    "preprocessing": "was made with another preprocessing of the images",
     "dim": "has embeddings of another length",
     "records": "has another number of records",
     "classes": "has another number of classes",
@@ -113,7 +113,7 @@ class TeacherCache:
         ]
         if reasons:
             rule = "make it anew with launch/embed.py, or leave out teacher.cache"
-            raise TeacherError(f"{self.folder}: this cache was or {'; '.join(reasons)}; {rule}")
+            raise TeacherError(f"{self.folder}: this cache {', and '.join(reasons)}; {rule}")
 
     def verify(self, blocks: range | None = None) -> None:
         """Compare checksums: of these blocks, by default of all; of the class means always."""
