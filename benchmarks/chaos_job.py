@@ -109,8 +109,6 @@ def make_fault(job: Job, kind: str, rng: random.Random) -> bool:
         return False
     if not ranks:
         return False
-    if kind == "stop a rank" and any(") T " in _read(Path(f"/proc/{pid}/stat")) for pid in ranks):
-        return False  # a job whose ranks are all stopped is paused, and waits for SIGCONT
     number = signal.SIGSTOP if kind == "stop a rank" else signal.SIGKILL
     for pid in ranks if kind == "kill all ranks" else [rng.choice(ranks)]:
         try:

@@ -268,13 +268,20 @@ def _finish(world: World, settings: dict[str, Any]) -> None:
     job_module.run_job(parse_config(settings), world, "auto")
 
 
-def test_a_launcher_without_ranks_is_ended() -> None:
-    """It has a child for a moment and then waits, as torchrun may after a broken link."""
-    code = "import subprocess, time; subprocess.run(['sleep', '0.5']); time.sleep(120)"
+@pytest.mark.parametrize("rank", ["sleep 0.5", "kill -STOP $$"], ids=["ended", "stopped"])
+def test_a_launcher_without_running_ranks_is_ended(rank: str) -> None:
+    """Its child ends, or is stopped when nobody is left to miss it, and it waits, as torchrun may."""
+    code = (
+        "from partialkd.orphans import die_with_launcher\n"
+        "import os, subprocess, time\n"
+        f"subprocess.Popen(['sh', '-c', {rank!r}], preexec_fn=die_with_launcher).wait()\n"
+        "time.sleep(120)"
+    )
     command = [str(ROOT / "launch" / "bounded.sh"), "2", sys.executable, "-c", code]
-    got = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**ENVIRONMENT, "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": str(ROOT)}
+    got = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert got.returncode == -signal.SIGKILL
-    assert got.stderr == "error: torchrun has had no ranks for 2 s: killed\n"
+    assert got.stderr == "error: torchrun has had no running ranks for 2 s: killed\n"
 
 
 def test_a_launcher_with_ranks_is_left_alone_and_its_status_kept() -> None:
