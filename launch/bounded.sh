@@ -2,8 +2,8 @@
 # Run torchrun, ended when it hangs: launch/bounded.sh SECONDS torchrun ...
 #
 # torchrun's launcher may wait for minutes, or for ever, on another machine after a link broke or that machine died.
-# It then has no ranks, which is what is looked at: after SECONDS without any, the launcher is killed (status 137). So it
-# is when all the ranks it has left are stopped (SIGSTOP), with nobody left to miss them.
+# It then has no ranks, which is what is looked at: after SECONDS without any, the launcher is killed (status 137).
+# So it is when all the ranks it has left are stopped (SIGSTOP), with nobody left to miss them.
 # SECONDS must be longer than the launchers may take to find each other (join_timeout). Linux only; a launcher that runs
 # inside a container started by this script is not seen.
 set -euo pipefail
