@@ -52,7 +52,7 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     cache = world.together(lambda: kept_before(folder))
     dtype = config.teacher.cache_dtype or cache.facts.dtype
     accepts, dim = network.accepts, network.embedding_dim
-    world.on_main(lambda: cache.check(facts_of(config, source, network.fingerprint, accepts, dim, dtype)))
+    world.together(lambda: cache.check(facts_of(config, source, network.fingerprint, accepts, dim, dtype)))
     world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
     if world.is_main:
         print(f"{folder}: complete and undamaged: {cache.facts.records} records, {cache.facts.dtype}", flush=True)

@@ -160,7 +160,7 @@ def _cache(job: Job, trained: nn.Module | None) -> TeacherCache:
         _make(job, trained, folder)
     cache = world.together(lambda: kept_before(folder))
     wanted = facts_of(job.config, job.source, fingerprint, accepts, cache.dim, config.cache_dtype or cache.facts.dtype)
-    world.on_main(lambda: cache.check(wanted))
+    world.together(lambda: cache.check(wanted))  # a host may have a disk of its own
     world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
     return cache
 

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -433,7 +434,10 @@ def test_both_loaders_carry_the_embeddings_of_record_and_mirror(made: Path, load
         assert np.array_equal(batch.teacher.numpy(), kept[batch.records.numpy(), batch.flipped.numpy().astype(int)])
     half_way = taught.epoch(0)
     next(half_way)
+    looking = {thread for thread in threading.enumerate() if thread.name.startswith("partialkd-loader")}
+    assert looking
     taught.close()
+    assert not any(thread.is_alive() for thread in looking)
 
 
 # ---------------------------------------------------------------------------------------------- its configuration

@@ -28,6 +28,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -161,9 +162,15 @@ class TaughtLoader:
     def __init__(self, loader: Loader, kept: KeptEmbeddings, device: torch.device) -> None:
         self.loader, self.kept, self.device = loader, kept, device
         self.micro_steps = loader.micro_steps
+        self._open: WeakSet[Generator[FaceBatch, None, None]] = WeakSet()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
         """As the loader's own."""
+        batches = self._batches(epoch, start)
+        self._open.add(batches)
+        return batches
+
+    def _batches(self, epoch: int, start: int) -> Generator[FaceBatch, None, None]:
         with closing(cast(Generator[FaceBatch, None, None], self.loader.epoch(epoch, start))) as batches:
             look = lambda batch: self.kept.rows(batch.records, batch.flipped)
             with closing(ahead(look, batches, 1)) as found:
@@ -171,6 +178,9 @@ class TaughtLoader:
                     yield replace(batch, teacher=rows.to(self.device, non_blocking=True))
 
     def close(self) -> None:
+        """As the loader's own: the thread that looks up ends, too."""
+        for batches in list(self._open):
+            batches.close()
         self.loader.close()
 
 
@@ -180,6 +190,12 @@ class TaughtLoader:
 def checksum(data: bytes | memoryview | mmap.mmap) -> int:
     """The crc32 of zlib, PNG and gzip."""
     return zlib.crc32(data)
+
+
+def file_checksum(path: Path) -> int:
+    """Of a whole file that is not empty, a piece at a time: class means may be larger than the memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return _sum(mapped, 0, len(mapped))
 
 
 def _sum(mapped: mmap.mmap, start: int, stop: int) -> int:

@@ -33,6 +33,7 @@ from partialkd.data.teacher_cache import (
     MANIFEST,
     CacheFacts,
     checksum,
+    file_checksum,
 )
 from partialkd.errors import TeacherError
 from partialkd.files import sync, write_json
@@ -135,7 +136,7 @@ class CacheWriter:
             "shape": [facts.records, 2, facts.dim],
             "classes": facts.classes,
             "block_records": self.block_records,
-            "class_means": f"{checksum((self.place / CLASS_MEANS).read_bytes()):08x}",
+            "class_means": f"{file_checksum(self.place / CLASS_MEANS):08x}",
             "blocks": [f"{total:08x}" for total in sums],
         }
         write_json(self.place / MANIFEST, manifest)
