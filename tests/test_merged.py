@@ -93,8 +93,8 @@ def test_an_exclude_list_of_names_and_of_numbers(sets: Path) -> None:
     )
     assert [image for image, _ in contents(source)] == ["3", "anna/1.jpg", "anna/2.jpg", "cleo/1.jpg", "cleo/2.jpg"]
     assert [fact["excluded"] for fact in source.facts["parts"]] == [2, 1]
-    for line in ("10", "anna", "-1", "1.5"):
-        with pytest.raises(DataError, match=rf"line 2: identity must be a class id below 10, got '{line}'"):
+    for line in ("10", "anna", "-1", "1.5", "0000003", "9" * 5000):
+        with pytest.raises(DataError, match=rf"line 2: identity must be a class id below 10, got '{line[:60]}'"):
             merged(sets, {"path": "a", "exclude_identities": text(sets, f"1\n{line}\n")})
     with pytest.raises(DataError, match=r"a: no identity is left: .*'excluded': 3"):
         merged(sets, {"path": "a", "exclude_identities": text(sets, "0\n2\n3\n")})
@@ -133,6 +133,7 @@ def test_a_label_map_joins_renames_and_leaves_out(sets: Path) -> None:
         ("0\t-2\n", r"line 1: must be identity<TAB>new id"),
         ("0\n", r"line 1: must be identity<TAB>new id"),
         ("0\t4294967296\n", r"line 1: must be identity<TAB>new id"),
+        ("0\t" + "9" * 5000 + "\n", r"line 1: must be identity<TAB>new id"),
         ("\n11\t1\n", r"line 2: identity must be a class id below 10, got '11'"),
     ],
 )

@@ -2,7 +2,8 @@
 
 An identity is named as its data set names it: a folder's name, or in .rec files the class id as a number.
 Exclude list: a text file, one identity a line. A folder's list may name identities that it has not (a list of
-evaluated persons usually does); a number outside the classes of .rec files is an error.
+evaluated persons usually does); a number outside the classes of .rec files is an error, and so is one with zeros in
+front (`0000045`), which is the name of a folder that was packed: its class id is another (identities.txt has it).
 Label map: a text file, `identity<TAB>new id` a line (or spaces, where the name has none). -1 leaves the identity out;
 several identities with one new id become one. Every identity with images must have a line.
 Errors: `DataError` with file and line.
@@ -10,6 +11,7 @@ Errors: `DataError` with file and line.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import numpy as np
 from partialkd.errors import DataError
 
 LEFT_OUT = -1
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+_NEW_ID = re.compile(r"-1|[0-9]{1,10}")
 
 
 class Names:
@@ -33,7 +37,7 @@ class Names:
         """Its class id, None for a name that the data set does not have."""
         if self._class_ids is not None:
             return self._class_ids.get(identity)
-        if not (identity.isascii() and identity.isdigit() and int(identity) < self.num_classes):
+        if not (_NUMBER.fullmatch(identity) and int(identity) < self.num_classes):
             raise DataError(f"{where}: identity must be a class id below {self.num_classes}, got {identity[:60]!r}")
         return int(identity)
 
@@ -55,7 +59,7 @@ def mapped(path: Path, names: Names, present: np.ndarray) -> np.ndarray:
     for number, line in _lines(path):
         where = f"{path}: line {number}"
         identity, _, text = line.rpartition("\t") if "\t" in line else line.strip().rpartition(" ")
-        if not identity.strip() or not text.strip().removeprefix("-").isdecimal() or not -1 <= int(text) < 1 << 31:
+        if not identity.strip() or not _NEW_ID.fullmatch(text.strip()) or int(text) >= 1 << 31:
             raise DataError(f"{where}: must be identity<TAB>new id, the id -1 or from 0 on, got {line[:80]!r}")
         label = names.find(identity.strip(), where)
         if label is None:
