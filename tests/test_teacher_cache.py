@@ -27,11 +27,14 @@ from partialkd import embedding as module
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config, save_config
 from partialkd.data.augment import augments
+from partialkd.data.decode import encode_jpeg
 from partialkd.data.embedded_records import RecordEmbeddings
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.prepare import prepare
+from partialkd.data.readahead import make_plan
+from partialkd.data.samplers import make_order
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import CacheFacts, TaughtLoader, TeacherCache
 from partialkd.data.teacher_cache_writer import CacheWriter, partial
@@ -439,6 +442,38 @@ def test_both_loaders_carry_the_embeddings_of_record_and_mirror(made: Path, load
     assert looking
     taught.close()
     assert not any(thread.is_alive() for thread in looking)
+
+
+@pytest.mark.parametrize("loader", ["jpeg", "dali"])
+def test_the_row_is_the_records_own_in_merged_weighted_filtered_data(loader: str, tmp_path: Path) -> None:
+    """Two unreadable records among them: what takes their place brings its own row."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    noise = np.random.default_rng(0)
+    for name, images, classes, bad in (("a", 40, 8, (5, 17)), ("b", 20, 5, ())):
+        pictures = [encode_jpeg(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(images)]
+        broken = [b"no image" if place in bad else picture for place, picture in enumerate(pictures)]
+        pack_records(
+            tmp_path / name, ((picture, n * classes // images) for n, picture in enumerate(broken)), classes, 32
+        )
+    (tmp_path / "out.txt").write_text("2\n")
+    first = {"path": str(tmp_path / "a"), "weight": 1.5, "exclude_identities": str(tmp_path / "out.txt")}
+    keys = {"image_size": 32, "workers": 1, "loader": loader, "on_corrupt": "skip"}
+    data = DataConfig.model_validate({"parts": (first, {"path": str(tmp_path / "b"), "weight": 0.5}), **keys})
+    source, look = open_source(data), lambda images: images.flatten(1)[:, 100 : 100 + DIM]  # both sides of the mirror
+    facts = CacheFacts("look", source.fingerprint, {}, len(source), source.num_classes, DIM, "fp32")
+    with World.start() as world:
+        module.embed_records(CacheWriter(tmp_path / "cache", facts, 7), look, data, source, 5, world, "refuse", iter)
+    plan = make_plan(data, source, make_order(data, source, 12, 3), 12, 1, 0, 1, 3)
+    taught = TaughtLoader(open_loader(data, source, plan, CPU), TeacherCache(tmp_path / "cache"), CPU)
+    batches = [batch for epoch in (0, 1) for batch in taught.epoch(epoch)]
+    assert sum(len(batch) for batch in batches) == 2 * 60 // 12 * 12
+    assert {index for batch in batches for index in batch.records.tolist()}.isdisjoint({5, 17 - 5})
+    for batch in batches:
+        assert batch.teacher is not None
+        torch.testing.assert_close(batch.teacher, look(batch.images), atol=2e-6, rtol=0)
+        assert batch.labels.tolist() == [source.labels(i, i + 1)[0] for i in batch.records.tolist()]
+    taught.close()
 
 
 # ---------------------------------------------------------------------------------------------- its configuration
