@@ -62,7 +62,7 @@ def launched(config: DistConfig, body: Callable[[World], Any]) -> int:
         return STOPPED
     except Exception as error:
         explain(error, world)
-        return world.leave(FAILED)
+        return world.leave(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)
     return 0
 
 

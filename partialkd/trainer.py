@@ -31,8 +31,8 @@ from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.sources import Source
 from partialkd.data.teacher_cache import KeptEmbeddings, TaughtLoader
-from partialkd.dist import World, seed_rank
-from partialkd.errors import ConfigError, PartialKDError, Preempted
+from partialkd.dist import World, collective_failed, seed_rank
+from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.evaluate.verification import evaluate_sets
 from partialkd.health import Health
 from partialkd.methods import Outcome, make_method
@@ -127,10 +127,20 @@ class Trainer:
         """Collective. Train to the end -> the trained network, in eval mode, equal on all ranks."""
         if resume:
             self.resume()
-        with Progress(
-            self.folder.parent, self.name, self.last_step, self.world, self.config.run.tensorboard, self.student.steps
-        ) as progress:
-            self._train(progress)
+        try:
+            with Progress(
+                self.folder.parent,
+                self.name,
+                self.last_step,
+                self.world,
+                self.config.run.tensorboard,
+                self.student.steps,
+            ) as progress:
+                self._train(progress)
+        except Exception as error:
+            if not (collective_failed(error) or isinstance(error, RankLost)):
+                self.saver.close()  # what it still writes was good; a lost rank's part would not come
+            raise
         if self._saved_step != self.student.steps:
             self.save(self._score())
         self.saver.wait()

@@ -339,6 +339,34 @@ def test_a_teacher_that_changes_is_found(tmp_path: Path) -> None:
     assert re.match(found, problem)
 
 
+def test_a_shard_that_is_not_finite_is_found_before_it_can_do_harm(tmp_path: Path) -> None:
+    first, second = run(spoiled, 2, config_of(tmp_path))
+    where = "student: at step 0: rank 1: NaN or infinity in the centres of classes 7; last good checkpoint: none yet"
+    assert first == second == [where] * 2
+
+
+def spoiled(world: World, config: Config) -> list[str]:
+    """Found by the look at slices, and by that before saving."""
+    one, stop = make(world, config)
+    one.health.check(everything=True)
+    if world.rank:
+        bad_centre(one, None)
+
+    def go_on() -> None:
+        for _ in range(config.health.check_every):
+            one.student.norm = torch.zeros(())
+            one.health.stepped()  # at step 0 each of them looks
+
+    found = []
+    for looking in (go_on, one.save):
+        with pytest.raises(PartialKDError) as error:
+            looking()
+        found.append(str(error.value))
+    one.close()
+    stop.forget()
+    return found
+
+
 def test_every_row_of_a_shard_is_looked_at_in_check_every_steps() -> None:
     for row in range(10):
         store = CentreStore.random(range(20, 30), 40, 4, torch.float32, torch.device("cpu"), 0)

@@ -235,6 +235,17 @@ def test_wrong_configuration_is_said_once() -> None:
     assert got.stderr.count("student.optimizer.learning_rate: unknown key") == 1
 
 
+@pytest.mark.parametrize("wrong", ["student.centres.sample_rate=1.5", "alone.epochs=0.01"])
+def test_the_status_of_a_wrong_configuration(wrong: str, tmp_path: Path) -> None:
+    """Found when it is read, or when it meets the data."""
+    save_config(parse_config(tree(tmp_path)), tmp_path / "run.toml")
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), str(tmp_path / "run.toml"), wrong]
+    got = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert got.returncode == 2
+    assert wrong.partition("=")[0].partition(".")[0] in got.stderr
+    assert got.stderr.count("error: ") == 1
+
+
 def test_failure_of_one_rank_ends_all_and_is_said_once(tmp_path: Path) -> None:
     """A record whose image is destroyed: one rank reads it and fails, the other goes down with it, quietly."""
     settings = tree(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,18 @@ import pytest
 import torch
 from ranks import RankFailure, run
 
-from partialkd import checkpoint, stopping, trainer
+from partialkd import checkpoint, checkpoint_saver, stopping, trainer
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
 from partialkd.data.sources import open_source
 from partialkd.dist import World
-from partialkd.errors import Preempted
+from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
+from partialkd.snapshot import write_own
 
 STEPS, IMAGES, BATCH, CLASSES = 9, 60, 12, 11  # five steps an epoch: nine end in the second
 SCHEDULE = {"name": "cosine", "warmup_steps": 2}
@@ -129,6 +132,56 @@ def test_resumed_run_is_the_undisturbed_run(method: str, changes: dict[str, Any]
         assert a.keys() == b.keys()
         for key, value in a.items():
             torch.testing.assert_close(value, b[key], rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def _in_the_background(
+    world: World, config: Config, kind: type[trainer.Trainer], error: type[Exception] | None
+) -> list[str]:
+    """Run with a disk that takes its time -> the checkpoints that are there at the very end of `run`."""
+    stop, root = stopping.StopSignals(), Path(config.run.folder) / "student" / "checkpoints"
+    one = make_trainer(kind, world, config, stop)
+
+    def late(*args: Any) -> Any:
+        time.sleep(0.5)
+        return write_own(*args)
+
+    stopping.HEED_S = 0.0
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_saver, "write_own", late)
+            patch.setattr(checkpoint_saver, "GRACE_S", 10.0 if kind is Failing else 0.0)
+            with pytest.raises(error) if error else nullcontext():
+                one.run()
+            return sorted(path.name for path in checkpoint.complete(root))
+    finally:
+        stopping.HEED_S = 1.0
+        world.barrier()
+        one.close()
+        stop.forget()
+
+
+class Failing(trainer.Trainer):
+    """Fails while the checkpoint of the step before is being written."""
+
+    def micro_step(self, batch: Any) -> Any:
+        if self.student.steps == 4:
+            raise DataError("no more")
+        return super().micro_step(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "error", "newest"),
+    [(trainer.Trainer, None, STEPS), (Interrupted, Preempted, 7), (Failing, DataError, 4)],
+    ids=["end", "preemption", "failure"],
+)
+def test_the_last_save_in_the_background_is_waited_for(
+    kind: type[trainer.Trainer], error: type[Exception] | None, newest: int, tmp_path: Path
+) -> None:
+    config = config_of("arcface", tmp_path).model_dump(mode="json")
+    config["run"] |= {"checkpoint_async": True, "checkpoint_every": 4}
+    found = run(_in_the_background, 2, parse_config(config), kind, error)
+    assert found[0][-1] == f"step_{newest:09d}"  # rank 0 publishes it
 
 
 def _load(world: World, path: Path) -> dict[str, torch.Tensor]:
