@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from partialkd.config import AugmentConfig, DataConfig
-from partialkd.data.augment import NAMES, RAND, Step, apply, augments, draw
+from partialkd.data.augment import NAMES, RAND, Step, apply, draw
 from partialkd.data.decode import encode_jpeg
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import open_loader
@@ -100,14 +100,11 @@ def test_nothing_is_drawn_without_a_share_or_a_seed() -> None:
     assert draw(EVERYTHING, 3, 0, MANY[:0]) == []
 
 
-def test_augments_names_what_is_in_use() -> None:
-    assert augments(DataConfig(path="x", flip=True)) == ()
-    assert augments(DataConfig(path="x", grey=0.1, augment=AugmentConfig(occlusion=0.1, crop=1))) == (
-        "grey",
-        "crop",
-        "occlusion",
-    )
-    assert augments(DataConfig(path="x", augment=EVERYTHING)) == NAMES
+def test_the_configuration_names_what_is_in_use() -> None:
+    assert DataConfig(path="x", flip=True).altering == []
+    data = DataConfig(path="x", grey=0.1, augment=AugmentConfig(occlusion=0.1, crop=1))
+    assert data.altering == ["grey", "augment.crop", "augment.occlusion"]
+    assert DataConfig(path="x", augment=EVERYTHING).altering == [f"augment.{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)

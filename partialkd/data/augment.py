@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.config import AugmentConfig, DataConfig
+from partialkd.config import AugmentConfig
 from partialkd.data import pixel_operations as operations
 from partialkd.data.order import uniform
 
@@ -62,12 +62,6 @@ class Step(NamedTuple):
     operation: str  # a function of pixel_operations
     rows: np.ndarray  # (n,) int64, ascending positions in the batch
     values: Values  # parameters of the operation, (n,) float64 each
-
-
-def augments(data: DataConfig) -> tuple[str, ...]:
-    """What changes images besides the mirror, by the names of the keys: of data.augment, and `grey` (data.grey)."""
-    active = tuple(name for name in NAMES if getattr(data.augment, name) > 0)
-    return ("grey", *active) if data.grey > 0 else active
 
 
 def draw(config: AugmentConfig, seed: int | None, epoch: int, indices: np.ndarray) -> list[Step]:
