@@ -22,8 +22,8 @@ from torch import Tensor
 
 from partialkd import errors, flight_recorder
 from partialkd.config import DistConfig
-from partialkd.errors import PartialKDError, Preempted
-from partialkd.roll import Roll
+from partialkd.errors import PartialKDError, Preempted, RankLost
+from partialkd.roll import Roll, within
 
 T = TypeVar("T")
 
@@ -58,14 +58,17 @@ class World:
         flight_recorder.enable()
         own = dist.PrefixStore(roll.name, store)
         restartable = "TORCHELASTIC_RUN_ID" in os.environ
-        dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("ranks", own),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=config.timeout_s),
-            device_id=device if device.type == "cuda" else None,
-        )
+        try:
+            dist.init_process_group(
+                backend="nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore("ranks", own),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=config.timeout_s),
+                device_id=device if device.type == "cuda" else None,
+            )
+        except RuntimeError as error:
+            raise _not_joined(error, roll, size) from error
         return cls(
             rank, size, local_rank, device, dist.PrefixStore("partialkd", own), store if restartable else None, roll
         )
@@ -77,7 +80,7 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the process group. After a failure it stays: a closed connection would be blamed by the other ranks."""
-        if dist.is_initialized() and (kind is None or issubclass(kind, Preempted)):
+        if dist.is_initialized() and (kind is None or issubclass(kind, Preempted) or self.size == 1):
             dist.destroy_process_group()
 
     def leave(self, status: int) -> int:
@@ -222,6 +225,7 @@ def _shared_text(error: Exception) -> str:
     return str(error) if isinstance(error, PartialKDError | Preempted) else f"{type(error).__name__}: {error}"
 
 
+_JOIN_GRACE_S = 5.0  # how long the others may take to report that the ranks could not be joined
 _TORCHRUN_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
@@ -235,6 +239,20 @@ def collective_failed(error: BaseException) -> bool:
     """True if a collective or the store failed, which is another rank's doing; the gloo backend raises RuntimeError."""
     said_by = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
     return said_by or isinstance(error, dist.DistError)
+
+
+def _not_joined(error: RuntimeError, roll: Roll, size: int) -> RankLost:
+    """A rank answered to the roll and was gone before the process group was made, most likely."""
+
+    def missing() -> str:
+        roll.report()
+        return roll.suspects(roll.missing(_JOIN_GRACE_S))
+
+    suspects = within(3 * _JOIN_GRACE_S, missing)
+    cause = (
+        f"no report from {suspects}" if suspects else "every rank is there" if suspects == "" else "the store is gone"
+    )
+    return RankLost(f"rank {roll.rank} of {size}: the ranks could not be joined: {str(error).splitlines()[0]}; {cause}")
 
 
 def free_port() -> int:
