@@ -139,6 +139,8 @@ def test_csv(tmp_path: Path) -> None:
         ("paths", "\n \n", "no pair in the list"),
         ("csv", "a.jpg,b.jpg,1\n", "line 1: must be a,b,same, got 'a.jpg,b.jpg,1'"),
         ("csv", "a,b,same\na.jpg,b.jpg,yes\n", "line 2: must be path,path,0 or 1"),
+        ("csv", "a,b,same\n" + "x" * 200_000 + ",b.jpg,1\n", "line [12]: field larger than field limit"),
+        ("lfw", "9" * 5000 + "\n", "line 1: must be `folds count` or `count`"),
         ("csv", "a,b,same\n,b.jpg,1\n", "line 2: must be a path inside the image folder, got ''"),
         ("mat", "", "the form of the list must be in .*, got 'mat'"),
     ],

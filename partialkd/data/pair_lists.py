@@ -19,7 +19,7 @@ Errors: `DataError` naming file, line and rule.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,17 +155,25 @@ def read_paths(path: Path) -> list[ListedPair]:
 
 def read_csv(path: Path) -> list[ListedPair]:
     """`a,b,same` under that header."""
-    rows = csv.reader(_text(path).splitlines(keepends=True))
     pairs = []
-    for row in rows:
-        where = f"{path}: line {rows.line_num}"
-        if rows.line_num == 1 and row != ["a", "b", "same"]:
+    for number, row in _rows(path):
+        where = f"{path}: line {number}"
+        if number == 1 and row != ["a", "b", "same"]:
             raise DataError(f"{where}: must be a,b,same, got {','.join(row)!r:.120}")
-        if rows.line_num > 1:
+        if number > 1:
             if len(row) != 3 or row[2] not in ("0", "1"):
                 raise DataError(f"{where}: must be path,path,0 or 1, got {','.join(row)!r:.120}")
             pairs.append(ListedPair(row[0], row[1], row[2] == "1", where))
     return pairs
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader(_text(path).splitlines(keepends=True))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num}: {error}") from error
 
 
 FORMS: dict[str, Callable[[Path], list[ListedPair]]] = {
@@ -197,7 +205,7 @@ def _lines(path: Path, separator: str | None = None) -> list[_Line]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _check_path(name: str, where: str) -> None:
