@@ -21,7 +21,7 @@ from test_job import ENVIRONMENT, ROOT, TORCHRUN, tree
 from partialkd import job as job_module
 from partialkd import stopping
 from partialkd.config_files import parse_config, save_config
-from partialkd.dist import World
+from partialkd.dist import World, free_port
 from partialkd.errors import Preempted
 from partialkd.files import write_text
 from partialkd.roll import Place
@@ -76,6 +76,34 @@ def test_a_stopped_rank_is_named_and_the_ranks_start_again(tmp_path: Path) -> No
     assert "rank 0 (" not in named
     assert "rank 1 (" not in named
     assert got.stdout.count("done") == 3
+
+
+JOINING = """
+import os, signal
+import torch.distributed as dist
+from partialkd.config import DistConfig
+from partialkd.launching import launched
+if os.environ["RANK"] == "1":
+    dist.init_process_group = lambda **_: os.kill(os.getpid(), signal.SIGKILL)
+raise SystemExit(launched(DistConfig(device="cpu", timeout_s=3.0), lambda world: None))
+"""
+
+
+def test_a_rank_that_dies_before_the_ranks_are_joined_is_named() -> None:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", JOINING],
+            env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, -signal.SIGKILL]
+    assert said[0].count("error: rank 0 of 2: the ranks could not be joined: ") == 1
+    assert "Traceback" not in said[0]
+    assert f"; no report from rank 1 (process {ranks[1].pid} on " in said[0]
 
 
 def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
