@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections import deque
@@ -41,6 +42,7 @@ _MAGICS = (
     (b"II", ".tif"),
     (b"MM", ".tif"),
 )
+_NUMBER = re.compile(r"[0-9]{1,10}")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -172,7 +174,7 @@ def _from_list(path: Path) -> ImageList:
         if not line.strip():
             continue
         name, separator, label = line.rpartition("\t" if "\t" in line else ",")
-        if not separator or not name.strip() or not (label.strip().isascii() and label.strip().isdigit()):
+        if not separator or not name.strip() or not _NUMBER.fullmatch(label.strip()):
             raise DataError(f"{path}: line {number}: must be path<TAB>label or path,label, got {line[:120]!r}")
         if int(label) >= FLOAT_EXACT:
             raise DataError(f"{path}: line {number}: label must be below {FLOAT_EXACT}, got {label.strip()}")
