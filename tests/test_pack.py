@@ -199,7 +199,9 @@ def test_list_file(tmp_path: Path, separator: str) -> None:
     assert RecordIOSource(tmp_path / "set").num_classes == 4
 
 
-@pytest.mark.parametrize("line", ["a.jpg", "a.jpg\t-1", "a.jpg\t1.5", "a.jpg,x", ",3", "a.jpg\t99999999", "a.jpg," + "9" * 5000])
+@pytest.mark.parametrize(
+    "line", ["a.jpg", "a.jpg\t-1", "a.jpg\t1.5", "a.jpg,x", ",3", "a.jpg\t99999999", "a.jpg," + "9" * 5000]
+)
 def test_wrong_line_of_a_list(tmp_path: Path, line: str) -> None:
     (tmp_path / "list.txt").write_text(f"a.jpg\t0\n{line}\n")
     with pytest.raises(DataError, match=r"list\.txt: line 2: "):
