@@ -228,6 +228,32 @@ def test_usr1_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "trial" / "result.json").exists()
 
 
+def test_a_signal_to_the_launcher_saves_and_starts_nothing_again(tmp_path: Path) -> None:
+    """Sent twice, through launch/local.sh and torchrun, with a restart to spare."""
+    settings = tree(tmp_path)
+    settings["teacher"]["train"] = {**settings["teacher"]["train"], "epochs": 100}
+    settings["run"]["log_every"] = 1
+    save_config(parse_config(settings), tmp_path / "run.toml")
+    metrics = tmp_path / "runs" / "trial" / "metrics.jsonl"
+    environment = {**ENVIRONMENT, "NPROC": "2", "MAX_RESTARTS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command = [str(ROOT / "launch" / "local.sh"), str(tmp_path / "run.toml"), "dist.device=cpu"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        for _ in range(2400):
+            if launcher.poll() is not None or (metrics.exists() and metrics.read_text()):
+                break
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGUSR1)  # torchrun would not pass it on without --signals-to-handle
+        launcher.send_signal(signal.SIGUSR1)
+        _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1, said
+    assert said.count("teacher: stopped and saved at step ") == 1
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) < 400
+    assert [path.name for path in metrics.parent.glob("teacher/checkpoints/step_*")] == [f"step_{len(steps):09d}"]
+
+
 def test_wrong_configuration_is_said_once() -> None:
     got = torchrun("student.centres.sample_rate=1.5", "student.optimizer.learning_rate=0.1")
     assert got.returncode != 0
