@@ -3,7 +3,7 @@
 MODEL is a .safetensors file that describes its network, a .pt or .pth file (or a bare .safetensors) with `--model` and
 the sizes that differ from the defaults, or an .onnx file. A foreign network is told apart by what it expects: size,
 mean, std and colour order of its input. Rank 0 prints a table and, with `--json`, writes the same as JSON.
-Errors: one line on the error output; status 2 for wrong options and the network they name, 1 for everything else.
+Errors: one line on the error output; status 2 for wrong options, 1 for everything else.
 """
 
 from __future__ import annotations
