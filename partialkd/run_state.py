@@ -50,12 +50,13 @@ class Position:
         return self.samples // samples_each
 
 
-def identity(name: str, phase: PhaseConfig, config: Config, data: str) -> dict[str, Any]:
-    """What must be equal for a run to be the same run; `data`: the fingerprint of its records."""
+def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
+    """What must be equal for a run to be the same run; `data`, `teacher`: fingerprints of its records and teacher."""
     return {
         "phase": name,
         "seed": config.run.seed,
         "data": data,
+        "teacher": teacher,
         "global_batch": phase.global_batch,
         "model": phase.model.model_dump(mode="json"),
         "method": phase.method.model_dump(mode="json"),

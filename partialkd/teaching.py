@@ -73,8 +73,7 @@ def teach(job: Job, trained: nn.Module | None) -> Teaching:
     if config.source == "records":
         dim = data.embeddings or 0
         kept = job.world.together(lambda: RecordEmbeddings(job.source, dim))
-        digest = job.world.on_main(kept.digest)
-        teaching = Teaching(f"records {digest}", dim, lambda rows: rows, kept=kept)
+        teaching = Teaching(kept.fingerprint, dim, lambda rows: rows, kept=kept)
     elif config.cache is None:
         network = open_network(job, trained)
         teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)

@@ -99,6 +99,7 @@ class Trainer:
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
         teacher = teacher if self.method.needs_teacher else None
+        self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
@@ -253,7 +254,7 @@ class Trainer:
         self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.name, self.phase, self.config, self.source.fingerprint)
+        return identity(self.name, self.phase, self.config, self.source.fingerprint, self._taught_by)
 
     @property
     def _micro_batch(self) -> int:

@@ -158,6 +158,10 @@ def test_folder_source(tmp_path: Path) -> None:
     before = source.fingerprint
     (tmp_path / "bob/2.jpg").write_bytes(b"longer than before")
     assert FolderSource(tmp_path).fingerprint != before
+    (tmp_path / "bob/2.jpg").write_bytes(b"Bob/2.jpg")  # another picture of the same size
+    assert FolderSource(tmp_path).fingerprint != before
+    (tmp_path / "bob/2.jpg").write_bytes(b"bob/2.jpg")
+    assert FolderSource(tmp_path).fingerprint == before
     (tmp_path / "bob/2.jpg").unlink()
     with pytest.raises(DataError, match=r"bob/2\.jpg: cannot be read: No such file"):
         source.read(2)

@@ -67,9 +67,9 @@ class Interrupted(trainer.Trainer):
 
 
 def make_trainer(
-    kind: type[trainer.Trainer], world: World, config: Config, stop: stopping.StopSignals
+    kind: type[trainer.Trainer], world: World, config: Config, stop: stopping.StopSignals, teacher_seed: int = 3
 ) -> trainer.Trainer:
-    torch.manual_seed(3)
+    torch.manual_seed(teacher_seed)
     teacher = wrap_teacher(build_model(config.student.model, 32).eval(), 32, world.device)
     shard = shard_of(CLASSES, world.rank, world.size)
     store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2)
@@ -78,10 +78,12 @@ def make_trainer(
     return kind("student", config.student, config, world, source, store, teacher, folder, stop)
 
 
-def train(world: World, config: Config, interrupt: bool = False, resume: bool = False) -> list[dict[str, Any]]:
+def train(
+    world: World, config: Config, interrupt: bool = False, resume: bool = False, teacher_seed: int = 3
+) -> list[dict[str, Any]]:
     """-> the lines of metrics.jsonl; signal handlers are put back."""
     stop = stopping.StopSignals()
-    run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config, stop)
+    run_ = make_trainer(Interrupted if interrupt else trainer.Trainer, world, config, stop, teacher_seed)
     try:
         if interrupt:
             stopping.HEED_S = 0.0
@@ -217,3 +219,11 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(train, 1, config_of("arcface", tmp_path, max_steps=1))
     with pytest.raises(RankFailure, match=r"CheckpointError: .*made with global_batch = 12, this run has 6"):
         run(train, 1, config_of("arcface", tmp_path, global_batch=6), False, True)
+
+
+@pytest.mark.slow
+def test_another_teacher_is_refused(tmp_path: Path) -> None:
+    config = config_of("adadistill", tmp_path, max_steps=1)
+    run(train, 1, config)
+    with pytest.raises(RankFailure, match=r"CheckpointError: .*made with teacher = "):
+        run(train, 1, config, False, True, 4)

@@ -15,7 +15,6 @@ Errors: DataError naming the record.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,6 @@ from partialkd.data.source import Source
 from partialkd.data.teacher_cache import KeptEmbeddings
 from partialkd.errors import DataError
 
-DIGESTED = 64  # embeddings that tell one teacher's records from another's
-
 
 class RecordEmbeddings:
     """The embeddings that the records of a source carry. Reading one reads its record again, from the page cache."""
@@ -39,6 +36,7 @@ class RecordEmbeddings:
         if not isinstance(source, RecordIOSource | MergedSource):
             raise DataError(f"data.embeddings: records can carry embeddings, {type(source).__name__} has none")
         self.source, self.dim = source, dim
+        self.fingerprint = f"records {source.fingerprint}"
 
     def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
         """(b,) int64, (b,) bool, all False -> (b, D) float32."""
@@ -51,11 +49,6 @@ class RecordEmbeddings:
         if len(bad):
             raise DataError(f"{self.source.name(int(records[bad[0]]))}: the embedding it carries is not finite")
         return torch.from_numpy(rows)
-
-    def digest(self) -> str:
-        """sha256 of some of the embeddings, evenly spaced: a source's fingerprint does not look into its records."""
-        some = torch.linspace(0, len(self.source) - 1, min(len(self.source), DIGESTED), dtype=torch.float64).long()
-        return hashlib.sha256(self.rows(some, torch.zeros(len(some), dtype=torch.bool)).numpy().tobytes()).hexdigest()
 
 
 def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: int, folder: Path) -> int:

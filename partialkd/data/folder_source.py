@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partialkd.data.source import check_index
+from partialkd.data.source import check_index, sampled_bytes
 from partialkd.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -35,7 +35,9 @@ class FolderSource:
             sizes = np.array([os.stat(self.folder / path).st_size for path in self.paths], dtype=np.int64)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-        self.fingerprint = digest_of(["\n".join(self.paths).encode(errors="surrogateescape"), sizes, self._labels])
+        content = sampled_bytes(lambda index: (self.folder / self.paths[index]).read_bytes(), len(self.paths))
+        names = "\n".join(self.paths).encode(errors="surrogateescape")
+        self.fingerprint = digest_of([names, sizes, self._labels, *content])
 
     def __len__(self) -> int:
         return len(self.paths)

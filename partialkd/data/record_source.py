@@ -31,13 +31,13 @@ import numpy as np
 
 from partialkd.data.layout import IDX, PROPERTY, REC, image_positions, read_property
 from partialkd.data.recordio import Headers, RecordReader
-from partialkd.data.source import check_index
+from partialkd.data.source import check_index, sampled_bytes
 from partialkd.errors import DataError
 from partialkd.files import write_json
 
 _PART = re.compile(r"train\.(\d+)\.(rec|idx)")
 _CHUNK = 1 << 20  # elements hashed in one go
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 _ARRAYS = ("numbers", "offsets", "positions", "labels")  # in it
 
 
@@ -64,6 +64,8 @@ class RecordFile:
                 some = np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some)
                 digest.update(some.data)
         digest.update(b"|")
+        for content in sampled_bytes(lambda index: reader.payload(positions[index]), len(positions)):
+            digest.update(content)
         return cls(reader, positions, labels, digest.hexdigest())
 
 

@@ -8,9 +8,15 @@ Errors: `DataError` with file and record key, or the image's path; `IndexError` 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
+
+from partialkd.errors import DataError
+
+SAMPLED = 64
 
 
 class Source(Protocol):
@@ -18,7 +24,7 @@ class Source(Protocol):
 
     num_classes: int
     sizes: tuple[int, ...]  # images of each data set, which lie one after the other; usually there is one
-    fingerprint: str  # changes when sizes, order or labels of the data change
+    fingerprint: str  # changes with sizes, order or labels of the data, and with the bytes of SAMPLED images of a set
 
     def __len__(self) -> int: ...
 
@@ -37,6 +43,19 @@ class Source(Protocol):
     def readahead(self, start: int, stop: int) -> None:
         """Images start..stop-1 will be wanted soon: a hint to the system, where it can be given."""
         ...
+
+
+def sampled_bytes(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
+    """sha256 of some of `count` images, evenly spaced, for a fingerprint: other pictures of the same sizes are others.
+
+    An image that cannot be read is no business of a fingerprint: it counts as empty here, and is named when it is used.
+    """
+    for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)).tolist():
+        try:
+            content = read(index)
+        except (DataError, OSError):
+            content = b""
+        yield hashlib.sha256(content).digest()
 
 
 def check_index(index: int, length: int) -> None:

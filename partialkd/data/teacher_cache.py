@@ -86,6 +86,7 @@ class KeptEmbeddings(Protocol):
     """A teacher's embeddings that need no teacher any more."""
 
     dim: int
+    fingerprint: str  # of the teacher
 
     def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
         """records (b,) int64, flipped (b,) bool, on the CPU -> (b, D) float32 on the CPU."""
@@ -98,7 +99,7 @@ class TeacherCache:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.facts, self.block_records, self.sums, self._means_sum = _read_manifest(self.folder / MANIFEST)
-        self.dim = self.facts.dim
+        self.dim, self.fingerprint = self.facts.dim, self.facts.teacher
         self._map = _mapped(self.folder / EMBEDDINGS, self.facts.records * self.facts.record_bytes)
         self._means = _mapped(self.folder / CLASS_MEANS, 4 * self.facts.classes * self.dim)
         dtype = DTYPES[self.facts.dtype]
