@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def measured(world: World, name: str) -> tuple[int, int]:
     config, classes = config_of(case), case["classes"]
     taught = config.student.method.name == "adadistill"
     source = open_source(config.data)
+    gc.collect()  # what earlier cases left would be let go of, and counted, below
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         shard, dtype = shard_of(classes, world.rank, world.size), DTYPES[config.student.centres.store]
         store = CentreStore.random(shard, classes, DIM, dtype, world.device, 0)
