@@ -6,8 +6,10 @@ The files: procedural faces as JPEG of quality 95 (4:2:0, what InsightFace's pac
 an InsightFace folder. Each number of cores is a process of its own, bound to those cores; its ways run in turn
 and seconds are medians, of whole passes in random order, at `cores` threads or processes.
 
+- libjpeg: libjpeg-turbo alone, over images in memory: the most that any loader on it can reach.
 - jpeg, dali: our loaders (`data.loader`) with the CPU as device: (b, 3, S, S) float32, mirrored, normalised.
 - jpeg to bytes: the part of `jpeg` that is left for the CPU where a CUDA device normalises.
+- ... plain: `data.fancy_upsampling = false`; the others interpolate the chroma of 4:2:0 images.
 - dali reader: DALI's own reader of RecordIO over an index of the images alone, then as in `dali`. Its order is a
   shuffled buffer, and it cannot start in the middle of an epoch of ours.
 - pillow: torch's DataLoader with `cores` processes, Pillow, and the usual per-image transformations.
@@ -31,7 +33,7 @@ from typing import Any
 
 import simplejpeg
 import torch
-from loading_ways import CPU, WAYS
+from loading_ways import CPU, SIZE, WAYS
 from measure import interleaved_seconds, machine, medians
 from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +44,7 @@ from partialkd.data.face_drawing import draw_jpegs
 from partialkd.data.layout import pack_records
 from partialkd.models.build import build_empty
 
-SIZE, DRAWN, CLASSES = 112, 512, 64
+DRAWN, CLASSES = 512, 64
 PEAK = 989e12  # FLOP/s of an H200 in bfloat16 without sparsity, from its data sheet
 # Assumed shares of the peak: depthwise convolutions are bound by memory.
 UTILISATION = {"mobilefacenet": 0.05, "iresnet18": 0.35, "iresnet50": 0.35, "iresnet100": 0.35}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -20,9 +22,10 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import open_source
 
 CPU = torch.device("cpu")
+SIZE = 112
 
 
-class Pass:
+class Pass(ABC):
     """One way over one folder: each call reads all batches of another epoch."""
 
     def __init__(self, args: argparse.Namespace, cores: int) -> None:
@@ -34,19 +37,24 @@ class Pass:
         if len(shapes) != 1 or shapes.pop()[0] != self.batch:
             raise SystemExit(f"{type(self).__name__}: batches of {shapes}")
 
+    @abstractmethod
     def images(self) -> Iterator[Any]:
         """The batches of an epoch."""
-        raise NotImplementedError
 
 
 class Ours(Pass):
     """A loader of ours."""
 
-    loader = "jpeg"
+    loader, fancy = "jpeg", True
 
     def __init__(self, args: argparse.Namespace, cores: int) -> None:
         super().__init__(args, cores)
-        self.data = DataConfig(path=str(self.folder), loader=self.loader, workers=cores)  # type: ignore[arg-type]
+        self.data = DataConfig(
+            path=str(self.folder),
+            loader=self.loader,
+            workers=cores,
+            fancy_upsampling=self.fancy,  # type: ignore[arg-type]
+        )
         self.source = open_source(self.data)
         self.plan = TrainingPlan(len(self.source), self.batch, 1, 0, 1, seed=0, flip=True)
 
@@ -59,6 +67,18 @@ class OursDali(Ours):
     """DALI behind an external source."""
 
     loader = "dali"
+
+
+class OursPlain(Ours):
+    """Without libjpeg's fancy upsampling."""
+
+    fancy = False
+
+
+class OursDaliPlain(OursDali):
+    """Without libjpeg's fancy upsampling."""
+
+    fancy = False
 
 
 class OursToBytes(Ours):
@@ -74,6 +94,34 @@ class OursToBytes(Ours):
         indices, size = self.plan.indices(self.epoch, step), self.data.image_size
         pixels = torch.empty((len(indices), size, size, 4), dtype=torch.uint8)
         return Job(indices, self.plan.flips(self.epoch, indices), self.plan.greys(self.epoch, indices), pixels)
+
+
+class OursToBytesPlain(OursToBytes):
+    """Without libjpeg's fancy upsampling."""
+
+    fancy = False
+
+
+class Libjpeg(Pass):
+    """Images in memory, decoded one over the other: what is left when nothing else costs anything."""
+
+    def __init__(self, args: argparse.Namespace, cores: int) -> None:
+        super().__init__(args, cores)
+        source = open_source(DataConfig(path=str(self.folder)))
+        encoded = [source.read(index)[0] for index in range(len(source))]
+        self.batches = [encoded[start : start + self.batch] for start in range(0, len(encoded), self.batch)]
+        self.batches = [batch for batch in self.batches if len(batch) == self.batch]
+
+    def images(self) -> Iterator[Any]:
+        for batch, size in ahead(self._decode, self.batches, self.cores):
+            yield np.empty((len(batch), *size))
+
+    @staticmethod
+    def _decode(batch: list[bytes]) -> tuple[int, ...]:
+        pixels = np.empty((SIZE, SIZE, 4), dtype=np.uint8)
+        for image in batch:
+            simplejpeg.decode_jpeg(image, colorspace="RGBX", buffer=pixels)
+        return pixels.shape
 
 
 class DaliReader(Pass):
@@ -141,9 +189,13 @@ class Pillow(Pass):
 
 
 WAYS: dict[str, Callable[[argparse.Namespace, int], Pass]] = {
+    "libjpeg": Libjpeg,
     "jpeg": Ours,
+    "jpeg plain": OursPlain,
     "jpeg to bytes": OursToBytes,
+    "jpeg to bytes plain": OursToBytesPlain,
     "dali": OursDali,
+    "dali plain": OursDaliPlain,
     "dali reader": DaliReader,
     "pillow": Pillow,
 }

@@ -140,6 +140,7 @@ def facts_of(
     preprocessing = {
         "image_size": config.data.image_size,
         "resize": config.data.resize,
+        "fancy_upsampling": config.data.fancy_upsampling,
         "input": accepts.model_dump(mode="json"),
         "project_to": config.teacher.project_to,
     }
