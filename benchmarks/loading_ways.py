@@ -45,16 +45,12 @@ class Pass(ABC):
 class Ours(Pass):
     """A loader of ours."""
 
-    loader, fancy = "jpeg", True
+    loader, fast = "jpeg", False
 
     def __init__(self, args: argparse.Namespace, cores: int) -> None:
         super().__init__(args, cores)
-        self.data = DataConfig(
-            path=str(self.folder),
-            loader=self.loader,
-            workers=cores,
-            fancy_upsampling=self.fancy,  # type: ignore[arg-type]
-        )
+        settings: dict[str, Any] = {"loader": self.loader, "workers": cores, "fast_idct": self.fast}
+        self.data = DataConfig(path=str(self.folder), **settings)
         self.source = open_source(self.data)
         self.plan = TrainingPlan(len(self.source), self.batch, 1, 0, 1, seed=0, flip=True)
 
@@ -69,16 +65,16 @@ class OursDali(Ours):
     loader = "dali"
 
 
-class OursPlain(Ours):
-    """Without libjpeg's fancy upsampling."""
+class OursFast(Ours):
+    """With the fast transform."""
 
-    fancy = False
+    fast = True
 
 
-class OursDaliPlain(OursDali):
-    """Without libjpeg's fancy upsampling."""
+class OursDaliFast(OursDali):
+    """With the fast transform."""
 
-    fancy = False
+    fast = True
 
 
 class OursToBytes(Ours):
@@ -96,10 +92,10 @@ class OursToBytes(Ours):
         return Job(indices, self.plan.flips(self.epoch, indices), self.plan.greys(self.epoch, indices), pixels)
 
 
-class OursToBytesPlain(OursToBytes):
-    """Without libjpeg's fancy upsampling."""
+class OursToBytesFast(OursToBytes):
+    """With the fast transform."""
 
-    fancy = False
+    fast = True
 
 
 class Libjpeg(Pass):
@@ -191,11 +187,11 @@ class Pillow(Pass):
 WAYS: dict[str, Callable[[argparse.Namespace, int], Pass]] = {
     "libjpeg": Libjpeg,
     "jpeg": Ours,
-    "jpeg plain": OursPlain,
+    "jpeg fast": OursFast,
     "jpeg to bytes": OursToBytes,
-    "jpeg to bytes plain": OursToBytesPlain,
+    "jpeg to bytes fast": OursToBytesFast,
     "dali": OursDali,
-    "dali plain": OursDaliPlain,
+    "dali fast": OursDaliFast,
     "dali reader": DaliReader,
     "pillow": Pillow,
 }

@@ -65,7 +65,7 @@ class OrderedLoader(ABC):
 
     def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
-        image = decode(encoded, self.source.name(index), out, self.data.fancy_upsampling)
+        image = decode(encoded, self.source.name(index), out, self.data.fast_idct)
         if not self.data.resize:
             check_size(image, self.data.image_size, self.source.name(index))
         return image
