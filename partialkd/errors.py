@@ -1,5 +1,19 @@
 """Errors a user can act on. Each names what is wrong and where: the key, the file, the record, the rank."""
 
+from collections.abc import Callable
+
+
+class Place:
+    """Where something is, worked out only when a message wants it: naming a record takes as long as reading it."""
+
+    __slots__ = ("_at", "_name")
+
+    def __init__(self, name: Callable[[int], str], at: int) -> None:
+        self._name, self._at = name, at
+
+    def __str__(self) -> str:
+        return self._name(self._at)
+
 
 class PartialKDError(Exception):
     """Base of every error that is the input's fault, not the program's."""

@@ -18,6 +18,7 @@ from partialkd.data.permutation import hash64
 from partialkd.data.samplers import GlobalOrder, Order
 from partialkd.errors import ConfigError
 
+_TOGETHER = 4096  # records worked out in one go
 _FLIP, _GREY = 1, 2  # salts: the two choices of one record are independent
 
 
@@ -72,13 +73,24 @@ class TrainingPlan:
         self.steps = order.length // global_batch  # optimiser steps an epoch
         self.micro_steps = self.steps * accumulation
         self.local_batch = global_batch // parts
+        self._run = max(1, _TOGETHER // self.local_batch)  # micro-steps whose records are worked out together
+        self._kept: tuple[int, int, np.ndarray] = (-1, -1, np.empty((0, 0), np.int64))
         self.dropped = order.length % global_batch  # records an epoch leaves out, other ones each epoch
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:
         """The records of this rank in a micro-step (b,) int64: its slice of the micro-step's slice of the order."""
         _check_step(micro_step, self.micro_steps)
-        start = (micro_step * self.world_size + self.rank) * self.local_batch
-        return self.order.records(epoch, np.arange(start, start + self.local_batch, dtype=np.int64))
+        run, row = divmod(micro_step, self._run)
+        kept = self._kept  # read once: threads may ask at the same time
+        if kept[:2] != (epoch, run):
+            kept = self._kept = epoch, run, self._records(epoch, run)
+        return kept[2][row].copy()
+
+    def _records(self, epoch: int, run: int) -> np.ndarray:
+        """Those of `_run` micro-steps (n, b) int64: small calls would cost more than the arithmetic in them."""
+        steps = np.arange(run * self._run, min((run + 1) * self._run, self.micro_steps))[:, None]
+        positions = (steps * self.world_size + self.rank) * self.local_batch + np.arange(self.local_batch)
+        return self.order.records(epoch, positions.ravel()).reshape(positions.shape)
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image is mirrored, one half of all on average."""
@@ -86,7 +98,7 @@ class TrainingPlan:
 
     def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """(b,) bool: True where the image loses its colours, a share `grey` of all on average."""
-        return uniform(self.seed, _GREY, epoch, indices) < self.grey
+        return uniform(self.seed, _GREY, epoch, indices) < self.grey if self.grey else np.zeros(len(indices), bool)
 
 
 class SequentialPlan:

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from partialkd.data.record_index import read_index
-from partialkd.errors import DataError
+from partialkd.errors import DataError, Place
 from partialkd.files import replacing
 
 MAGIC = 0xCED7230A
@@ -38,6 +38,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_USUAL = 1 << 13  # bytes of a record read at once: most images of 112 x 112 pixels are shorter
 _SCAN_CHUNK = 1 << 16  # records a thread looks at in one go
 _READAHEAD = 1 << 17  # bytes: Linux cuts longer wishes down to its read-ahead window, 128 KiB as it comes
 _READAHEAD_MOST = 1 << 30  # bytes: neighbours by key that lie further apart are no run
@@ -61,7 +62,7 @@ def pack_payload(labels: float | Sequence[float], key: int, image: bytes = b"") 
     return _HEADER.pack(len(labels), 0.0, key, 0) + struct.pack(f"<{len(labels)}f", *labels) + image
 
 
-def unpack_payload(payload: bytes, where: str) -> tuple[np.ndarray, bytes]:
+def unpack_payload(payload: bytes, where: str | Place) -> tuple[np.ndarray, bytes]:
     """Payload -> labels (1,) or (flag,) float32, image bytes."""
     if len(payload) < _HEADER.size:
         raise DataError(f"{where}: record of {len(payload)} bytes is shorter than its {_HEADER.size}-byte header")
@@ -156,18 +157,20 @@ class RecordReader:
 
     def read(self, position: int) -> tuple[np.ndarray, bytes]:
         """Labels (1,) or (flag,) float32 and image bytes of a record."""
-        return unpack_payload(self.payload(position), self.where(position))
+        return unpack_payload(self.payload(position), Place(self.where, position))
 
     def _part(self, position: int, at: int) -> tuple[int, bytes, int]:
-        head = os.pread(self._fd, _PART.size, at)
-        if len(head) < _PART.size:
+        read = os.pread(self._fd, _USUAL, at)
+        if len(read) < _PART.size:
             raise DataError(f"{self.where(position)}: the file ends inside the record (truncated)")
-        magic, word = _PART.unpack(head)
+        magic, word = _PART.unpack_from(read)
         if magic != MAGIC:
             raise DataError(f"{self.where(position)}: magic number is {magic:#010x} at byte {at}, not {MAGIC:#010x}")
         length = word & MAX_PART
-        # pread reserves all the memory it is asked for: a wrong length is not to cost half a gigabyte
-        part = os.pread(self._fd, min(length, max(self.size - at, 0)), at + _PART.size)
+        part, missing = read[_PART.size : _PART.size + length], _PART.size + length - len(read)
+        if missing > 0:
+            # pread reserves all the memory it is asked for: a wrong length is not to cost half a gigabyte
+            part += os.pread(self._fd, min(missing, max(self.size - at, 0)), at + len(read))
         if len(part) < length:
             raise DataError(f"{self.where(position)}: the file ends inside the record (truncated)")
         return word >> 29, part, at + _PART.size + (length + 3) // 4 * 4
