@@ -1,6 +1,7 @@
 """Ways in which files are wrong: what is said, that nothing is written or run, and whether the run stops or goes on.
 
-The table of docs/data.md, "What each error means", has a line for each of these. bad_files.py makes the files.
+The tables of docs/data.md, "What each error means", have a line for each of these, which says what is said.
+bad_files.py makes the files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bad_files as make
+import error_table
 import pytest
 
 from partialkd.errors import CheckpointError, ConfigError, DataError, PartialKDError, TeacherError
@@ -605,11 +607,34 @@ def _refused(fault: Fault, folder: Path) -> None:
     assert str(folder) in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert _there(folder) == before
+    row = error_table.rows()[fault.what]
+    assert error_table.says(row, str(caught.value), folder), f"docs/data.md says {row.says!r}, it is {caught.value}"
 
 
 def test_there_are_enough() -> None:
     assert len(FAULTS) == len(RECORDS) + len(BINS) + len(TEACHERS) + len(FOLDERS_AND_TEXT)
     assert len(FAULTS) + len(IMAGES) >= 40
+
+
+def test_the_documented_errors_are_these() -> None:
+    then = dict.fromkeys(FAULTS, "stops") | dict.fromkeys(IMAGES, "stops, or goes on")
+    assert {what: row.then for what, row in error_table.rows().items()} == then
+    good = error_table.PAGE.read_text(encoding="utf-8").rpartition("Odd but good, and read: ")[2]
+    assert good.strip() == f"{', '.join(GOOD)}."
+
+
+def test_a_row_that_says_something_else_is_noticed(tmp_path: Path) -> None:
+    row = error_table.Row("train.rec: key 3 at byte 6304: the image is empty", "stops")
+    said = f"{tmp_path}/set/train.rec: key 3 at byte 77: the image is empty"
+    assert error_table.says(row, said, tmp_path)
+    for other in (f"{said}.", said.replace("key 3", "key 4"), said.replace("is empty", "is broken")):
+        assert not error_table.says(row, other, tmp_path)
+    assert not error_table.says(row._replace(says="the image is ..."), said, tmp_path)
+    assert error_table.says(row._replace(says="train.rec: key 3 at byte 1: the ..."), said, tmp_path)
+    ours = error_table.Row("r50.pt: cannot be read: it holds objects that are not tensors", "stops")
+    assert not error_table.says(ours, "r50.pt: cannot be read: truncated", tmp_path)
+    library = error_table.Row("train.rec: broken JPEG: premature end", "stops")
+    assert error_table.says(library, "train.rec: broken JPEG: early end", tmp_path)
 
 
 @pytest.mark.parametrize("what", FAULTS)

@@ -9,6 +9,7 @@ type become the network's. A file without BatchNorm's "num_batches_tracked" coun
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def why_unreadable(error: Exception) -> str:
     """One line; without torch's advice to load the file by unpickling whatever is in it."""
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
         return "it holds objects that are not tensors; they may be code, and are not unpickled"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r" at 0x[0-9a-f]+>", ">", line)  # where an object lay in memory says nothing
 
 
 def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
