@@ -10,7 +10,7 @@ from pathlib import Path
 
 from partialkd.centres.shard import shard_of
 from partialkd.config import Config
-from partialkd.data.embedded_records import write_embedded
+from partialkd.data.embedded_records import check_writable, write_embedded
 from partialkd.data.prepare import prepare
 from partialkd.data.source import Source
 from partialkd.data.sources import open_source
@@ -41,6 +41,7 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     world.on_main(lambda: refuse_existing(records) if records else None)
     world.on_main(lambda: prepare(config.data))
     source = world.together(lambda: open_source(config.data))
+    world.on_main(lambda: check_writable(source) if records else None)
     stop = StopSignals()
     try:
         network = world.together(lambda: open_teacher(config.teacher, config.data.image_size, world.device))

@@ -28,6 +28,8 @@ from partialkd.data.source import Source
 from partialkd.data.teacher_cache import KeptEmbeddings
 from partialkd.errors import DataError
 
+_CHUNK = 1 << 18  # labels looked at in one go
+
 
 class RecordEmbeddings:
     """The embeddings that the records of a source carry. Reading one reads its record again, from the page cache."""
@@ -51,10 +53,21 @@ class RecordEmbeddings:
         return torch.from_numpy(rows)
 
 
+def check_writable(source: Source) -> None:
+    """DataError unless class ids ascend, as those of packed records do; looked at before hours of a teacher's work."""
+    for start in range(0, len(source) - 1, _CHUNK):
+        labels = source.labels(start, min(start + _CHUNK + 1, len(source)))
+        falls = np.flatnonzero(labels[1:] < labels[:-1])
+        if len(falls):
+            at = int(falls[0])
+            rule = "class ids must ascend for records to be written (other maps, offsets or order of data.parts)"
+            raise DataError(f"{source.name(start + at + 1)}: {rule}, got {labels[at + 1]} after {labels[at]}")
+
+
 def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: int, folder: Path) -> int:
     """The images of a source with their embeddings as a folder of records; returns their number.
 
-    folder: where names of identities may stand. A source's class ids must ascend, as those of packed records do.
+    folder: where names of identities may stand. `check_writable` says whether it can be done.
     """
     plain = torch.zeros(1, dtype=torch.bool)
     embed = lambda index: kept.rows(torch.tensor([index]), plain)[0].tolist()
