@@ -196,6 +196,24 @@ def test_labels_of_scattered_images_in_any_slice(sets: Path) -> None:
             np.testing.assert_array_equal(source.labels(start, stop), every[start:stop])
 
 
+def test_labels_of_few_images_among_many_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the images that are used lie apart."""
+    write_plain(tmp_path, [5 if place in (3, 4, 9, 90, 91, 199) else place % 2 for place in range(200)])
+    (tmp_path / "out.txt").write_text("0\n1\n")
+    source = open_source(DataConfig(path=str(tmp_path), exclude_identities=str(tmp_path / "out.txt")))
+    assert isinstance(source, MergedSource)
+    asked: list[int] = []
+    read = source.parts[0].source.labels
+    monkeypatch.setattr("partialkd.data.merged._CHUNK", 8)
+    monkeypatch.setattr(
+        source.parts[0].source, "labels", lambda start, stop: (asked.append(stop - start), read(start, stop))[1]
+    )
+    assert source.labels().tolist() == [0] * 6
+    assert asked == [7, 2, 1]
+    assert source.labels(2, 5).tolist() == [0] * 3
+    assert source.labels(6, 6).tolist() == []
+
+
 # -------------------------------------------------------------------------------------------- configuration
 
 

@@ -42,12 +42,19 @@ class Part:
     kept: range | np.ndarray  # (n,) images of the part that are used, ascending
 
     def labels(self, start: int, stop: int) -> np.ndarray:
+        """Class ids in training of these of its images. Where few are used, those between are looked at in pieces."""
         kept = self.kept[start:stop]
-        if not len(kept):
-            return np.empty(0, np.int64)
-        first = int(kept[0])
-        labels = self.source.labels(first, int(kept[-1]) + 1)
-        return self.class_ids[labels if isinstance(kept, range) else labels[kept - first]].astype(np.int64)
+        if isinstance(kept, range):
+            return self.class_ids[self.source.labels(kept.start, kept.stop)].astype(np.int64)
+        found = np.empty(len(kept), np.int64)
+        done = 0
+        while done < len(kept):
+            first = int(kept[done])
+            some = kept[done : int(np.searchsorted(kept, first + _CHUNK))]
+            labels = self.source.labels(first, int(some[-1]) + 1)
+            found[done : done + len(some)] = self.class_ids[labels[some - first]]
+            done += len(some)
+        return found
 
 
 class MergedSource:
