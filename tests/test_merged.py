@@ -12,6 +12,7 @@ from test_sources import write_plain, write_with_header
 
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
+from partialkd.data.layout import pack_records
 from partialkd.data.merged import MergedSource, save_class_ids
 from partialkd.data.sources import open_source
 from partialkd.errors import ConfigError, DataError
@@ -98,6 +99,45 @@ def test_an_exclude_list_of_names_and_of_numbers(sets: Path) -> None:
             merged(sets, {"path": "a", "exclude_identities": text(sets, f"1\n{line}\n")})
     with pytest.raises(DataError, match=r"a: no identity is left: .*'excluded': 3"):
         merged(sets, {"path": "a", "exclude_identities": text(sets, "0\n2\n3\n")})
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """Packed from folders 0, 12, 3 and dora: their class ids are 0, 1, 2, 3."""
+    names = ["0", "12", "3", "dora"]
+    pack_records(tmp_path / "packed", [(name.encode(), label) for label, name in enumerate(names)], 4, 112, names)
+    return tmp_path
+
+
+def kept_of(folder: Path, listed: str) -> list[str]:
+    source = open_source(DataConfig(path=str(folder / "packed"), exclude_identities=text(folder, listed)))
+    return [source.read(index)[0].decode() for index in range(len(source))]
+
+
+def test_a_number_that_is_a_class_id_and_a_folders_name(numbered: Path) -> None:
+    message = r"line 2: 3 is a class id, and in .*packed/identities\.txt the name of class 2; write class:3 or name:3"
+    with pytest.raises(DataError, match=message):
+        kept_of(numbered, "1\n3\n")
+    assert kept_of(numbered, "class:3\n") == ["0", "12", "3"]
+    assert kept_of(numbered, "name:3\n") == ["0", "12", "dora"]
+    assert kept_of(numbered, "0\n1\n") == ["3", "dora"]  # class 0 is called 0; no folder is called 1
+    with pytest.raises(DataError, match=r"line 1: identity must be a class id below 4 \(or name: .*, got '12'"):
+        kept_of(numbered, "12\n")
+
+
+def test_packed_identities_by_their_folders_names(numbered: Path) -> None:
+    assert kept_of(numbered, "name:dora\nname:somebody else\n") == ["0", "12", "3"]
+    with pytest.raises(DataError, match=r"identity must be a class id below 4 \(or name: and .*identities\.txt\)"):
+        kept_of(numbered, "dora\n")
+    by_name = text(numbered, "name:0\t-1\nname:12\t5\nclass:3\t7\nname:3\t6\n")
+    mapped = open_source(DataConfig(path=str(numbered / "packed"), label_map=by_name))
+    assert [mapped.read(index) for index in range(len(mapped))] == [(b"12", 0), (b"3", 1), (b"dora", 2)]
+    with pytest.raises(DataError, match=r"line 1: 3 is a class id, and in .* the name of class 2"):
+        open_source(DataConfig(path=str(numbered / "packed"), label_map=text(numbered, "3\t0\n")))
+    (numbered / "packed" / "identities.txt").unlink()
+    assert kept_of(numbered, "3\n") == ["0", "12", "3"]
+    with pytest.raises(DataError, match=r"line 1: identity must be a class id below 4, got 'name:3'"):
+        kept_of(numbered, "name:3\n")
 
 
 def test_a_single_data_set_is_filtered_alike(sets: Path) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from partialkd.config import PartConfig
 from partialkd.data.folder_source import FolderSource, digest_of
 from partialkd.data.identities import LEFT_OUT, Names, excluded, mapped
+from partialkd.data.layout import NAMES
 from partialkd.data.record_source import RecordIOSource
 from partialkd.data.source import Source, check_index
 from partialkd.errors import ConfigError, DataError
@@ -125,7 +126,12 @@ def merge(
     sources: Sequence[FolderSource | RecordIOSource], configs: Sequence[PartConfig], min_images: int, shared: bool
 ) -> MergedSource:
     """The sources as one; `configs` say which of their identities are used under which ids."""
-    names = [Names(s.num_classes, s.names if isinstance(s, FolderSource) else None) for s in sources]
+    names = [
+        Names(source.num_classes, source.names)
+        if isinstance(source, FolderSource)
+        else Names(source.num_classes, None, Path(config.path) / NAMES)
+        for source, config in zip(sources, configs, strict=True)
+    ]
     counts = [_counts(source) for source in sources]
     facts: list[dict[str, Any]] = [
         {"path": config.path, "images": len(source), "identities": int((count > 0).sum())}
