@@ -575,7 +575,7 @@ FOLDERS_AND_TEXT = (
     Fault(
         "pairs with a field of 200 KB",
         make.pairs_csv(b"a,b,same\n" + b"x" * 200_000 + b",y,1\n"),
-        r"pairs\.csv: cannot be read: field larger",
+        r"pairs\.csv: line 2: field larger",
     ),
     Fault("configuration of junk", make.config_file(b"\xff\xfe"), r"run\.toml: ", ConfigError),
     Fault("configuration that is no TOML", make.config_file(b"[run\nname = "), r"run\.toml: .*line 1", ConfigError),

@@ -13,13 +13,12 @@ Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and
 
 from __future__ import annotations
 
-import csv
 import shutil
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,20 +27,13 @@ from partialkd.data.bins import write_bin
 from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels
 from partialkd.data.made import made_before, making
 from partialkd.data.pack import PackOptions, pack
+from partialkd.data.pair_lists import ListedPair, read_csv
 from partialkd.data.sources import IMAGE_SUFFIXES, list_folder
 from partialkd.errors import ConfigError, DataError
 
 PREPARATION = 1  # raised when the same settings give other files
 _MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
 _INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
-
-
-class Pair(NamedTuple):
-    """A line of the CSV."""
-
-    first: str
-    second: str
-    same: bool
 
 
 def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[str, Any]:
@@ -62,7 +54,7 @@ def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[
         facts["input_bytes"] = _input_bytes(config)
         identities = _pack_training(config, data, new, facts)
         if config.pairs is not None and config.pairs_images is not None:
-            pairs = _choose_pairs(read_pairs(Path(config.pairs)), identities, config, facts)
+            pairs = _choose_pairs(read_csv(Path(config.pairs)), identities, config, facts)
             _write_pairs(pairs, Path(config.pairs_images), data, new / f"{Path(config.pairs).stem}.bin")
             facts["pairs"] = {f"{Path(config.pairs).stem}.bin": len(pairs)}
     return facts
@@ -117,24 +109,9 @@ def _read_names(path: Path) -> set[str]:
 # ------------------------------------------------------------------------------------------------- pairs
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """A CSV with the header `a,b,same`; same is 0 or 1."""
-    pairs = []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if number == 1 and row != ["a", "b", "same"]:
-                    raise DataError(f"{path}: line 1: must be a,b,same, got {','.join(row)!r:.120}")
-                if number > 1:
-                    if len(row) != 3 or row[2] not in ("0", "1"):
-                        raise DataError(f"{path}: line {number}: must be path,path,0 or 1, got {','.join(row)!r:.120}")
-                    pairs.append(Pair(row[0], row[1], row[2] == "1"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return pairs
-
-
-def _choose_pairs(pairs: list[Pair], trained: set[str], config: ArchiveConfig, facts: dict[str, Any]) -> list[Pair]:
+def _choose_pairs(
+    pairs: list[ListedPair], trained: set[str], config: ArchiveConfig, facts: dict[str, Any]
+) -> list[ListedPair]:
     """Without the training set's identities, at most `max_pairs`."""
     unseen = [pair for pair in pairs if _identity(pair.first) not in trained and _identity(pair.second) not in trained]
     chosen = _thin(unseen, config.max_pairs) if config.max_pairs else unseen
@@ -147,7 +124,7 @@ def _choose_pairs(pairs: list[Pair], trained: set[str], config: ArchiveConfig, f
     return chosen
 
 
-def _thin(pairs: list[Pair], limit: int) -> list[Pair]:
+def _thin(pairs: list[ListedPair], limit: int) -> list[ListedPair]:
     """At most `limit`, evenly from the positive and from the negative ones, in the order they had."""
     if len(pairs) <= limit:
         return pairs
@@ -159,7 +136,7 @@ def _thin(pairs: list[Pair], limit: int) -> list[Pair]:
     return [pairs[place] for place in sorted(keep)]
 
 
-def _write_pairs(pairs: list[Pair], images: Path, data: DataConfig, out: Path) -> None:
+def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: Path) -> None:
     order = [path for pair in pairs for path in (pair.first, pair.second)]
     encoded = {path: _sized(image, data, f"{images}: {path}") for path, image in read_images(images, set(order))}
     write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))

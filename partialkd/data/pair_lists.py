@@ -19,6 +19,7 @@ Errors: `DataError` naming file, line and rule.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -154,7 +155,7 @@ def read_paths(path: Path) -> list[ListedPair]:
 
 
 def read_csv(path: Path) -> list[ListedPair]:
-    """`a,b,same` under that header."""
+    """`a,b,same` under that header, in its order; a pair may be there twice."""
     pairs = []
     for number, row in _rows(path):
         where = f"{path}: line {number}"
@@ -168,7 +169,7 @@ def read_csv(path: Path) -> list[ListedPair]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    rows = csv.reader(_text(path).splitlines(keepends=True))
+    rows = csv.reader(io.StringIO(_text(path)))
     try:
         for row in rows:
             yield rows.line_num, row
