@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,13 @@ class OnnxNetwork(nn.Module):
 
 
 def onnx_digest(path: Path) -> str:
-    """sha256 of the file and of the external data its initialisers name, which must lie in its folder."""
+    """sha256 of the file (graph and attributes too) and of external data it names, which must lie in its folder."""
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
         digest = hashlib.sha256(path.read_bytes())
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
-        places = {item.value for tensor in tensors for item in tensor.external_data if item.key == "location"}
-        for place in sorted(places):
+        for place in sorted(set(_external_data(onnx.load(path, load_external_data=False)))):
             file = (path.parent / place).resolve()
             if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
                 raise TeacherError(f"{path}: external data must be a file in its folder, got {place!r:.80}")
@@ -93,6 +92,16 @@ def onnx_digest(path: Path) -> str:
     except (OSError, ValueError, DecodeError) as error:
         raise TeacherError(f"{path}: cannot be read as ONNX: {error}") from error
     return digest.hexdigest()
+
+
+def _external_data(message: Any) -> Iterator[str]:
+    """Files that any tensor in it names: of initialisers, attributes of nodes, inner graphs, functions."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            yield from (item.value for item in value if item.key == "location")
+        elif field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from _external_data(inner)
 
 
 def _session(path: Path, device: torch.device) -> Any:
