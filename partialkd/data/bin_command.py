@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="aligned images and a list of pairs -> .bin")
     build.add_argument("form", choices=FORMS, help="form of the list")
     build.add_argument("pairs", type=Path, help="the list; cfp-fp and cfp-ff: the folder Protocol")
-    build.add_argument("images", type=Path, help="folder, or .tar of <identity>/<image>, in which the paths begin")
+    build.add_argument("images", type=Path, help="folder of the paths, or .tar where all are <identity>/<image>")
     build.add_argument("out", type=Path, help=".bin to write")
     build.add_argument("--names", default=LFW_NAMES, help="lfw: path of a name and a number (default %(default)s)")
     build.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
