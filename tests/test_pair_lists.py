@@ -219,6 +219,18 @@ def test_taken_apart_and_built_again_it_is_the_same_file(tmp_path: Path, images:
     assert (tmp_path / "apart" / "images" / "00.jpg").read_bytes() == (images / "Ann" / "1.jpg").read_bytes()
 
 
+def test_a_set_of_equal_images_and_repeated_pairs_is_built_again_too(tmp_path: Path, images: Path) -> None:
+    """No image with itself, and no pair twice, in the list that is written; no image more often than that needs."""
+    a, b, c = ((images / name).read_bytes() for name in ("Ann/1.jpg", "Bob/1.jpg", "Cay/1.jpg"))
+    pairs = [(a, a), (a, b), (b, a), (a, a), (c, b), (c, c), (b, b), (a, b)]
+    same = [True, False, False, True, False, True, True, True]  # one has two answers
+    write_bin(tmp_path / "odd.bin", [image for pair in pairs for image in pair], same)
+    assert extract_bin(tmp_path / "odd.bin", tmp_path / "apart") == (9, 8)  # a, b, c and six copies
+    again = read_pair_list("csv", tmp_path / "apart" / "pairs.csv")
+    assert build_bin(again, tmp_path / "apart", tmp_path / "again.bin", 16) == 8
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "odd.bin").read_bytes()
+
+
 def test_size_is_checked_or_made(tmp_path: Path, images: Path) -> None:
     pairs = read_pair_list("lfw", write(tmp_path, LFW), NAMES)
     with pytest.raises(DataError, match=r"images/\w+/\d+\.jpg: must be 24 x 24 pixels .*, got 16 x 16"):

@@ -4,7 +4,8 @@ must be, to the template of the training images.
 Bytes of images are kept as they are, so a set taken apart and made again holds the same bytes in the same order; with
 `resize` an image of another size becomes a JPEG of that size. Each image is decoded once: what cannot be decoded, or
 has another size, is found now and not in the middle of an evaluation.
-A folder of a set: `images/<place of the first use>.<suffix>`, each distinct image once, and `pairs.csv` (a,b,same).
+A folder of a set: `images/<place of the first use>.<suffix>` and `pairs.csv` (a,b,same). Each distinct image is there
+once, and again where a pair of two equal images, or one that the set holds twice, would else be a mistake in the list.
 Errors: `DataError` naming the list and line, the archive or the image. What is written appears complete or not at all.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.data.archive import list_images, read_images
-from partialkd.data.bins import read_bin, write_bin
+from partialkd.data.bins import VerificationSet, read_bin, write_bin
 from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels
 from partialkd.data.pack import image_suffix
 from partialkd.data.pair_lists import ListedPair
@@ -43,29 +44,46 @@ def build_bin(
 
 
 def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
-    """Write `folder`/images and pairs.csv; returns the numbers of distinct images and of pairs."""
+    """Write `folder`/images and pairs.csv; returns the numbers of images written and of pairs."""
     folder, found = Path(folder), read_bin(path)
     refuse_existing(folder)
-    digits = len(str(len(found.images) - 1))
-    names: dict[bytes, str] = {}
-    for place, image in enumerate(found.images):
-        suffix = image_suffix(image)
-        if suffix is None:
-            raise DataError(f"{path}: image {place}: not a known image format (starts with {image[:8]!r})")
-        names.setdefault(image, f"images/{place:0{digits}d}{suffix}")
-    rows = zip(found.images[0::2], found.images[1::2], found.same.tolist(), strict=True)
-    lines = ["a,b,same", *(f"{names[first]},{names[second]},{same:d}" for first, second, same in rows)]
+    files, lines = _files_and_lines(found, path)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         (partial / "images").mkdir(parents=True)
-        for image, name in names.items():
+        for name, image in files.items():
             (partial / name).write_bytes(image)
         (partial / PAIRS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync(folder.parent)
-    return len(names), len(found.same)
+    return len(files), len(found.same)
+
+
+def _files_and_lines(found: VerificationSet, path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Name -> image, and the lines of pairs.csv."""
+    digits = len(str(len(found.images) - 1))
+    files: dict[str, bytes] = {}
+    names: dict[bytes, str] = {}
+    lines, seen = ["a,b,same"], set()
+    for pair, same in enumerate(found.same.tolist()):
+        own = [_file_name(found.images[at], at, digits, path) for at in (2 * pair, 2 * pair + 1)]
+        images = found.images[2 * pair : 2 * pair + 2]
+        first, second = (names.setdefault(image, name) for image, name in zip(images, own, strict=True))
+        if first == second or frozenset((first, second)) in seen:
+            second = own[1]  # a copy, so that no line repeats another or pairs a file with itself
+        seen.add(frozenset((first, second)))
+        files |= {first: images[0], second: images[1]}
+        lines.append(f"{first},{second},{same:d}")
+    return files, lines
+
+
+def _file_name(image: bytes, place: int, digits: int, path: Path) -> str:
+    suffix = image_suffix(image)
+    if suffix is None:
+        raise DataError(f"{path}: image {place}: not a known image format (starts with {image[:8]!r})")
+    return f"images/{place:0{digits}d}{suffix}"
 
 
 def _check_present(pairs: Sequence[ListedPair], images: Path) -> None:

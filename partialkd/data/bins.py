@@ -57,10 +57,14 @@ def read_bin(path: Path | str) -> VerificationSet:
 
 
 def write_bin(path: Path | str, images: Sequence[bytes], same: Sequence[bool] | np.ndarray) -> None:
-    """Write a .bin that InsightFace's tools read too; an existing file is replaced when the new one is complete."""
+    """Write a .bin that InsightFace's tools read too; an existing file is replaced when the new one is complete.
+
+    Equal images are in it once, as one object of the pickle.
+    """
     path = Path(path)
     _check_lengths(len(images), len(same), path)
-    content = ([bytes(image) for image in images], [bool(answer) for answer in same])
+    distinct: dict[bytes, bytes] = {}
+    content = ([distinct.setdefault(bytes(i), bytes(i)) for i in images], [bool(answer) for answer in same])
     with replacing(path) as (file,):
         pickle.dump(content, file, protocol=4)
 
