@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,16 +162,8 @@ def _network(classes: int) -> tuple[nn.Module, nn.Parameter]:
     return nn.Sequential(*layers), nn.Parameter(0.1 * torch.randn(classes, 64))
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_a_network_recognises_unseen_people_where_pixels_do_not() -> None:
     config = ProceduralConfig(kind="procedural", held_out_identities=60, images_per_identity=12, pairs=400)
     held_out = _images(verification_pairs(config)[0])
