@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from partialkd import job as module
 from partialkd.config_files import load_config, parse_config, save_config
 from partialkd.dist import World
-from partialkd.errors import ConfigError, Preempted
+from partialkd.errors import CheckpointError, ConfigError, Preempted
 from partialkd.job import run_job
 from partialkd.stopping import SIGNALS
 
@@ -144,6 +144,13 @@ def changed(settings: dict[str, Any], **phase: Any) -> dict[str, Any]:
     return {**settings, "student": {**settings["student"], **phase}}
 
 
+def refusal(world: World, settings: dict[str, Any]) -> str:
+    """The beginning of what a resumed run says to this rank."""
+    with pytest.raises(CheckpointError) as error:
+        job(world, settings, "auto")
+    return str(error.value).partition(": the checksum")[0]
+
+
 def test_resume_in_a_phase_goes_back_and_is_refused_for_another_run(tmp_path: Path) -> None:
     settings = tree(tmp_path)
     settings["run"]["checkpoint_every"] = 2
@@ -167,8 +174,14 @@ def test_resume_in_a_phase_goes_back_and_is_refused_for_another_run(tmp_path: Pa
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["phase"] == "student"] == [1, 2, 3, 4]
 
+    # A finished phase whose network was damaged is not gone on with: all ranks say which file.
+    damaged = folder / "student" / "model.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    assert run(refusal, 2, settings) == [f"{damaged}: damaged"] * 2
+
     # An unfinished phase is gone on with by itself.
-    (folder / "student" / "model.safetensors").unlink()
+    damaged.unlink()
     assert run(job, 2, settings, "auto")[0]["sets"] == first["sets"]
     with pytest.raises(RankFailure, match="must be a complete checkpoint"):
         run(job, 2, settings, str(folder / "student"))

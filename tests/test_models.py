@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,7 +19,8 @@ from partialkd.errors import CheckpointError
 from partialkd.models import build_model, load_weights
 from partialkd.models.build import FAMILIES, build_empty
 from partialkd.models.network import Block
-from partialkd.models.saved import open_model, save_model
+from partialkd.models.saved import describe, open_model, save_model
+from partialkd.models.weights import read_weights
 
 PUBLISHED = Path(__file__).parent / "published"
 SMALL = {"width": 0.125, "depth": 0.3, "embedding_dim": 16}
@@ -308,9 +310,44 @@ def test_a_saved_model_describes_itself(tmp_path: Path) -> None:
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["model"]) == config.model_dump()
-    rest = {key: value for key, value in metadata.items() if key != "model"}
+    rest = {key: value for key, value in metadata.items() if key not in ("model", "crc32")}
     expected = {"format": "partialkd-model-1", "image_size": "32", "mean": "127.5", "std": "127.5", "colour": "rgb"}
     assert rest == expected
+
+
+def test_a_flipped_bit_of_a_saved_model_is_found(tmp_path: Path) -> None:
+    """In header or tensors; a flip in the name of the checksum leaves a file without one, and this network."""
+    path, config = tmp_path / "m.safetensors", small("mobilefacenet_gdc")
+    save_model(path, build_model(config, 32), config, 32)
+    content, state = path.read_bytes(), read_weights(path)
+    header = 8 + int.from_bytes(content[:8], "little")
+    unnoticed = 0
+    for place in np.linspace(0, len(content) - 1, 300).astype(int).tolist() + list(range(8, header, 97)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_weights(path)
+        except CheckpointError:
+            continue
+        unnoticed += 1
+        assert place < header
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], state[key]) for key in state)
+    assert unnoticed <= len("crc32")
+    damaged = bytearray(content)
+    damaged[(header + len(content)) // 2] ^= 64
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: damaged: the checksum must be "):
+        open_model(path)
+
+
+def test_a_saved_model_without_checksum_is_read(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    path, config = tmp_path / "m.safetensors", small("vit_tiny")
+    model = build_model(config, 32).eval()
+    save_file(model.state_dict(), path, describe(config, 32))
+    assert torch.equal(open_model(path)[0](pictures(2, 32)), model(pictures(2, 32)))
 
 
 def test_saving_under_a_wrong_description_keeps_the_old_file(tmp_path: Path) -> None:

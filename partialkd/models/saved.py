@@ -1,7 +1,9 @@
 """Self-describing networks: a .safetensors file that carries the model's configuration, image size and input format.
 
 Metadata (text): "format" = "partialkd-model-1", "model" (ModelConfig as JSON), "image_size", and the input convention
-of this project: "mean", "std" (127.5: pixels 0..255 become (pixel - mean) / std), "colour" = "rgb".
+of this project: "mean", "std" (127.5: pixels 0..255 become (pixel - mean) / std), "colour" = "rgb"; and "crc32", the
+checksum of all of these and the tensors (weights.py), compared whenever the file is read. A file without it is read as
+well: earlier versions wrote none, and other programs that change such a file keep none.
 A file appears complete or not at all. Errors: CheckpointError naming the file. Reading draws no random numbers.
 """
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from partialkd.config import ModelConfig
@@ -19,7 +21,7 @@ from partialkd.errors import CheckpointError
 from partialkd.files import write_bytes
 from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.network import Network
-from partialkd.models.weights import put_weights
+from partialkd.models.weights import checksummed, put_weights, read_tensors
 
 FORMAT = "partialkd-model-1"
 INPUT_METADATA = {"mean": "127.5", "std": "127.5", "colour": "rgb"}
@@ -35,14 +37,14 @@ def save_model(path: str | Path, model: nn.Module, config: ModelConfig, image_si
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     put_weights(build_empty(config, image_size), state, str(path), assign=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(path), save(state, describe(config, image_size)))
+    write_bytes(Path(path), save(state, checksummed(state, describe(config, image_size))))
 
 
 def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
     """The network on the CPU in eval mode, its configuration and image size."""
     config, image_size = read_description(path)
     model = build_empty(config, image_size)
-    put_weights(model, load_file(path), str(path), assign=True)
+    put_weights(model, read_tensors(path), str(path), assign=True)
     return in_memory_format(model).eval(), config, image_size
 
 

@@ -4,16 +4,22 @@ Accepted forms: a plain state_dict; one inside a training checkpoint under "stat
 "state_dict", "model" or "backbone"; all keys under a wrapper's prefix ("module.", "_orig_mod.", "backbone.").
 Every key and shape must match. Errors: CheckpointError naming the file and the keys. Floating-point values of another
 type become the network's. A file without BatchNorm's "num_batches_tracked" counters is accepted: they start at zero.
+
+A .safetensors file whose metadata has "crc32" must be what that says: CRC-32 over the other metadata and over name,
+type, shape and bytes of each tensor, in the order of names. It finds damage, not forgery, at about 1 GB/s.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +28,7 @@ from partialkd.errors import CheckpointError
 WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
 PREFIXES = ("module.", "_orig_mod.", "backbone.")
 NAMED = 4  # keys listed in an error
+CHECKSUM = "crc32"  # of a file's metadata
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -36,12 +43,38 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            content: Any = read_tensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file raises many kinds
         raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error)}") from error
     return _without_prefixes(_unwrapped(content, path))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, compared with its checksum if it has one."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    tensors = load_file(path)
+    expected = metadata.pop(CHECKSUM, None)
+    if expected is not None and (found := _checksum(tensors, metadata)) != expected:
+        raise CheckpointError(f"{path}: damaged: the checksum must be {expected}, got {found}")
+    return tensors
+
+
+def checksummed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata of a .safetensors file, with the checksum of it and the tensors (on the CPU)."""
+    return {**metadata, CHECKSUM: _checksum(tensors, metadata)}
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name, x in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), crc)
+        crc = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def why_unreadable(error: Exception) -> str:
