@@ -34,7 +34,7 @@ from partialkd.sharded_file import read_rows
 from partialkd.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
 from partialkd.tensor_file import Files, read_bytes, read_tensors
 
-__all__ = ["Saver", "Snapshot", "best", "complete", "load", "load_newest", "newest", "verify"]
+__all__ = ["Saver", "Snapshot", "best", "complete", "load", "load_newest", "newest", "read_manifest", "verify"]
 
 
 def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:

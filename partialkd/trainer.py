@@ -117,7 +117,7 @@ class Trainer:
             lambda: checkpoint.newest(folder / "checkpoints"),
         )  # fmt: skip
         self.epoch = self.micro_steps_done = 0  # position in the epoch
-        self._saved_step = -1
+        self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
     @property
@@ -142,10 +142,16 @@ class Trainer:
             if not (collective_failed(error) or isinstance(error, RankLost)):
                 self.saver.close()  # what it still writes was good; a lost rank's part would not come
             raise
-        if self._saved_step != self.student.steps:
+        self._save_last()
+        return self.student.network()
+
+    def _save_last(self) -> None:
+        """Collective. The last step on the disk, and scored if `run.keep_best`: a resumed run makes up for it."""
+        if self._saved_step != self.student.steps or not self._scored:
             self.save(self._score())
         self.saver.wait()
-        return self.student.network()
+        if not self._scored:
+            raise Preempted(f"{self.name}: stopped and saved at step {self.student.steps}, not scored yet")
 
     def close(self) -> None:
         """Give back the loader's threads and DeepSpeed's hooks, and what writes checkpoints."""
@@ -225,7 +231,7 @@ class Trainer:
         facts = {**self._identity(), "skipped": self.health.skipped}
         moving = self.method.kind != "fixed"
         snapshot = capture(self.student, self.centres, position, facts, moving)
-        self._saved_step = snapshot.step
+        self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         return self.saver.save(snapshot, score)
 
     def _score(self) -> float | None:
@@ -236,7 +242,7 @@ class Trainer:
         embed = self.stop.listen(self.world).guarding(self.student.network(), "scoring a checkpoint")
         try:
             scores = evaluate_sets(embed, sets, data.image_size, data.resize, self.world)
-        except Preempted:  # heard on all ranks, and again after the next step
+        except Preempted:  # heard on all ranks, and again after the next step, or by `_save_last`
             return None
         return 1 - mean(score.accuracy for score in scores.values())
 
@@ -250,7 +256,8 @@ class Trainer:
         seed = self.config.run.seed
         position = restore(snapshot, self.student, self.centres, self._identity(), seed, path)
         self.epoch, self.micro_steps_done = position.epoch, position.micro_steps(self._micro_batch)
-        self._saved_step = snapshot.step
+        score = self.world.on_main(lambda: checkpoint.read_manifest(path).score)
+        self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
-from partialkd.data.sources import open_source
+from partialkd.data.bins import write_bin
+from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.dist import World
 from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
@@ -184,6 +185,46 @@ def test_the_last_save_in_the_background_is_waited_for(
     config["run"] |= {"checkpoint_async": True, "checkpoint_every": 4}
     found = run(_in_the_background, 2, parse_config(config), kind, error)
     assert found[0][-1] == f"step_{newest:09d}"  # rank 0 publishes it
+
+
+class StoppedAtTheEnd(trainer.Trainer):
+    """Gets a signal, on its last rank, when its last step is being scored."""
+
+    def _score(self) -> float | None:
+        if self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super()._score()
+
+
+def _stopped_and_resumed(world: World, config: Config) -> list[tuple[str, bool]]:
+    """-> the checkpoints after a signal in the last scoring, and after the resumed run: their names, whether scored."""
+    root, found = Path(config.run.folder) / "student" / "checkpoints", []
+    stopping.HEED_S = 0.0
+    for kind, end in ((StoppedAtTheEnd, pytest.raises(Preempted, match="saved at step 2, not scored yet")),
+                      (trainer.Trainer, nullcontext())):  # fmt: skip
+        stop = stopping.StopSignals()
+        one = make_trainer(kind, world, config, stop)
+        with end:
+            one.run(resume=True)
+        one.close()
+        stop.forget()
+        world.barrier()
+        found += [(path.name, checkpoint.read_manifest(path).score is not None) for path in checkpoint.complete(root)]
+    stopping.HEED_S = 1.0
+    return found
+
+
+@pytest.mark.slow
+def test_a_last_step_that_was_not_scored_is_scored_on_resume(tmp_path: Path) -> None:
+    images = [SyntheticSource(CLASSES, IMAGES, 32).read(index)[0] for index in range(40)]
+    write_bin(tmp_path / "pairs.bin", images, [True, False] * 10)
+    config = config_of("arcface", tmp_path, max_steps=2).model_dump(mode="json")
+    config["run"]["keep_best"] = True
+    config["evaluate"] = {"sets": [str(tmp_path / "pairs.bin")], "folds": 2, "fars": [0.5], "batch": 8}
+    found = run(_stopped_and_resumed, 2, parse_config(config))
+    assert found[0] == [("step_000000002", False), ("step_000000002-2", True)]
+    assert checkpoint.best(tmp_path / "student" / "checkpoints") is not None
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2  # nothing was trained twice
 
 
 def _load(world: World, path: Path) -> dict[str, torch.Tensor]:
