@@ -12,7 +12,8 @@ last round runs to its end. Every finished round must have, bit for bit, the fil
 of every phase, the centres, the exported student, the scores, the loss of every logged step.
 
 Written to --out: counts by kind and by what the job was doing, rounds, starts by hand, seconds from a fault to new
-progress, hardware, versions, commit. Exit status 1 if a file differs or a job does not finish.
+progress, hardware, versions, commit. Exit status 1 if a file differs, a job does not finish, or the time was up before
+all faults were made.
 """
 
 from __future__ import annotations
@@ -161,7 +162,16 @@ def main() -> int:
     report(args, soak.counts, differences, seconds=seconds, undisturbed_seconds=calm_s, results_a_round=len(expected))
     if temporary and not differences:
         shutil.rmtree(args.folder)
-    return 1 if differences else 0
+    return status(soak.counts.kinds.total(), args.faults, differences)
+
+
+def status(made: int, wanted: int, differences: list[str]) -> int:
+    """Exit status, having said what is not as it should be."""
+    if made < wanted:
+        say(f"the time was up (--minutes) after {made} of {wanted} faults")
+    if differences:
+        say(f"not as undisturbed: {', '.join(differences)}")
+    return int(made < wanted or bool(differences))
 
 
 def report(args: argparse.Namespace, counts: Counts, differences: list[str], **facts: float) -> None:

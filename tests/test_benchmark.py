@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +95,20 @@ def test_one_ranks_share_alone() -> None:
     (share,) = json.loads(got.stdout)["measurements"]
     assert (share["rows"], share["batch"]) == (1001, 32)
     assert share["seconds"] > 0 < share["peak_extra_bytes"]
+
+
+@pytest.mark.parametrize(("made", "status"), [(99, 1), (100, 0)])
+def test_a_soak_of_too_few_faults_has_failed(
+    made: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """chaos.py, with a job that is done at once and a soak that makes `made` faults before the time is up."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    chaos: Any = importlib.import_module("chaos")
+    job = SimpleNamespace(start=lambda: None, launcher=SimpleNamespace(wait=lambda: 0, kill=lambda: None))
+    soak = SimpleNamespace(run=lambda check: None, job=job, counts=chaos.Counts(Counter({"kill a rank": made})))
+    monkeypatch.setattr(chaos, "Job", lambda *_: job)
+    monkeypatch.setattr(chaos, "Soak", lambda _: soak)
+    monkeypatch.setattr(chaos, "results", lambda _: {})
+    monkeypatch.setattr(sys, "argv", ["chaos.py", "--faults", "100", "--folder", str(tmp_path)])
+    assert chaos.main() == status
+    assert ("the time was up (--minutes) after 99 of 100 faults" in capsys.readouterr().out) == bool(status)
