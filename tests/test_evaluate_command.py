@@ -136,6 +136,15 @@ def test_two_processes_of_torchrun_say_the_same(tmp_path: Path, faces: Path) -> 
     assert two == alone
 
 
+def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "student.safetensors", build_model(MODEL, 2 * SIZE), MODEL, 2 * SIZE)
+    arguments = [str(tmp_path / "student.safetensors"), "--sets", str(faces), "--device", "cpu"]
+    assert main(arguments) == 1
+    message = f"must be {2 * SIZE} x {2 * SIZE} pixels (--resize brings every image to that size), got {SIZE} x {SIZE}"
+    assert message in capsys.readouterr().err
+    assert main([*arguments, "--resize"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

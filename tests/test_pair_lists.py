@@ -233,7 +233,9 @@ def test_a_set_of_equal_images_and_repeated_pairs_is_built_again_too(tmp_path: P
 
 def test_size_is_checked_or_made(tmp_path: Path, images: Path) -> None:
     pairs = read_pair_list("lfw", write(tmp_path, LFW), NAMES)
-    with pytest.raises(DataError, match=r"images/\w+/\d+\.jpg: must be 24 x 24 pixels .*, got 16 x 16"):
+    with pytest.raises(
+        DataError, match=r"images/\w+/\d+\.jpg: must be 24 x 24 pixels \(--resize brings .* got 16 x 16"
+    ):
         build_bin(pairs, images, tmp_path / "a.bin", 24)
     assert not (tmp_path / "a.bin").exists()
     build_bin(pairs, images, tmp_path / "a.bin", 24, resize=True)

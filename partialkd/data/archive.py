@@ -24,7 +24,7 @@ import numpy as np
 
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.data.bins import write_bin
-from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels
+from partialkd.data.decode import RESIZE, check_size, decode, encode_jpeg, to_pixels
 from partialkd.data.made import made_before, making
 from partialkd.data.pack import PackOptions, pack
 from partialkd.data.pair_lists import ListedPair, read_csv
@@ -138,18 +138,19 @@ def _thin(pairs: list[ListedPair], limit: int) -> list[ListedPair]:
 
 def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: Path) -> None:
     order = [path for pair in pairs for path in (pair.first, pair.second)]
-    encoded = {path: _sized(image, data, f"{images}: {path}") for path, image in read_images(images, set(order))}
+    size, resize = data.image_size, data.resize
+    encoded = {path: sized(image, size, resize, f"{images}: {path}") for path, image in read_images(images, set(order))}
     write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))
 
 
-def _sized(encoded: bytes, data: DataConfig, where: str) -> bytes:
-    """The bytes as they are if the image has the right size."""
+def sized(encoded: bytes, image_size: int | None, resize: bool, where: str, option: str = RESIZE) -> bytes:
+    """The bytes as they are if the image has the right size; None: any."""
     pixels = decode(encoded, where)
-    if pixels.shape[:2] == (data.image_size, data.image_size):
+    if image_size is None or pixels.shape[:2] == (image_size, image_size):
         return encoded
-    if not data.resize:
-        check_size(pixels, data.image_size, where)
-    return encode_jpeg(to_pixels(pixels, data.image_size))
+    if not resize:
+        check_size(pixels, image_size, where, option)
+    return encode_jpeg(to_pixels(pixels, image_size))
 
 
 def _identity(path: str) -> str:

@@ -16,9 +16,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from partialkd.data.archive import list_images, read_images
+from partialkd.data.archive import list_images, read_images, sized
 from partialkd.data.bins import VerificationSet, read_bin, write_bin
-from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels
 from partialkd.data.pack import image_suffix
 from partialkd.data.pair_lists import ListedPair
 from partialkd.errors import DataError
@@ -37,7 +36,10 @@ def build_bin(
         raise DataError(f"{out}: a set needs at least one pair")
     _check_present(pairs, images)
     paths = [path for pair in pairs for path in (pair.first, pair.second)]
-    encoded = {path: _sized(data, image_size, resize, f"{images}/{path}") for path, data in _read(images, set(paths))}
+    encoded = {
+        path: sized(data, image_size, resize, f"{images}/{path}", "--resize")
+        for path, data in _read(images, set(paths))
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, [encoded[path] for path in paths], [pair.same for pair in pairs])
     return len(pairs)
@@ -104,13 +106,3 @@ def _read(images: Path, wanted: set[str]) -> Sequence[tuple[str, bytes]]:
         return [(path, (images / path).read_bytes()) for path in sorted(wanted)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def _sized(encoded: bytes, image_size: int | None, resize: bool, where: str) -> bytes:
-    """The bytes as they are if the image has the right size."""
-    pixels = decode(encoded, where)
-    if image_size is None or pixels.shape[:2] == (image_size, image_size):
-        return encoded
-    if not resize:
-        check_size(pixels, image_size, where)
-    return encode_jpeg(to_pixels(pixels, image_size))

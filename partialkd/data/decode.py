@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from partialkd.errors import DataError, Place
 
 MAX_PIXELS = 1 << 26
+RESIZE = "data.resize = true"  # in the configuration of a run
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _FOUR_BYTES = sys.byteorder == "little"
@@ -92,11 +93,11 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
 
-def check_size(image: np.ndarray, image_size: int, where: str | Place) -> None:
-    """DataError unless the image is image_size x image_size."""
+def check_size(image: np.ndarray, image_size: int, where: str | Place, option: str = RESIZE) -> None:
+    """DataError unless the image is image_size x image_size. option: what the user can give to have it resized."""
     height, width = image.shape[:2]
     if (height, width) != (image_size, image_size):
-        rule = f"must be {image_size} x {image_size} pixels (data.resize = true brings every image to that size)"
+        rule = f"must be {image_size} x {image_size} pixels ({option} brings every image to that size)"
         raise DataError(f"{where}: {rule}, got {width} x {height}")
 
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace, world: World) -> None:
     config, network = world.together(lambda: _opened(options, world))
     name = Path(options.file).name
-    scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world)
+    scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}
     if world.is_main:
         print(results_table(results))

@@ -23,7 +23,7 @@ from torch import Tensor
 from partialkd.centres.shard import shard_of
 from partialkd.config import EvaluateConfig
 from partialkd.data.bins import VerificationSet, read_bin
-from partialkd.data.decode import check_size, decode, to_tensor
+from partialkd.data.decode import RESIZE, check_size, decode, to_tensor
 from partialkd.dist import World
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
@@ -45,10 +45,13 @@ def open_sets(config: EvaluateConfig) -> dict[str, Path]:
 
 
 def evaluate_sets(
-    embed: Embed, config: EvaluateConfig, image_size: int, resize: bool, world: World
+    embed: Embed, config: EvaluateConfig, image_size: int, resize: bool, world: World, option: str = RESIZE
 ) -> dict[str, PairScores]:
-    """Collective. Scores of every configured set; `embed` is a network in eval mode on this rank's device."""
-    embedder = _Embedder(embed, config, image_size, resize, world)
+    """Collective. Scores of every configured set; `embed` is a network in eval mode on this rank's device.
+
+    option: what an error names to have images of another size resized.
+    """
+    embedder = _Embedder(embed, config, image_size, resize, world, option)
     return {path.stem: _evaluate_set(embedder, path) for path in map(Path, config.sets)}
 
 
@@ -101,6 +104,7 @@ class _Embedder:
     image_size: int
     resize: bool
     world: World
+    option: str
 
     @torch.no_grad()
     def share_of(self, distinct: _Distinct, path: Path) -> Tensor:
@@ -120,7 +124,7 @@ class _Embedder:
     def _decode(self, encoded: bytes, where: str) -> np.ndarray:
         image = decode(encoded, where)
         if not self.resize:
-            check_size(image, self.image_size, where)
+            check_size(image, self.image_size, where, self.option)
         return image
 
 
