@@ -3,7 +3,7 @@
 MODEL is a .safetensors file that describes its network, a .pt or .pth file (or a bare .safetensors) with `--model` and
 the sizes that differ from the defaults, or an .onnx file. A foreign network is told apart by what it expects: size,
 mean, std and colour order of its input. Rank 0 prints a table and, with `--json`, writes the same as JSON.
-Errors: one line on the error output; status 2 for wrong options, 1 for everything else.
+Errors: one line on the error output; status 2 for wrong options and a missing MODEL, 1 for everything else.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
 
 
 def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher]:
-    """Everything that can be wrong before the first image is embedded."""
+    """Everything that can be wrong before the first image is embedded; what costs least is looked at first."""
     config = _evaluate_config(options)
-    open_sets(config)
     if options.json and not Path(options.json).parent.is_dir():
         raise ConfigError(f"--json {options.json}: its folder must exist")
+    if not Path(options.file).is_file():
+        raise ConfigError(f"{options.file}: no such file")
+    open_sets(config)
     return config, open_network(options, world)
 
 
@@ -84,8 +86,6 @@ def onnx_width(path: str) -> int:
 
 def _onnx_shapes(path: str, side: Literal["input", "output"]) -> list[list[int]]:
     """Shapes of an ONNX file's inputs or outputs, 0 where the file leaves a size open."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file")
     import onnx
 
     try:
