@@ -42,14 +42,11 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     world.on_main(lambda: prepare(config.data))
     source = world.together(lambda: open_source(config.data))
     world.on_main(lambda: check_writable(source) if records else None)
-    stop = StopSignals()
-    try:
+    with StopSignals() as stop:
         network = world.together(lambda: open_teacher(config.teacher, config.data.image_size, world.device))
         look_at(network, config, source, world)
         if not world.on_main((folder / MANIFEST).exists):
             make_cache(network, config, source, folder, world, stop, "resume" if resume else "refuse")
-    finally:
-        stop.forget()
     cache = world.together(lambda: kept_before(folder))
     dtype = config.teacher.cache_dtype or cache.facts.dtype
     accepts, dim = network.accepts, network.embedding_dim

@@ -92,8 +92,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(config.run.deterministic)
-    stop = StopSignals()
-    try:
+    with StopSignals() as stop:
         job = prepare_job(config, world, resume, stop)
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)
@@ -107,8 +106,6 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         world.on_main(lambda: export(student.state_dict(), model, job.image_size, folder))
         if world.is_main:
             print(f"{folder}: the student as model.onnx and model.safetensors", flush=True)
-    finally:
-        stop.forget()
     return result
 
 

@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -147,11 +147,16 @@ class Roll:
         for rank, place in enumerate(self.places):
             if rank != self.rank and place.state() == "stopped":
                 self.store.set(f"{self.name}/stopped/{rank}", "")  # for whoever describes it after this
-                os.kill(place.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # another rank was faster
+                    os.kill(place.pid, signal.SIGKILL)
 
 
 def within(seconds: float, action: Callable[[], T]) -> T | None:
-    """What `action` returns, or None if it fails or takes longer; it is then left behind in its thread."""
+    """What `action` returns, or None if the store fails or it takes longer; it is then left behind in its thread.
+
+    Any other error of it would be a fault of the program: its traceback is shown (threading.excepthook), and the answer
+    is None too, so that the error that is being explained is still told.
+    """
     results: list[T] = []
 
     def act() -> None:

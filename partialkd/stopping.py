@@ -18,6 +18,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -33,12 +34,20 @@ R = TypeVar("R")
 
 
 class StopSignals:
-    """The flag, from the moment it is made; one a process."""
+    """The flag, from the moment it is made until the end of its `with` block; one a process."""
 
     def __init__(self) -> None:
         self.asked = False
         self._cutting: str | None = None  # what the handler may break off
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def __enter__(self) -> StopSignals:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.forget(ending=isinstance(error, Preempted))
 
     def _ask(self, *_: object) -> None:
         self.asked = True
@@ -79,10 +88,13 @@ class StopSignals:
         finally:
             self._cutting = None
 
-    def forget(self) -> None:
-        """Put the earlier handlers back; a process that was asked is about to end, and no further signal hurries it."""
+    def forget(self, ending: bool = False) -> None:
+        """Put the earlier handlers back, unless the process is about to end, which no further signal may hurry.
+
+        That is so where it was asked, or is `ending` because another rank was: its own signal may be on its way.
+        """
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self.asked else handler)
+            signal.signal(number, signal.SIG_IGN if self.asked or ending else handler)
 
 
 class Watch:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from partialkd.config_files import parse_config, save_config
 from partialkd.dist import World, free_port
 from partialkd.errors import Preempted
 from partialkd.files import write_text
-from partialkd.roll import Place
+from partialkd.roll import Place, Roll
 from partialkd.stopping import SIGNALS, StopSignals
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -65,8 +67,8 @@ def light(folder: Path, number: int, sleep_s: float = 0.0) -> list[str]:
 def test_a_stopped_rank_is_named_and_the_ranks_start_again(tmp_path: Path) -> None:
     """Within `dist.timeout_s` and 20 s, though torchrun itself would wait 300 s for a stopped rank to leave.
 
-    From the stop until torchrun starts the ranks again, which needs all of them gone. The timeout is 10 s; 16 s were seen
-    on two cores with a load of seven. Imports, which such a load slows down most, come after.
+    From the stop until torchrun starts the ranks again, which needs all of them gone. The timeout is 10 s; 16 s were
+    seen on two cores with a load of seven. Imports, which such a load slows down most, come after.
     """
     environment = {**ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300", "PYTHONPATH": str(ROOT)}
     got = subprocess.run(
@@ -145,6 +147,20 @@ def test_a_place_knows_its_process() -> None:
     assert other.state() == "gone"
     assert Place(here.host, os.getpid(), "0", here.system, "").state() == "gone"  # the number was used again
     assert Place(here.host, os.getpid(), here.born, "another system", "").state() == "unknown"
+
+
+def test_a_stopped_rank_that_another_has_ended_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of two survivors see it stopped; the one that comes later finds no process, and goes on to the next."""
+    stopped = [subprocess.Popen(["sleep", "100"]) for _ in range(2)]
+    stopped[0].kill()
+    stopped[0].wait()
+    places = [Place.here(), *(replace(Place.here(), pid=process.pid) for process in stopped)]
+    monkeypatch.setattr(Place, "state", lambda _: "stopped")
+    said: list[str] = []
+    store = cast(Any, SimpleNamespace(set=lambda key, _: said.append(key)))
+    Roll(store, 0, "start", places, 1.0).end_stopped()
+    assert stopped[1].wait(60) == -signal.SIGKILL
+    assert said == ["start/stopped/1", "start/stopped/2"]
 
 
 # ------------------------------------------------------------------------------------------------- restarts
@@ -270,6 +286,7 @@ def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -
     finally:
         setattr(job_module, name, original)
         for number in SIGNALS:
+            assert signal.getsignal(number) == signal.SIG_IGN  # the process is about to end
             signal.signal(number, signal.SIG_DFL)
     return str(stop.value)
 
