@@ -1,7 +1,7 @@
 """What low-precision stores and sampled rows cost in accuracy, on the default job cut short.
 
     torchrun --nproc_per_node=2 benchmarks/stores.py [--config FILE] [--steps 60] [--teacher-steps 150] [--seeds 3]
-                                                     [--json] [--out FILE] [KEY=VALUE ...]
+                                                     [--method NAME] [--json] [--out FILE] [KEY=VALUE ...]
 
 The job's teacher is trained once and its embeddings are kept. From them, students of `steps` steps: ArcDistill (fixed
 centres) and the job's own method (moving averages) with each store; and the job's `alone` (trained centres) with rows
@@ -86,6 +86,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="of each student")
     parser.add_argument("--teacher-steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, len(STUDENT_T) + 2), metavar="2..10")
+    parser.add_argument("--method", metavar="NAME", help="the only one of the table's methods to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -209,9 +210,10 @@ def summary(by_trial: dict[str, list[dict[str, float]]]) -> Tree:
 def measure(args: argparse.Namespace, world: World, folder: Path) -> Tree:
     bench, facts = Bench(args, world, folder), machine(world.device)
     teacher, scores = bench.teach()
+    wanted = [trial for trial in trials(bench.student, bench.alone, teacher) if args.method in (None, trial.method)]
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for count in range(1, args.seeds + 1):
-        for trial in trials(bench.student, bench.alone, teacher):
+        for trial in wanted:
             found[trial.method][trial.name].append(bench.run(trial, count - 1))
         result = {
             "config": args.config.name,
