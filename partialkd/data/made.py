@@ -2,23 +2,33 @@
 
 manifest.json holds {"made_from": settings, "facts": what came out}. A folder made from equal settings is used as it
 is; one made from others, or not made here at all, is never touched: `DataError` naming the folder and the difference.
+
+While it is made it is a hidden folder beside its later name, called after the process that makes it. The next start
+removes what a process that was killed left there, if it can see that this process has ended: it ran on this machine,
+since this machine was started. Other leftovers may still be worked on by another machine; they are named in a warning.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from partialkd.errors import DataError
 from partialkd.files import sync, write_json
+from partialkd.roll import Place
 
 MANIFEST = "manifest.json"
+_MAKER = re.compile(r"(\d+)-(\d*)-([0-9a-f]{12})-[0-9a-f]{8}")  # process, its birth, where, a random number
 
 
 def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,10 +57,10 @@ def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | Non
 def making(folder: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A temporary folder to fill and facts to fill in; at the end it takes its name, on an error it is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    temporary = fresh_partial(folder)
+    temporary.mkdir()
     facts: dict[str, Any] = {}
     try:
-        temporary.chmod(0o755)  # mkdtemp leaves it to the owner alone
         yield temporary, facts
         write_json(temporary / MANIFEST, {"made_from": made_from, "facts": facts})
         try:
@@ -60,3 +70,24 @@ def making(folder: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, dict
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(folder.parent)
+
+
+def fresh_partial(folder: Path) -> Path:
+    """A name for what is to become `folder`; what processes that have ended left under such names is removed."""
+    mine, where = Place.here(), _where(Place.here())
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.partial"):
+        match = _MAKER.fullmatch(left.name.removeprefix(f".{folder.name}.").removesuffix(".partial"))
+        if match is None:  # not called so by this function
+            continue
+        state = replace(mine, pid=int(match[1]), born=match[2]).state() if match[3] == where else "unknown"
+        if state == "gone":
+            shutil.rmtree(left, ignore_errors=True)  # another start may be at it too
+        if left.exists() and state in ("gone", "unknown"):
+            why = "could not be removed" if state == "gone" else "of another machine, which may still be writing it"
+            warnings.warn(f"{left}: left by an earlier start, {why}", stacklevel=3)
+    return folder.with_name(f".{folder.name}.{mine.pid}-{mine.born}-{where}-{os.urandom(4).hex()}.partial")
+
+
+def _where(place: Place) -> str:
+    """Equal for processes that can tell whether the other one lives."""
+    return hashlib.sha256(f"{place.host} {place.system}".encode()).hexdigest()[:12]

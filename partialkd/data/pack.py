@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from partialkd.data.decode import decode, encode_jpeg, to_pixels
 from partialkd.data.layout import FLOAT_EXACT, NAMES, pack_records, read_names
+from partialkd.data.made import fresh_partial
 from partialkd.data.sources import RecordIOSource, list_folder
 from partialkd.errors import ConfigError, DataError
 from partialkd.files import refuse_existing, replacing
@@ -196,7 +197,7 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
     names = [f"{label:0{digits}d}" for label in range(source.num_classes)]
     if (folder / NAMES).exists():
         names = read_names(folder / NAMES, source.num_classes)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = fresh_partial(out)
     job: Callable[[int], None] = lambda index: _write_image(source, index, partial, names)
     try:
         for label in np.unique(source.labels()).tolist():
