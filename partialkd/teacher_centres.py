@@ -7,7 +7,7 @@ it is no negative.
 
 A classifier is a file with one matrix (K, D): .npy, .safetensors or .pt. Which of its rows is which class is
 always said: `label_map` is a text file whose line k holds the class id of row k, or -1 for a row that is not
-used, or the word "identity" where row k is class k.
+used, or the word "identity" where row k is class k. A folder of arcface_torch is one too (classifier_shards.py).
 
 Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
 centres were made, their shape, size and checksum of every file. Centres whose manifest says something else are made
@@ -21,6 +21,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore, saved_centres
+from partialkd.classifier_shards import read_shards, shard_files
 from partialkd.data.batch import FaceBatch
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, TeacherError
@@ -87,14 +89,22 @@ def classifier_rows(
     store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
 ) -> None:
     """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
-    weight = world.together(lambda: read_matrix(path))
-    ids = world.together(lambda: read_label_map(label_map, len(weight), store.num_classes))
+    shards = world.together(lambda: read_shards(path) if path.is_dir() else [read_matrix(path)])
+    ids = world.together(lambda: read_label_map(label_map, sum(map(len, shards)), store.num_classes))
     mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
-    rows = world.together(lambda: _checked(project(weight[mine].float().to(store.device)), store.dim, path))
+    rows = world.together(lambda: _checked(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
     target = (ids[mine] - store.shard.start).to(store.device)
     store.write(target, rows)
     store.seen[target] = True
     store.skip_unseen = True
+
+
+def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
+    """These rows, ascending, of all shards, which lie one after the other."""
+    starts = accumulate([0, *map(len, shards)])
+    return torch.cat(
+        [shard[rows[(rows >= at) & (rows < at + len(shard))] - at] for shard, at in zip(shards, starts, strict=False)]
+    )
 
 
 def read_matrix(path: Path) -> Tensor:
@@ -178,7 +188,11 @@ def _checked(rows: Tensor, dim: int, path: Path) -> Tensor:
 
 
 def file_digest(path: str | None) -> str | None:
-    """sha256 of a file's content; of a word that is no file, the word."""
+    """sha256 of a file's content, or of a classifier's files in a folder; of a word that is neither, the word."""
+    if path is not None and Path(path).is_dir():
+        names = [kind.format(rank) for kind, count in shard_files(Path(path)).items() for rank in range(count)]
+        digests = {name: file_digest(str(Path(path) / name)) for name in names}
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     if path is None or not Path(path).is_file():
         return path
     with Path(path).open("rb") as stream:

@@ -46,6 +46,7 @@ LAYERS = (
         "export",
         "progress",
         "teacher_centres",
+        "classifier_shards",
         "embedding",
     ),
     ("run_state", "nonfinite", "drift", "health", "out_of_memory"),

@@ -24,7 +24,7 @@ class TeacherConfig(Section):
     embedding_dim: Positive | None = None  # source = "onnx": checked against what the file emits
     project_to: Positive | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
-    classifier: str | None = None  # centres = "classifier": file with the rows (C, D)
+    classifier: str | None = None  # centres = "classifier": file with the rows (C, D), or arcface_torch's folder
     label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
     cache: str | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
     cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
