@@ -2,7 +2,7 @@
 
     python benchmarks/centre_step.py --kind fixed ema trainable --classes 200000 --batch 256 [--json] [--out FILE]
 
-Every combination of --kind, --classes, --backend, --store and --sample-rate is measured:
+Every combination of --kind, --classes, --backend, --store, --products and --sample-rate is measured:
 
 - step: the engine, one rank: the update of the centres (EMA, or second sweep with momentum SGD), the sweep, an
   ArcFace margin, the loss and its backward pass to the embeddings.
@@ -41,6 +41,7 @@ from partialkd.margin import arc_margin, margin_softmax
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
 KINDS = ("fixed", "ema", "trainable")
+FACTS = ("kind", "backend", "store", "products", "classes", "batch", "dim", "sample_rate")
 FILLED_AT_ONCE, MULTIPLIED = 1 << 16, 1 << 18  # rows
 Step = Callable[[], Any]
 
@@ -55,6 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--sample-rate", nargs="+", type=float, default=[1.0])
     parser.add_argument("--store", nargs="+", choices=tuple(DTYPES), default=["fp32"])
+    parser.add_argument("--products", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"])
     parser.add_argument("--chunk-rows", type=int)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -67,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 
 def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
     """One namespace a combination, with a single value of every option."""
-    names = ("kind", "classes", "store", "sample_rate", "backend")
+    names = ("kind", "classes", "store", "sample_rate", "backend", "products")
     each = itertools.product(*(getattr(args, name) for name in names))
     return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
 
@@ -93,7 +95,11 @@ def make_inputs(args: argparse.Namespace, store: CentreStore) -> tuple[Tensor, T
 def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
     student, teacher, labels = inputs
     config = CentresConfig(
-        sample_rate=args.sample_rate, store=args.store, backend=args.backend, chunk_rows=args.chunk_rows
+        sample_rate=args.sample_rate,
+        store=args.store,
+        backend=args.backend,
+        products=args.products,
+        chunk_rows=args.chunk_rows,
     )
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
     centres = Centres(store, World(device=store.device), SCALE, config, optimizer=optimizer)
@@ -173,7 +179,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     passes = 8 if args.kind == "trainable" else 4
     floor = passes * args.batch * args.classes * args.sample_rate * args.dim / rate
     result = {
-        **{key: getattr(args, key) for key in ("kind", "backend", "store", "classes", "batch", "dim", "sample_rate")},
+        **{key: getattr(args, key) for key in FACTS},
         "seconds": seconds["step"],
         "floor_seconds": floor,
         "over_floor": seconds["step"] / floor,
@@ -193,7 +199,7 @@ def table_of(results: list[dict[str, Any]]) -> PrettyTable:
         ["centres", "classes", "rate", "seconds", "of the floor", "extra MB", "reference s", "faster by"]
     )
     for one in results:
-        name = f"{one['kind']}, {one['store']}, {one['backend']}"
+        name = f"{one['kind']}, {one['store']}, {one['backend']}, products {one['products']}"
         figures = [f"{one['seconds']:.4f}", f"{one['over_floor']:.2f}", f"{one['peak_extra_bytes'] / 1e6:.1f}"]
         reference = ["does not fit", ""]
         if "speedup" in one:

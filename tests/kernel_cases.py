@@ -238,7 +238,9 @@ def check_engine(device: torch.device) -> dict[str, float]:
     ):  # fmt: skip
         p = whole.problem(classes=40)
         p = dense.Problem(*(value.to(device) for value in vars(p).values()))
-        got = whole.one_step(World(device=device), name, p, {"backend": "fused", "dtype": torch.float32, **settings})
+        got = whole.one_step(
+            World(device=device), name, p, {"backend": "fused", "products": "fp32", "dtype": torch.float32, **settings}
+        )
         wanted = whole.expected(name, p, whole.SCALE, settings.get("optimizer", whole.SGD), settings.get("steps", 1))
         gradient = torch.cat(got["gradient"]) / len(got["gradient"])
         found[f"{name} {settings}"] = max(

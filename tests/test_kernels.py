@@ -16,9 +16,11 @@ import torch
 from kernel_cases import CASES, Case
 
 from partialkd.centres.contrast import ChunkedSweep, make_sweep
-from partialkd.centres.fused import FusedSweep, kept_rows
+from partialkd.centres.fused import KERNEL_TYPES, FusedSweep, kept_rows
+from partialkd.centres.products import make_products
 from partialkd.centres.tuning import PINNED, Tiles, Tuner, candidates, splits_of
 from partialkd.centres.update import RowAdamW
+from partialkd.config import CentresConfig
 from partialkd.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -212,6 +214,17 @@ def test_stores_without_a_kernel_take_the_chunked_path() -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize(("products", "dtype"), [("fp32", torch.bfloat16), ("bf16", torch.float32)])
+def test_products_other_than_the_stores_take_the_chunked_path(products: Any, dtype: torch.dtype) -> None:
+    """On the CPU the kernels would not even load without Triton's interpreter."""
+    case = Case(dtype=str(dtype).removeprefix("torch."))
+    store, queries = kernel_cases.build(case, CPU, 1)
+    fused = FusedSweep(64.0, None, make_products(products, CPU), KERNEL_TYPES[products])
+    chunked = ChunkedSweep(64.0, None, make_products(products, CPU))
+    for got, wanted in zip(fused.sums(store, queries), chunked.sums(store, queries), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_other_optimisers_take_the_chunked_path() -> None:
     moved = []
     for sweep in (FusedSweep(64.0), ChunkedSweep(64.0)):
@@ -225,8 +238,8 @@ def test_other_optimisers_take_the_chunked_path() -> None:
 def test_fused_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r'centres.backend: must be "chunked" or "auto" .* got "fused" on cpu'):
-        make_sweep("fused", 64.0, None, CPU)
+        make_sweep(CentresConfig(backend="fused"), 64.0, CPU)
 
 
 def test_auto_is_chunked_until_measured() -> None:
-    assert type(make_sweep("auto", 64.0, None, CPU)) is ChunkedSweep
+    assert type(make_sweep(CentresConfig(backend="auto"), 64.0, CPU)) is ChunkedSweep

@@ -290,6 +290,7 @@ def test_keys_that_may_differ_on_resume(phase: str, tmp_path: Path) -> None:
         'centres.moments="bf16"',
         "centres.backend=reference",
         "centres.chunk_rows=7",
+        "centres.products=fp32",
     )
     changed = load_config(tmp_path / "config.toml", [f"{phase}.{key}" for key in free])
     check_same_run(changed, tmp_path / "config.toml")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.contrast import chunks
+from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter, Sampling, block_rows
 from partialkd.centres.shard import shard_of
 from partialkd.config import CentresConfig
@@ -108,7 +109,7 @@ def test_sampled_rows_are_used_where_they_lie_and_the_batchs_own_once() -> None:
     runs = sampling.runs(range(400), 3)
     inside, outside = runs[0].start, next(row for row in range(400) if not any(row in rows for rows in runs))
     kept = RowFilter(400, torch.tensor([outside, inside, outside]), runs)
-    found = list(chunks(store, [kept], chunk_rows=3))
+    found = list(chunks(store, [kept], 3, Products()))
     slices, (own,) = found[:-1], found[-1:]
     assert all(isinstance(chunk.rows, slice) for chunk in slices)
     assert all(chunk.unit.data_ptr() == store.unit[chunk.rows].data_ptr() for chunk in slices)

@@ -11,9 +11,9 @@ ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep
 
 For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
 
-Backends: `chunked` (matrix products over chunks of rows), `fused` (Triton, CUDA: partialkd.centres.fused) and
-`reference` (one materialised logits matrix, logsumexp and autograd; for tests). `auto` is `chunked` everywhere until
-the two have been measured side by side on a GPU.
+Backends: `chunked` (matrix products over chunks of rows, in the precision of partialkd.centres.products), `fused`
+(Triton, CUDA: partialkd.centres.fused) and `reference` (one materialised logits matrix, logsumexp and autograd; for
+tests). `auto` is `chunked` everywhere until the two have been measured side by side on a GPU.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from partialkd.centres.products import Products, make_products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import RowOptimizer
+from partialkd.config import CentresConfig
 
 # Logits in a chunk: few chunks, for threads meet at the end of each; but the second sweep also passes over the
 # chunk's rows several times. Best of 2^19 to 2^23 on two CPU cores at N = 256 (benchmarks/centre_step.py).
@@ -50,7 +52,7 @@ class Chunk:
     """Some rows of a shard, ready to be multiplied with."""
 
     rows: slice | Tensor  # where they lie in the store; (r,) ascending
-    unit: Tensor  # (r, D)
+    unit: Tensor  # (r, D), as an operand of products
 
     def columns(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Position of each sample's own class in this chunk -> inside (N,) bool, column (N,) int64."""
@@ -67,7 +69,7 @@ def offset_of(scale: float) -> float:
     return max(0.0, scale - LARGEST_SCALE)
 
 
-def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) -> Iterator[Chunk]:
+def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, products: Products) -> Iterator[Chunk]:
     """Every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
 
     Sampled rows come as slices, without a copy where the store's type is that of the lengths; then those of the batch's
@@ -77,16 +79,16 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int) ->
         for start in range(run.start, run.stop, chunk_rows):
             stop = min(start + chunk_rows, run.stop)
             if all(f.seen is None for f in filters):
-                yield from _chunk(store, slice(start, stop))
+                yield from _chunk(store, slice(start, stop), products)
             else:
                 kept = torch.stack([f.keep(start, stop) for f in filters]).any(0)
-                yield from _chunk(store, kept.nonzero().squeeze(1) + start)
+                yield from _chunk(store, kept.nonzero().squeeze(1) + start, products)
     if filters[0].sampled is not None:
-        yield from _chunk(store, torch.cat([f.outside for f in filters]).unique())
+        yield from _chunk(store, torch.cat([f.outside for f in filters]).unique(), products)
 
 
-def _chunk(store: CentreStore, rows: slice | Tensor) -> Iterator[Chunk]:
-    unit = store.directions(rows)
+def _chunk(store: CentreStore, rows: slice | Tensor, products: Products) -> Iterator[Chunk]:
+    unit = products.rows(store, rows)
     if len(unit):
         yield Chunk(rows, unit)
 
@@ -117,9 +119,10 @@ class Sweep(Protocol):
 class ChunkedSweep(Sweep):
     """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O."""
 
-    def __init__(self, scale: float, chunk_rows: int | None = None) -> None:
+    def __init__(self, scale: float, chunk_rows: int | None = None, products: Products | None = None) -> None:
         self.scale = scale
         self.chunk_rows = chunk_rows
+        self.products = products or Products()
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """-> O (N, D), Z (N,) of this shard."""
@@ -128,11 +131,13 @@ class ChunkedSweep(Sweep):
         partition = scaled.new_zeros(len(scaled))
         rows = self._rows_a_chunk(queries, SUMS_CHUNK)
         workspace = _Workspace()
-        for chunk in chunks(store, [queries.filter], rows):
-            terms = self._terms(scaled, chunk, workspace)
+        operand = self.products.operand(scaled)
+        for chunk in chunks(store, [queries.filter], rows, self.products):
+            terms = workspace.take(scaled, len(scaled), len(chunk.unit))
+            self._exponentiate(operand, chunk, terms)
             _set_targets(terms, *chunk.columns(queries), value=None)
             partition += terms.sum(1)
-            total.addmm_(terms, chunk.unit)
+            self.products.add(self.products.operand(terms), chunk.unit, total)
         return total, partition
 
     def row_gradients(
@@ -141,29 +146,32 @@ class ChunkedSweep(Sweep):
         """(rows, dL/du (r, D)) chunk by chunk, over what the batches' filters keep."""
         rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
-        scaled = [queries.embeddings * self.scale for queries, _, _ in batches]
+        operand = self.products.operand
+        scaled = [operand(queries.embeddings * self.scale) for queries, _, _ in batches]
+        plain = [operand(queries.embeddings) for queries, _, _ in batches]
         workspace = _Workspace()
-        for chunk in chunks(store, filters, rows):
-            gradient = chunk.unit.new_empty(chunk.unit.shape)
+        for chunk in chunks(store, filters, rows, self.products):
+            gradient = store.length.new_empty(chunk.unit.shape)
             for k, (queries, weight, target_gradient) in enumerate(batches):
-                terms = self._terms(scaled[k], chunk, workspace)
+                terms = workspace.take(weight, len(weight), len(chunk.unit))
+                self._exponentiate(scaled[k], chunk, terms)
                 terms *= weight[:, None]
                 if len(batches) > 1 and isinstance(chunk.rows, Tensor):
                     terms *= queries.filter.holds(chunk.rows)
                 _set_targets(terms, *chunk.columns(queries), value=target_gradient)
-                gradient.addmm_(terms.T, queries.embeddings, beta=min(k, 1))
+                combine = self.products.add if k else self.products.multiply
+                combine(operand(terms).T, plain[k], gradient)
             yield chunk.rows, gradient
 
     def _rows_a_chunk(self, queries: Queries, logits: int) -> int:
         return self.chunk_rows or max(256, logits // len(queries.embeddings))
 
-    def _terms(self, scaled: Tensor, chunk: Chunk, workspace: _Workspace) -> Tensor:
-        """exp(scale * cosine - offset) (N, r), in the workspace."""
-        terms = workspace.take(scaled, len(scaled), len(chunk.unit))
-        torch.mm(scaled, chunk.unit.T, out=terms)
+    def _exponentiate(self, scaled: Tensor, chunk: Chunk, terms: Tensor) -> None:
+        """terms (N, r) = exp(scale * cosine - offset)"""
+        self.products.multiply(scaled, chunk.unit.T, terms)
         if offset_of(self.scale):
             terms -= offset_of(self.scale)
-        return terms.exp_()
+        terms.exp_()
 
 
 class ReferenceSweep(Sweep):
@@ -212,14 +220,17 @@ class ReferenceSweep(Sweep):
         return logits.masked_fill(own | ~queries.filter.keep(0, len(unit)), -torch.inf)
 
 
-def make_sweep(backend: str, scale: float, chunk_rows: int | None, device: torch.device) -> Sweep:
-    """The sweep that centres.backend names; ConfigError if this device cannot run it."""
-    if backend == "fused":
-        from partialkd.centres.fused import FusedSweep, check_fused
+def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype: torch.dtype = torch.float32) -> Sweep:
+    """The sweep that centres.backend names, for embeddings of this type; ConfigError if this device cannot run it."""
+    if config.backend == "reference":
+        return ReferenceSweep(scale)
+    products = make_products(config.products, device, dtype)
+    if config.backend == "fused":
+        from partialkd.centres.fused import KERNEL_TYPES, FusedSweep, check_fused
 
         check_fused(device)
-        return FusedSweep(scale, chunk_rows)
-    return ReferenceSweep(scale) if backend == "reference" else ChunkedSweep(scale, chunk_rows)
+        return FusedSweep(scale, config.chunk_rows, products, KERNEL_TYPES[config.products])
+    return ChunkedSweep(scale, config.chunk_rows, products)
 
 
 class _Workspace:

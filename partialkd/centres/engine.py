@@ -76,7 +76,7 @@ class Centres:
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
-        self.sweep = make_sweep(config.backend, scale, config.chunk_rows, store.device)
+        self.sweep = make_sweep(config, scale, store.device, store.length.dtype)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._pending: list[_Pending] = []

@@ -6,6 +6,7 @@ kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, other row
 optimisers than SGD, and the movement of rows by several micro-steps at once.
 Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
+Where `centres.products` names the other precision, the store goes to the chunked path.
 Stochastic rounding draws other bits than `rounding.Draw`, as much a function of (seed, step, class id, column) alone.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from partialkd.centres.contrast import ChunkedSweep, Queries, offset_of
 from partialkd.centres.hashing import mix_word
+from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
@@ -30,6 +32,8 @@ from partialkd.errors import ConfigError
 if TYPE_CHECKING:
     from types import ModuleType
 
+# Stores that the kernels multiply with in the precision of `centres.products`.
+KERNEL_TYPES = {"auto": (torch.float32, torch.bfloat16), "fp32": (torch.float32,), "bf16": (torch.bfloat16,)}
 LISTED_AT_ONCE = 1 << 20  # rows
 TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
 INTERPRETER_BYTES, INTERPRETER_PROCESSORS = 227 * 1024, 4  # stand-ins for a device
@@ -38,13 +42,20 @@ INTERPRETER_BYTES, INTERPRETER_PROCESSORS = 227 * 1024, 4  # stand-ins for a dev
 class FusedSweep(ChunkedSweep):
     """One kernel a sweep; the rows of a trainable store move within the second."""
 
-    def __init__(self, scale: float, chunk_rows: int | None = None, tuner: Tuner | None = None) -> None:
-        super().__init__(scale, chunk_rows)
-        self.tuner = tuner or Tuner()
+    def __init__(
+        self,
+        scale: float,
+        chunk_rows: int | None = None,
+        products: Products | None = None,
+        types: tuple[torch.dtype, ...] = KERNEL_TYPES["auto"],
+    ) -> None:
+        """`products`: of the chunked path; `types`: of stores that the kernels take."""
+        super().__init__(scale, chunk_rows, products)
+        self.types, self.tuner = types, Tuner()
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """-> O (N, D), Z (N,) of this shard."""
-        if not _suits(store):
+        if not self._suits(store):
             return super().sums(store, queries)
         rows = kept_rows(queries.filter)
         if not (len(store.shard) if rows is None else len(rows)):
@@ -68,7 +79,7 @@ class FusedSweep(ChunkedSweep):
         lr: float,
     ) -> None:
         """As ChunkedSweep.move: SGD and a single micro-step in one kernel, all else chunk by chunk."""
-        if len(batches) != 1 or not isinstance(optimizer, RowSGD) or not _suits(store):
+        if len(batches) != 1 or not isinstance(optimizer, RowSGD) or not self._suits(store):
             super().move(store, batches, optimizer, lr)
             return
         ((queries, weight, target),) = batches
@@ -92,6 +103,10 @@ class FusedSweep(ChunkedSweep):
             run(tiles, None, *trial)
 
         run(self._tiles("sgd", store, len(x), try_out), rows, *state)
+
+    def _suits(self, store: CentreStore) -> bool:
+        known = store.unit.dtype in self.types and store.dim <= LARGEST_DIM
+        return known and store.unit.is_contiguous() and len(store.shard) < 2**31
 
     def _tiles(self, kernel: str, store: CentreStore, samples: int, run: Any) -> Tiles:
         """The tiles for this store and batch: measured, or the default where that is not worth it or not wanted."""
@@ -140,11 +155,6 @@ def _rows_of(runs: Sequence[range], device: torch.device) -> Tensor:
     shift = (starts - (lengths.cumsum(0, dtype=torch.int32) - lengths)).to(device, non_blocking=True)
     shifts = shift.repeat_interleave(lengths.to(device, non_blocking=True), output_size=count)
     return shifts.add_(torch.arange(count, dtype=torch.int32, device=device))
-
-
-def _suits(store: CentreStore) -> bool:
-    known = store.unit.dtype in (torch.float32, torch.bfloat16) and store.dim <= LARGEST_DIM
-    return known and store.unit.is_contiguous() and len(store.shard) < 2**31
 
 
 def _keys(store: CentreStore) -> tuple[int, int] | None:

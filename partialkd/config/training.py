@@ -22,7 +22,16 @@ class CentresConfig(Section):
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, until
     # the faster one has been measured.
     backend: Literal["chunked", "fused", "auto", "reference"] = "chunked"
+    # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;
+    # in the Triton kernels as the store.
+    products: Literal["auto", "fp32", "bf16"] = "auto"
     chunk_rows: Positive | None = None  # rows a chunk of the sweep; None: from the batch size
+
+    @model_validator(mode="after")
+    def _exact_reference(self) -> CentresConfig:
+        if self.backend == "reference" and self.products == "bf16":
+            raise ValueError('products must be "auto" or "fp32" with backend = "reference", got "bf16"')
+        return self
 
 
 class OptimizerConfig(Section):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
+from partialkd.centres.products import rounds
 from partialkd.centres.sampling import block_rows
 from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
@@ -23,7 +24,7 @@ from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.student import BUCKET
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
-FLOAT = 4
+FLOAT, HALF = 4, 2
 SGD_COPIES, ADAMW_COPIES = 3, 9  # of a chunk of rows, in the row optimisers
 STORE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
@@ -66,7 +67,7 @@ def plan_phase(
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
     block = block_rows(classes, phase.centres.sample_rate) if phase.centres.sample_rate < 1 else rows
-    centre_items, needs, update = _centres(phase, rows, block, local * ranks.size)
+    centre_items, needs, update = _centres(phase, rows, block, local * ranks.size, ranks.cuda)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
@@ -112,7 +113,9 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
     return items
 
 
-def _centres(phase: PhaseConfig, rows: int, block: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
+def _centres(
+    phase: PhaseConfig, rows: int, block: int, batch: int, cuda: bool
+) -> tuple[dict[str, int], dict[str, int], int]:
     """-> resident items; needs of the first sweep; of the second one with its optimiser.
 
     `block`: rows that are sampled together, all where none are; `batch`: N.
@@ -122,24 +125,26 @@ def _centres(phase: PhaseConfig, rows: int, block: int, batch: int) -> tuple[dic
     matrix = batch * dim * FLOAT
     both = 2 if METHODS[phase.method.name].needs_teacher else 1
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
-    sums = (2 * both + 6) * matrix + _chunk(phase, batch, block, SUMS_CHUNK, copies=1)
+    sums = (2 * both + 6) * matrix + _chunk(phase, batch, block, SUMS_CHUNK, copies=1, cuda=cuda)
     update = 0
     if METHODS[phase.method.name].kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
-        update = 2 * matrix + _chunk(phase, batch, block, GRADIENTS_CHUNK, copies)
+        update = 2 * matrix + _chunk(phase, batch, block, GRADIENTS_CHUNK, copies, cuda)
     return resident, {"centres: sums": sums}, update
 
 
-def _chunk(phase: PhaseConfig, batch: int, block: int, logits: int, copies: int) -> int:
+def _chunk(phase: PhaseConfig, batch: int, block: int, logits: int, copies: int, cuda: bool) -> int:
     """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
 
     Where rows are sampled: two blocks that lie side by side, or a copy of the batch's own rows outside of all blocks.
+    Products of bfloat16 take copies of rows and logits on CUDA.
     """
     dim, sampled = phase.model.embedding_dim, phase.centres.sample_rate < 1
     wanted = phase.centres.chunk_rows or max(256, logits // batch)
     width = max(min(2 * block, wanted), batch) if sampled else min(block, wanted)
     copied = (copies - 1) + (phase.centres.store != "fp32" or sampled)
-    return width * (batch + dim * copied) * FLOAT
+    rounded = HALF * (batch + dim) if cuda and rounds(phase.centres.products, cuda) else 0
+    return width * ((batch + dim * copied) * FLOAT + rounded)
 
 
 def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
