@@ -2,7 +2,7 @@
 
 `run(fn, world_size, *args)` calls `fn(world, *args)` on every rank and returns the results in the order of
 ranks. `fn` must be importable (a module-level function of a test file). If a rank raises, its traceback is
-raised here and the pool is thrown away.
+raised here and the pool is thrown away; but not where all ranks refuse in the same words: they are still in step.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ import torch.multiprocessing as mp
 
 from partialkd.config import DistConfig
 from partialkd.dist import World, free_port
+from partialkd.errors import PartialKDError
 
 TIMEOUT_S = 240.0
+REFUSAL_S = 10.0  # for the others to raise what one rank has raised
 _pools: dict[int, RankPool] = {}
 
 
 class RankFailure(Exception):
     """A rank raised; the message is its traceback."""
+
+
+class Refused(RankFailure):
+    """Every rank raised a PartialKDError with the same message."""
 
 
 def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -35,6 +41,8 @@ def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
         pool = _pools[world_size] = RankPool(world_size)
     try:
         return pool.run(fn, *args)
+    except Refused:
+        raise
     except BaseException:
         _pools.pop(world_size).close()
         raise
@@ -61,10 +69,11 @@ class RankPool:
         for pipe in self.pipes:
             pipe.send((fn, args))
         results: list[Any] = [None] * len(self.pipes)
+        failures: dict[int, str] = {}
         open_pipes = dict(enumerate(self.pipes))
         while open_pipes:
-            ready = wait(list(open_pipes.values()), timeout=TIMEOUT_S)
-            if not ready:
+            ready = wait(list(open_pipes.values()), timeout=REFUSAL_S if failures else TIMEOUT_S)
+            if not ready and not failures:
                 raise RankFailure(f"ranks {sorted(open_pipes)} did not answer in {TIMEOUT_S} s")
             for rank in [rank for rank, pipe in open_pipes.items() if pipe in ready]:
                 try:
@@ -72,7 +81,13 @@ class RankPool:
                 except (EOFError, ConnectionResetError):
                     raise RankFailure(f"rank {rank} died") from None
                 if failure:
-                    raise RankFailure(f"rank {rank}:\n{failure}")
+                    failures[rank] = f"rank {rank}:\n{failure}"
+            if failures and (not ready or any(results[rank] is None for rank in failures)):
+                break
+        if failures:
+            first, *_ = failures.values()
+            alike = len(failures) == len(self.pipes) and len(set(results)) == 1 and results[0] is not None
+            raise (Refused if alike else RankFailure)(first)
         return results
 
     def close(self) -> None:
@@ -98,8 +113,8 @@ def _serve(rank: int, world_size: int, port: int, pipe: Connection, path: list[s
                 return
             try:
                 answer = (None, fn(world, *args))
-            except BaseException:
-                answer = (traceback.format_exc(), None)
+            except BaseException as error:
+                answer = (traceback.format_exc(), str(error) if isinstance(error, PartialKDError) else None)
             pipe.send(answer)
 
 

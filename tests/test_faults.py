@@ -18,7 +18,7 @@ import pytest
 import torch
 from ranks import run
 from safetensors.torch import load_file
-from test_job import ENVIRONMENT, ROOT, TORCHRUN, tree
+from test_job import ENVIRONMENT, ROOT, TORCHRUN, job, tree
 
 from partialkd import job as job_module
 from partialkd import stopping
@@ -173,7 +173,7 @@ def test_a_job_goes_on_after_its_rank_is_killed(tmp_path: Path) -> None:
     settings["run"] = {**settings["run"], "checkpoint_every": 1, "log_every": 1, "deterministic": True}
     settings["teacher"]["train"]["epochs"] = 6
     calm = {**settings, "run": {**settings["run"], "name": "calm"}}
-    run(_job, 2, calm)
+    run(job, 2, calm)
     save_config(parse_config(settings), tmp_path / "run.toml")
     folder = tmp_path / "runs" / "trial"
     command = [*TORCHRUN, "--max-restarts=1", str(ROOT / "launch" / "train.py"), str(tmp_path / "run.toml")]
@@ -198,10 +198,6 @@ def test_a_job_goes_on_after_its_rank_is_killed(tmp_path: Path) -> None:
         )
         assert final.keys() == undisturbed.keys()
         assert all(torch.equal(final[key], undisturbed[key]) for key in final)
-
-
-def _job(world: World, settings: dict[str, Any]) -> None:
-    job_module.run_job(parse_config(settings), world)
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -282,7 +278,7 @@ def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -
     setattr(job_module, name, wrapped)
     try:
         with pytest.raises(Preempted) as stop:
-            job_module.run_job(parse_config(settings), world, "auto")
+            job(world, settings, "auto")
     finally:
         setattr(job_module, name, original)
         for number in SIGNALS:
@@ -317,12 +313,8 @@ def test_signals_are_heard_in_every_part_of_a_job(tmp_path: Path) -> None:
     said = run(_stopped_in, 2, settings, "evaluate_sets", 2)
     assert all("stopped while evaluating the student" in one for one in said)
     assert (tmp_path / "runs" / "trial" / "student" / "model.safetensors").exists()
-    run(_finish, 2, settings)
+    run(job, 2, settings, "auto")
     assert (tmp_path / "runs" / "trial" / "result.json").exists()
-
-
-def _finish(world: World, settings: dict[str, Any]) -> None:
-    job_module.run_job(parse_config(settings), world, "auto")
 
 
 @pytest.mark.parametrize("rank", ["sleep 0.5", "kill -STOP $$"], ids=["ended", "stopped"])

@@ -57,15 +57,19 @@ def tree(folder: Path, **student: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def job(world: World, settings: dict[str, Any], resume: str = "never") -> dict[str, Any]:
+def job(world: World, settings: dict[str, Any], resume: str = "never", exported: bool = False) -> dict[str, Any]:
+    """The export takes several times as long as all the rest: only where it is asked for."""
     torch.manual_seed(world.rank)
-    return run_job(parse_config(settings), world, resume)
+    with pytest.MonkeyPatch.context() as patch:
+        if not exported:
+            patch.setattr(module, "export", lambda *_: None)
+        return run_job(parse_config(settings), world, resume)
 
 
 def test_the_chain_and_its_resume(tmp_path: Path) -> None:
     settings = tree(tmp_path)
     settings["run"]["deterministic"] = True
-    result, other = run(job, 2, settings)
+    result, other = run(job, 2, settings, "never", True)
     folder = tmp_path / "runs" / "trial"
     assert result["sets"] == other["sets"]
     on_disk = json.loads((folder / "result.json").read_text())
@@ -199,7 +203,7 @@ def _stopped(world: World, settings: dict[str, Any]) -> str:
     module.evaluate = evaluate
     try:
         with pytest.raises(Preempted) as stop:
-            run_job(parse_config(settings), world)
+            job(world, settings)
     finally:
         module.evaluate = original
     for number in SIGNALS:

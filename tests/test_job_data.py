@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from ranks import RankFailure, run
+from test_job import job
 
-from partialkd.config_files import parse_config
 from partialkd.data.decode import encode_jpeg
 from partialkd.data.layout import pack_records
-from partialkd.dist import World
-from partialkd.job import run_job
 
 SIZE = 32
 
@@ -48,10 +46,6 @@ def tree(sets: Path, folder: Path, **data: Any) -> dict[str, Any]:
         "data": {"parts": parts, "min_images": 2, "image_size": SIZE, "loader": "jpeg", "workers": 1, **data},
         "student": {"model": model, "method": {"name": "arcface", "scale": 16.0}, "epochs": 1, "global_batch": 6},
     }
-
-
-def job(world: World, settings: dict[str, Any]) -> dict[str, Any]:
-    return run_job(parse_config(settings), world)
 
 
 def test_a_job_on_two_data_sets(sets: Path, tmp_path: Path) -> None:
