@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialkd.centres.contrast import Queries, offset_of
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import offset_of
 from partialkd.centres.fused import FusedSweep
 from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter

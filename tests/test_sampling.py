@@ -12,7 +12,7 @@ from ranks import run
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.contrast import chunks
+from partialkd.centres.chunks import chunks, side_by_side
 from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter, Sampling, block_rows
 from partialkd.centres.shard import shard_of
@@ -110,13 +110,31 @@ def test_sampled_rows_are_used_where_they_lie_and_the_batchs_own_once() -> None:
     inside, outside = runs[0].start, next(row for row in range(400) if not any(row in rows for rows in runs))
     kept = RowFilter(400, torch.tensor([outside, inside, outside]), runs)
     found = list(chunks(store, [kept], 3, Products()))
-    slices, (own,) = found[:-1], found[-1:]
-    assert all(isinstance(chunk.rows, slice) for chunk in slices)
-    assert all(chunk.unit.data_ptr() == store.unit[chunk.rows].data_ptr() for chunk in slices)
+    *slices, own = [piece for chunk in found for piece in chunk.pieces]
+    assert all(isinstance(piece.rows, slice) for piece in slices)
+    assert all(piece.unit.data_ptr() == store.unit[piece.rows].data_ptr() for piece in slices)
     assert own.rows.tolist() == [outside]
-    rows = torch.cat([torch.arange(400)[chunk.rows] for chunk in found])
+    rows = torch.cat([torch.arange(400)[piece.rows] for piece in [*slices, own]])
     assert torch.equal(rows.sort().values, kept.keep(0, 400).nonzero().squeeze(1))
     assert kept.counts().tolist() == [400, len(rows)]
+
+
+def test_a_chunk_takes_as_many_rows_as_it_has_room_for() -> None:
+    runs = [range(2, 5), range(10, 11), range(20, 31), range(40, 42)]
+    found = [[(rows.start, rows.stop) for rows in slices] for slices in side_by_side(runs, 6)]
+    assert found == [[(2, 5), (10, 11), (20, 22)], [(22, 28)], [(28, 31), (40, 42)]]
+    assert list(side_by_side([], 6)) == []
+
+
+def test_samples_find_their_classes_among_rows_that_lie_apart() -> None:
+    runs = [range(2, 5), range(10, 11), range(20, 31)]
+    in_order = [row for run in runs for row in run]
+    rows = torch.arange(33)
+    kept = RowFilter(33, rows, runs)
+    assert kept.place(rows).tolist() == [in_order.index(row) if row in in_order else -1 for row in range(33)]
+    assert torch.equal(RowFilter(33, rows).place(rows), rows)
+    assert kept.place(NOBODY).tolist() == []
+    assert RowFilter(33, rows, []).place(rows[:2]).tolist() == [-1, -1]
 
 
 def test_unseen_rows_are_left_out_but_for_the_batchs_own() -> None:

@@ -19,14 +19,13 @@ tests). `auto` is `chunked` everywhere until the two have been measured side by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from partialkd.centres.chunks import Chunk, Queries, chunks
 from partialkd.centres.products import Products, make_products
-from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import RowOptimizer
 from partialkd.config import CentresConfig
@@ -37,60 +36,9 @@ SUMS_CHUNK, GRADIENTS_CHUNK = 1 << 22, 1 << 20
 LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
 
 
-@dataclass(frozen=True)
-class Queries:
-    """The global batch of one micro-step, as the owner of one shard sees it."""
-
-    embeddings: Tensor  # (N, D) unit length
-    owned: Tensor  # (N,) bool: the sample's class is in this shard
-    row: Tensor  # (N,) int64 row of the sample's class, 0 where not owned
-    filter: RowFilter  # the rows compared with
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of a shard, ready to be multiplied with."""
-
-    rows: slice | Tensor  # where they lie in the store; (r,) ascending
-    unit: Tensor  # (r, D), as an operand of products
-
-    def columns(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Position of each sample's own class in this chunk -> inside (N,) bool, column (N,) int64."""
-        if isinstance(self.rows, slice):
-            inside = queries.owned & (queries.row >= self.rows.start) & (queries.row < self.rows.stop)
-            return inside, torch.where(inside, queries.row - self.rows.start, 0)
-        column = torch.searchsorted(self.rows, queries.row).clamp_max_(len(self.rows) - 1)
-        inside = queries.owned & (self.rows[column] == queries.row)
-        return inside, torch.where(inside, column, 0)
-
-
 def offset_of(scale: float) -> float:
     """The constant subtracted from every logit before exp."""
     return max(0.0, scale - LARGEST_SCALE)
-
-
-def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, products: Products) -> Iterator[Chunk]:
-    """Every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
-
-    Sampled rows come as slices, without a copy where the store's type is that of the lengths; then those of the batch's
-    classes that were not sampled, in one piece. Rows that are no negatives yet are left out of their slice.
-    """
-    for run in filters[0].runs:
-        for start in range(run.start, run.stop, chunk_rows):
-            stop = min(start + chunk_rows, run.stop)
-            if all(f.seen is None for f in filters):
-                yield from _chunk(store, slice(start, stop), products)
-            else:
-                kept = torch.stack([f.keep(start, stop) for f in filters]).any(0)
-                yield from _chunk(store, kept.nonzero().squeeze(1) + start, products)
-    if filters[0].sampled is not None:
-        yield from _chunk(store, torch.cat([f.outside for f in filters]).unique(), products)
-
-
-def _chunk(store: CentreStore, rows: slice | Tensor, products: Products) -> Iterator[Chunk]:
-    unit = products.rows(store, rows)
-    if len(unit):
-        yield Chunk(rows, unit)
 
 
 class Sweep(Protocol):
@@ -133,11 +81,13 @@ class ChunkedSweep(Sweep):
         workspace = _Workspace()
         operand = self.products.operand(scaled)
         for chunk in chunks(store, [queries.filter], rows, self.products):
-            terms = workspace.take(scaled, len(scaled), len(chunk.unit))
+            terms = workspace.take(scaled, len(scaled), len(chunk))
             self._exponentiate(operand, chunk, terms)
             _set_targets(terms, *chunk.columns(queries), value=None)
             partition += terms.sum(1)
-            self.products.add(self.products.operand(terms), chunk.unit, total)
+            factors = self.products.operand(terms)
+            for piece in chunk.pieces:
+                self.products.add(factors[:, piece.columns], piece.unit, total)
         return total, partition
 
     def row_gradients(
@@ -151,24 +101,26 @@ class ChunkedSweep(Sweep):
         plain = [operand(queries.embeddings) for queries, _, _ in batches]
         workspace = _Workspace()
         for chunk in chunks(store, filters, rows, self.products):
-            gradient = store.length.new_empty(chunk.unit.shape)
+            gradient = store.length.new_empty(len(chunk), store.dim)
             for k, (queries, weight, target_gradient) in enumerate(batches):
-                terms = workspace.take(weight, len(weight), len(chunk.unit))
+                terms = workspace.take(weight, len(weight), len(chunk))
                 self._exponentiate(scaled[k], chunk, terms)
                 terms *= weight[:, None]
-                if len(batches) > 1 and isinstance(chunk.rows, Tensor):
-                    terms *= queries.filter.holds(chunk.rows)
+                if len(batches) > 1 and isinstance(chunk.pieces[0].rows, Tensor):
+                    terms *= queries.filter.holds(chunk.pieces[0].rows)
                 _set_targets(terms, *chunk.columns(queries), value=target_gradient)
                 combine = self.products.add if k else self.products.multiply
                 combine(operand(terms).T, plain[k], gradient)
-            yield chunk.rows, gradient
+            for piece in chunk.pieces:
+                yield piece.rows, gradient[piece.columns]
 
     def _rows_a_chunk(self, queries: Queries, logits: int) -> int:
         return self.chunk_rows or max(256, logits // len(queries.embeddings))
 
     def _exponentiate(self, scaled: Tensor, chunk: Chunk, terms: Tensor) -> None:
         """terms (N, r) = exp(scale * cosine - offset)"""
-        self.products.multiply(scaled, chunk.unit.T, terms)
+        for piece in chunk.pieces:
+            self.products.multiply(scaled, piece.unit.T, terms[:, piece.columns])
         if offset_of(self.scale):
             terms -= offset_of(self.scale)
         terms.exp_()

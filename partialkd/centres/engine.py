@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from partialkd.centres.contrast import Queries, make_sweep, offset_of
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import make_sweep, offset_of
 from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.shard import local_rows

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from partialkd.centres.contrast import ChunkedSweep, Queries, offset_of
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import ChunkedSweep, offset_of
 from partialkd.centres.hashing import mix_word
 from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -110,6 +111,16 @@ class RowFilter:
         """Rows start..stop -> (stop - start,) bool."""
         return self.holds(torch.arange(start, stop, device=self.positives.device))
 
+    def place(self, rows: Tensor) -> Tensor:
+        """rows (n,) -> where they stand when all runs are laid side by side (n,), -1 outside of them."""
+        if self.sampled is None:
+            return rows
+        if not self.sampled:
+            return torch.full_like(rows, -1)
+        edge = torch.bucketize(rows, self._edges, right=True)
+        shift = self._shifts[(edge - 1).clamp_min_(0) // 2]
+        return torch.where(edge % 2 == 1, rows - shift, -1)
+
     def counts(self) -> Tensor:
         """(2,) float64: rows that may be compared with, and those that are."""
         if self.seen is None:
@@ -122,6 +133,13 @@ class RowFilter:
         if self.sampled is None:
             return torch.ones_like(rows, dtype=torch.bool)
         return torch.bucketize(rows, self._edges, right=True) % 2 == 1
+
+    @cached_property
+    def _shifts(self) -> Tensor:
+        """(runs,) rows that are left out before each run."""
+        lengths = accumulate((len(run) for run in self.runs), initial=0)
+        shifts = torch.tensor([run.start - before for run, before in zip(self.runs, lengths, strict=False)])
+        return shifts.to(self.positives.device, non_blocking=True)
 
     @cached_property
     def _edges(self) -> Tensor:

@@ -50,6 +50,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Of a rank's shard."""
+
+    all: int
+    used: int  # about so many in a step
+    together: int  # of them at most in one piece
+
+
+@dataclass(frozen=True)
 class Ranks:
     """What the phase runs on."""
 
@@ -66,8 +75,7 @@ def plan_phase(
     together = local if ranks.cuda else GROUP
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
-    block = block_rows(classes, phase.centres.sample_rate) if phase.centres.sample_rate < 1 else rows
-    centre_items, needs, update = _centres(phase, rows, block, local * ranks.size, ranks.cuda)
+    centre_items, needs, update = _centres(phase, _rows(phase, classes, rows), local * ranks.size, ranks.cuda)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
@@ -113,38 +121,47 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
     return items
 
 
-def _centres(
-    phase: PhaseConfig, rows: int, block: int, batch: int, cuda: bool
-) -> tuple[dict[str, int], dict[str, int], int]:
+def _rows(phase: PhaseConfig, classes: int, rows: int) -> Rows:
+    rate = phase.centres.sample_rate
+    if rate == 1:
+        return Rows(rows, rows, rows)
+    block = block_rows(classes, rate)
+    used = min(rows, int(rows * rate) + block)
+    return Rows(rows, used, min(used, 2 * block) if rate <= 0.5 else used)  # blocks of two groups may touch
+
+
+def _centres(phase: PhaseConfig, rows: Rows, batch: int, cuda: bool) -> tuple[dict[str, int], dict[str, int], int]:
     """-> resident items; needs of the first sweep; of the second one with its optimiser.
 
-    `block`: rows that are sampled together, all where none are; `batch`: N.
+    `batch`: N.
     """
     dim = phase.model.embedding_dim
-    resident = {name: rows * bytes_ for name, bytes_ in _row_items(phase).items()}
+    resident = {name: rows.all * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
     both = 2 if METHODS[phase.method.name].needs_teacher else 1
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
-    sums = (2 * both + 6) * matrix + _chunk(phase, batch, block, SUMS_CHUNK, copies=1, cuda=cuda)
+    sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
     update = 0
     if METHODS[phase.method.name].kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
-        update = 2 * matrix + _chunk(phase, batch, block, GRADIENTS_CHUNK, copies, cuda)
+        update = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies, cuda)
     return resident, {"centres: sums": sums}, update
 
 
-def _chunk(phase: PhaseConfig, batch: int, block: int, logits: int, copies: int, cuda: bool) -> int:
+def _chunk(phase: PhaseConfig, batch: int, rows: Rows, logits: int, copies: int, cuda: bool) -> int:
     """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
 
-    Where rows are sampled: two blocks that lie side by side, or a copy of the batch's own rows outside of all blocks.
-    Products of bfloat16 take copies of rows and logits on CUDA.
+    All but the gradient and what is multiplied with are copies of one piece at a time. Where rows are sampled, those of
+    the batch that were not are a chunk of copies. Products of bfloat16 take copies of rows and logits on CUDA.
     """
-    dim, sampled = phase.model.embedding_dim, phase.centres.sample_rate < 1
-    wanted = phase.centres.chunk_rows or max(256, logits // batch)
-    width = max(min(2 * block, wanted), batch) if sampled else min(block, wanted)
-    copied = (copies - 1) + (phase.centres.store != "fp32" or sampled)
-    rounded = HALF * (batch + dim) if cuda and rounds(phase.centres.products, cuda) else 0
-    return width * ((batch + dim * copied) * FLOAT + rounded)
+    dim, other = phase.model.embedding_dim, phase.centres.store != "fp32"
+    width = min(rows.used, phase.centres.chunk_rows or max(256, logits // batch))
+    gathered = other + (copies > 1)
+    chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
+    if phase.centres.sample_rate < 1:
+        chunk, width = max(chunk, batch * (batch + dim * copies)), max(width, batch)
+    rounded = HALF * width * (batch + dim) if cuda and rounds(phase.centres.products, cuda) else 0
+    return chunk * FLOAT + rounded
 
 
 def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
