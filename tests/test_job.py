@@ -320,12 +320,18 @@ def test_the_default_job_learns(tmp_path: Path) -> None:
     assert result["student"]["auc"] > 0.7
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first run that needs them packs them."""
+    return tmp_path_factory.mktemp("photographs") / "data"
+
+
 @pytest.mark.faces
 @pytest.mark.skipif(not FACES.is_dir(), reason=f"the face photographs are not at {FACES} (PARTIALKD_FACES)")
 @pytest.mark.parametrize("name", ["faces_adadistill", "faces_arcdistill", "faces_margindistillation"])
-def test_real_faces_and_a_real_teacher(name: str, tmp_path: Path) -> None:
+def test_real_faces_and_a_real_teacher(name: str, photographs: Path, tmp_path: Path) -> None:
     """A shipped configuration, shortened: photographs, an ONNX teacher, LFW pairs without trained identities."""
-    data = tmp_path / "data"
+    data = photographs
     config = load_config(
         ROOT / "configs" / f"{name}.toml",
         [

@@ -123,11 +123,11 @@ def test_training_mode_and_changed_buffers_are_noticed(network: nn.Module) -> No
 def test_an_embedding_does_not_depend_on_its_batch(network: nn.Module, threads: int) -> None:
     """Bit for bit, on the CPU: any size, any place, any company."""
     torch.set_num_threads(threads)
-    teacher, images = wrap_teacher(network, 32, CPU), pictures(37)
-    alone = torch.cat([teacher.embed(images[i : i + 1]) for i in range(37)])
-    for size in (2, 5, 16, 17, 37):
+    teacher, images = wrap_teacher(network, 32, CPU), pictures(21)
+    alone = torch.cat([teacher.embed(images[i : i + 1]) for i in range(21)])
+    for size in (2, 5, 16, 17, 21):
         assert torch.equal(torch.cat([teacher.embed(part) for part in images.split(size)]), alone)
-    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(0))
     assert torch.equal(teacher.embed(images[order]), alone[order])
 
 
