@@ -67,9 +67,9 @@ def light(folder: Path, number: int, sleep_s: float = 0.0) -> list[str]:
 def test_a_stopped_rank_is_named_and_the_ranks_start_again(tmp_path: Path) -> None:
     """Within `dist.timeout_s` and 20 s, though torchrun itself would wait 300 s for a stopped rank to leave.
 
-    From the stop until torchrun starts the ranks again, which needs all of them gone; imports come after. The timeout is
-    10 s; 16 s were seen on two cores with a load of 7, 21 s with 11. So the 20 s hold where the cores are not wanted by
-    others, and grow in proportion where they are.
+    From the stop until torchrun starts the ranks again, which needs all of them gone; imports come after. The timeout
+    is 10 s; 16 s were seen on two cores with a load of 7, 21 s with 11. So the 20 s hold where the cores are not wanted
+    by others, and grow in proportion where they are.
     """
     environment = {**ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300", "PYTHONPATH": str(ROOT)}
     got = subprocess.run(
