@@ -1,4 +1,4 @@
-"""Write a trained network as model.onnx and model.safetensors: `python launch/export.py --help`."""
+"""Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An MXNet teacher as a network and centres of this project: `python launch/import_mxnet.py --help`."""
+"""An MXNet teacher as a network of this project, and its classifier's rows for teacher.classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pack an image folder or list file into an InsightFace folder, or unpack one: `python launch/pack.py --help`."""
+"""Pack images as the train.rec, train.idx and property that training reads, or unpack such a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def main() -> int:
     """Exit status: 0, or 1 with every problem on stderr and nothing written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("direction", choices=["pack", "unpack"])
-    parser.add_argument("source", type=Path, help="folder <identity>/<image> or list file; unpack: the packed folder")
+    source = "folder <identity>/<image>, or list (path<TAB>class id a line); unpack: packed folder"
+    parser.add_argument("source", type=Path, help=source)
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--size", type=int, help="resize to this many pixels a side")
     parser.add_argument("--quality", type=int, help="re-encode as JPEG of this quality, 1..100")

@@ -182,6 +182,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "student.global_batch: must be divisible by accumulation x ranks (1 x 7)" in capsys.readouterr().err
 
 
+def test_identities_of_data_that_the_run_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No data is needed for it; where there are others' data, they say how many."""
+    config, place = str(CONFIGS / "quickstart.toml"), f"data.path={tmp_path}"
+    assert main([config, place, "data.prepare.identities=60", "--ranks", "2"]) == 0
+    assert "teacher.train: 60 identities on 2 x " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main([str(CONFIGS / "ms1mv2_arcface.toml"), place])
+    assert "--identities: is needed where there is no " in capsys.readouterr().err
+    (tmp_path / "property").write_text("85742,112,112")
+    assert main([str(CONFIGS / "ms1mv2_arcface.toml"), place, "--ranks", "2"]) == 0
+    assert "student: 85742 identities" in capsys.readouterr().out
+
+
 def test_sizes() -> None:
     assert parse_size("80GB") == 80e9
     assert parse_size("141e9") == 141e9

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prettytable import PrettyTable
 
-from partialkd.config import DataConfig, PhaseConfig
+from partialkd.config import DataConfig, PhaseConfig, ProceduralConfig
 from partialkd.config_files import load_config
 from partialkd.data.layout import PROPERTY, read_property
 from partialkd.errors import ConfigError
@@ -97,8 +97,11 @@ def cost_table(plan: Plan, device: Device) -> PrettyTable:
 
 
 def _classes(data: DataConfig) -> int:
+    """As the configuration says, if it makes the data; else as the data do."""
     if data.source == "synthetic":
         return data.synthetic_identities
+    if isinstance(data.prepare, ProceduralConfig):
+        return data.prepare.identities
     path = Path(data.path) / PROPERTY
     if data.source != "recordio" or not path.is_file():
         raise ConfigError(f"--identities: is needed where there is no {path} to read the number from")
@@ -135,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="launch/plan.py", description=description)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--identities", type=_positive, help="instead of the number in the data's property file")
+    parser.add_argument("--identities", type=_positive, help="instead of the number in the configuration or the data")
     parser.add_argument("--ranks", type=_positive, default=8)
     parser.add_argument("--device", choices=DEVICES, default="h100-80")
     parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB; instead of the device's")
