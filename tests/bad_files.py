@@ -1,4 +1,4 @@
-"""Makers of files that are wrong, each with the action that meets them; `test_bad_files.py` runs them all.
+"""Makers of files of data that are wrong, each with the action that meets them; `test_bad_files.py` runs them all.
 
 A maker writes into an empty folder and returns what a user would do with it. Sets of records have six images of two
 identities, 32 x 32 pixels, with header and identity records; record 3 is the one that is spoilt.
@@ -8,46 +8,46 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 import struct
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper
 from PIL import Image
-from safetensors.torch import save_file
 
-from partialkd.config import ArchiveConfig, DataConfig, InputConfig, ModelConfig, TeacherConfig
+from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.config_files import load_config
 from partialkd.data.archive import pack_archive
-from partialkd.data.bins import read_bin
 from partialkd.data.decode import encode_jpeg
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.recordio import RecordWriter, open_writer, pack_payload
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import EMBEDDINGS, CacheFacts, TeacherCache
-from partialkd.data.teacher_cache_writer import CacheWriter
-from partialkd.models.mxnet_params import read_params
-from partialkd.models.saved import open_model, save_model
-from partialkd.models.teacher import described, open_teacher
-from partialkd.models.weights import read_weights
+from partialkd.errors import DataError, PartialKDError
 from partialkd.progress import drop_later_lines
-from partialkd.teacher_centres import read_label_map, read_matrix
 
 SIZE, IMAGES, CLASSES = 32, 6, 2
 Action = Callable[[], Any]
 Maker = Callable[[Path], Action]
+RECORD = r"train\.rec: key 3 at byte \d+: "
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, how such a file comes about, and what is said."""
+
+    what: str
+    maker: Maker
+    says: str
+    kind: type[PartialKDError] = DataError
 
 
 class Run:
@@ -64,6 +64,16 @@ def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def file(name: str, content: bytes, read: Callable[[Path], object]) -> Maker:
+    """A file of its own, and what reads it."""
+
+    def make(folder: Path) -> Action:
+        path = put(folder / name, content)
+        return lambda: read(path)
+
+    return make
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -241,164 +251,6 @@ def spoil_index(path: Path, at: int) -> Action:
     return train(path)
 
 
-# ------------------------------------------------------------------------------------------------- verification sets
-
-
-def bin_file(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        path = put(folder / "lfw.bin", content)
-        return lambda: read_bin(path)
-
-    return make
-
-
-def bin_of(value: object) -> Maker:
-    return bin_file(pickle.dumps(value))
-
-
-def bin_that_runs(folder: Path) -> Action:
-    return bin_of(([b"x", b"y"], [Run(folder)]))(folder)
-
-
-# ------------------------------------------------------------------------------------------------- teachers
-
-
-def matrix(name: str, content: bytes) -> Maker:
-    """A classifier file."""
-
-    def make(folder: Path) -> Action:
-        path = put(folder / name, content)
-        return lambda: read_matrix(path)
-
-    return make
-
-
-def npy(shape: str, kind: str = "<f4", data: bytes = b"") -> bytes:
-    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
-
-
-def pickled_npy() -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    return file.getvalue()
-
-
-def npz() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("w.npy", npy("(1000, 1000)", data=bytes(4_000_000)))
-    return file.getvalue()
-
-
-def checkpoint_that_runs(read: Callable[[Path], object]) -> Maker:
-    def make(folder: Path) -> Action:
-        torch.save({"state_dict": Run(folder)}, folder / "r50.pt")
-        return lambda: read(folder / "r50.pt")
-
-    return make
-
-
-def truncated_checkpoint(folder: Path) -> Action:
-    torch.save({"w": torch.zeros(64, 64)}, folder / "r50.pt")
-    os.truncate(folder / "r50.pt", 9000)
-    return lambda: read_weights(folder / "r50.pt")
-
-
-def safetensors(change: Callable[[bytes], bytes]) -> Maker:
-    def make(folder: Path) -> Action:
-        path = folder / "r50.safetensors"
-        save_file({"w": torch.zeros(8, 8)}, path)
-        path.write_bytes(change(path.read_bytes()))
-        return lambda: read_weights(path)
-
-    return make
-
-
-def model_metadata(key: str, value: str) -> Maker:
-    """Our own file with another description."""
-
-    def make(folder: Path) -> Action:
-        from safetensors import safe_open
-        from safetensors.torch import load_file
-
-        from partialkd.models import build_model
-
-        config, path = ModelConfig(name="mobilefacenet", embedding_dim=16), folder / "model.safetensors"
-        save_model(path, build_model(config, SIZE), config, SIZE)
-        with safe_open(path, framework="pt") as file:
-            metadata = {**file.metadata(), key: value}
-        save_file(load_file(path), path, metadata)
-        return lambda: open_model(path)
-
-    return make
-
-
-def onnx_model(width: int = SIZE, place: str | None = None) -> bytes:
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [3 * width * width, 4], bytes(48 * width * width), raw=True)
-    if place is not None:
-        weight.ClearField("raw_data")
-        weight.data_location = TensorProto.EXTERNAL
-        entry = weight.external_data.add()
-        entry.key, entry.value = "location", place
-    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
-    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, width, width])
-    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
-    graph = helper.make_graph(nodes, "g", [images], [rows], [weight])
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return bytes(model.SerializeToString())
-
-
-def onnx_teacher(content: bytes, only_described: bool = False) -> Maker:
-    """In a folder of its own, beside a file that its external data may lead to."""
-
-    def make(folder: Path) -> Action:
-        put(folder / "secret", bytes(48 * SIZE * SIZE))
-        path = put(folder / "in" / "t.onnx", content)
-        (folder / "in" / "link").symlink_to(folder / "secret")
-        config = TeacherConfig(source="onnx", path=str(path), embedding_dim=4, input=InputConfig(size=SIZE))
-        return lambda: described(config, SIZE) if only_described else open_teacher(config, SIZE, CPU)
-
-    return make
-
-
-def mxnet_params(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        path = put(folder / "model.params", content)
-        return lambda: read_params(path)
-
-    return make
-
-
-def label_map(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        path = put(folder / "rows.txt", content)
-        return lambda: read_label_map(str(path), 3, 3)
-
-    return make
-
-
-def teacher_cache(change: Callable[[Path], object]) -> Maker:
-    def make(folder: Path) -> Action:
-        facts = CacheFacts("teacher", "data", {}, records=3, classes=2, dim=4, dtype="fp16")
-        writer = CacheWriter(folder / "cache", facts)
-        writer.begin("refuse")
-        writer.write_block(0, torch.ones(3, 2, 4), str)
-        writer.write_means(range(2), torch.ones(2, 4))
-        writer.finish()
-        change(folder / "cache")
-        return lambda: TeacherCache(folder / "cache").verify()
-
-    return make
-
-
-def flip_embedding(cache: Path) -> None:
-    content = bytearray((cache / EMBEDDINGS).read_bytes())
-    content[5] ^= 1
-    (cache / EMBEDDINGS).write_bytes(content)
-
-
 # ------------------------------------------------------------------------------------------------- folders, archives
 
 
@@ -482,16 +334,8 @@ def identities_map(content: bytes) -> Maker:
 
 
 def config_file(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        path = put(folder / "run.toml", content)
-        return lambda: load_config(path)
-
-    return make
+    return file("run.toml", content, load_config)
 
 
 def metrics(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        path = put(folder / "metrics.jsonl", content)
-        return lambda: drop_later_lines(path, "student", 1)
-
-    return make
+    return file("metrics.jsonl", content, lambda path: drop_later_lines(path, "student", 1))
