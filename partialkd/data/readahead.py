@@ -28,27 +28,16 @@ def make_plan(
 ) -> TrainingPlan:
     """The plan of an order; one that reads ahead where the order has blocks."""
     cut = (global_batch, accumulation, rank, world_size, seed, data.flip, data.grey)
-    return (
-        ReadingAhead(source, order, *cut) if isinstance(order, BlockOrder) else TrainingPlan(len(source), *cut, order)
-    )
+    if isinstance(order, BlockOrder):
+        return ReadingAhead(source, order, cut)
+    return TrainingPlan(len(source), *cut, order)
 
 
 class ReadingAhead(TrainingPlan):
-    """Announces blocks as `indices` comes to them."""
+    """Announces blocks as `indices` comes to them. cut: how a `TrainingPlan` cuts the order, as it takes it."""
 
-    def __init__(
-        self,
-        source: Source,
-        order: BlockOrder,
-        global_batch: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        flip: bool,
-        grey: float,
-    ) -> None:
-        super().__init__(len(source), global_batch, accumulation, rank, world_size, seed, flip, grey, order)
+    def __init__(self, source: Source, order: BlockOrder, cut: tuple[int, int, int, int, int, bool, float]) -> None:
+        super().__init__(len(source), *cut, order)
         self._source, self._blocks = source, order
         self._epoch = self._announced = -1  # blocks of this epoch, up to this one
 
