@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ METHODS = {"fixed": "arcdistill", "ema": "adadistill", "trainable": "arcface"}
 class CountingWorld(World):
     """Adds up the bytes that this rank would send in a ring."""
 
-    def all_gather(self, x: Tensor) -> Tensor:
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
         self._count((self.size - 1) * x.nbytes)
-        return super().all_gather(x)
+        return super().start_all_gather(x)
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         self._count((self.size - 1) * x.nbytes // self.size)

@@ -110,11 +110,24 @@ class World:
 
     def all_gather(self, x: Tensor) -> Tensor:
         """(b, ...) of equal shape on every rank -> (world_size * b, ...), in the order of ranks."""
+        return self.start_all_gather(x)()
+
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        """As all_gather, going on while this rank does something else -> what waits for the result.
+
+        A rank that is lost meanwhile is an error of the wait. On CUDA only what is computed next waits, not the host.
+        """
+        own = x.detach().contiguous()
         if self.size == 1:
-            return x.detach().clone()
+            return own.clone
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x.detach().contiguous())
-        return out
+        work = dist.all_gather_into_tensor(out, own, async_op=True)
+
+        def finished() -> Tensor:
+            work.wait()
+            return out
+
+        return finished
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """(world_size * b, ...) -> (b, ...): this rank's part of the sum over ranks."""

@@ -179,8 +179,10 @@ class Trainer:
     def micro_step(self, batch: FaceBatch) -> Outcome:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
         embeddings = self.student.embed(batch.images)  # (b, D)
-        teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         student = embeddings.detach().requires_grad_()
+        if self.teacher and self.method.kind != "ema":  # moving averages send the teacher's embeddings as well
+            self.centres.begin(student, batch.labels)
+        teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         outcome.loss.backward()
         assert student.grad is not None

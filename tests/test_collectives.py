@@ -19,7 +19,7 @@ from partialkd.dist import World
 from partialkd.methods.base import Method
 
 COUNTED = (
-    "all_gather",
+    "start_all_gather",
     "reduce_scatter",
     "sum",
     "max",
@@ -64,12 +64,43 @@ def one_step(centres: Centres, method: Method, p: dense.Problem, mine: slice) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_collectives_of_a_step(name: str, settings: dict[str, Any]) -> None:
     """One all_gather, one reduce_scatter; a second all_gather moves centres, a maximum is MarginDistillation's."""
-    wanted = Counter(all_gather=1, reduce_scatter=1)
+    wanted = Counter(start_all_gather=1, reduce_scatter=1)
     if METHODS[name]["name"] in ("arcface", "cosface"):
-        wanted["all_gather"] += 1
+        wanted["start_all_gather"] += 1
     if name == "margindistillation":
         wanted["max"] += 1
     assert run(collectives, 2, name, settings) == [wanted, wanted]
+
+
+def begun(world: World, name: str) -> bool:
+    """Whether an early start of the all_gather changes a bit of the loss, the gradient or the values reported."""
+    p, method, mine = dense.make_problem(40, 12, 8), method_of(name), slice(6 * world.rank, 6 * world.rank + 6)
+    found = []
+    for early in (False, True):
+        centres = Centres(store_of(p, world, method.kind, torch.float32), world, method.scale, CentresConfig())
+        student = p.student[mine].float().requires_grad_()
+        if early:
+            centres.begin(student, p.labels[mine])
+        outcome = method.loss(centres, student, p.labels[mine], p.teacher[mine].float())
+        outcome.loss.backward()
+        centres.step(0.1)
+        found.append([outcome.loss.detach(), student.grad, *outcome.values.values()])
+    return all(map(torch.equal, *found))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["margindistillation", "arcdistill"])
+def test_an_early_start_changes_nothing(name: str) -> None:
+    assert run(begun, 2, name) == [True, True]
+
+
+def test_what_was_begun_must_go_on() -> None:
+    p = dense.make_problem(40, 12, 8)
+    centres = Centres(store_of(p, World(), "fixed", torch.float32), World(), 16.0, CentresConfig())
+    student = p.student.float()
+    centres.begin(student, p.labels)
+    with pytest.raises(AssertionError, match="other embeddings than were begun with"):
+        centres.contrast(student.clone(), p.labels)
 
 
 @on_a_gpu

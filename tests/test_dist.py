@@ -16,6 +16,7 @@ def _collectives(world: World) -> dict[str, object]:
     mine = torch.arange(2.0) + 10 * world.rank
     parts = torch.arange(2.0 * world.size)
     seed_rank(7, world)
+    begun = world.start_all_gather(mine)
     return {
         "gathered": world.all_gather(mine),
         "scattered": world.reduce_scatter(parts),
@@ -25,6 +26,7 @@ def _collectives(world: World) -> dict[str, object]:
         "objects": world.gather_objects(world.rank),
         "from_main": world.broadcast_object(f"rank {world.rank}"),
         "draw": torch.rand(1).item(),
+        "begun": begun(),
     }
 
 
@@ -35,6 +37,7 @@ def test_collectives(size: int) -> None:
     results = run(_collectives, size)
     for rank, got in enumerate(results):
         torch.testing.assert_close(got["gathered"], everyone)
+        assert torch.equal(got["begun"], everyone)
         torch.testing.assert_close(got["scattered"], size * torch.arange(2.0 * size)[2 * rank : 2 * rank + 2])
         torch.testing.assert_close(got["sum"], everyone.view(size, 2).sum(0))
         torch.testing.assert_close(got["max"], everyone.view(size, 2).amax(0))
@@ -82,18 +85,22 @@ def test_on_main_gives_everybody_the_result() -> None:
     assert run(_on_main, 3) == ["made by 0"] * 3
 
 
-def _absent(world: World) -> None:
+def _absent(world: World, begun: bool) -> None:
     if world.rank == 1:
         time.sleep(20)
-    world.sum(torch.ones(1))
+    if begun:
+        world.start_all_gather(torch.ones(1))()
+    else:
+        world.sum(torch.ones(1))
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_collective_that_waits_longer_than_the_timeout_ends() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_collective_that_waits_longer_than_the_timeout_ends(begun: bool) -> None:
     pool = RankPool(2, timeout_s=2.0)
     try:
         with pytest.raises(RankFailure, match=r"rank 0:[\s\S]*(?i:timed? ?out)"):
-            pool.run(_absent)
+            pool.run(_absent, begun)
     finally:
         pool.close()

@@ -3,7 +3,8 @@
 `contrast` takes this rank's embeddings (b, D) and labels (b,) and returns, for each of its samples, the target
 cosine and the negative log-sum-exp over all other classes (docs/one_batch.md). Both carry their exact
 gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
-gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass.
+gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass. `begin`
+starts the first one early, so that it goes on while the teacher embeds the batch.
 
 Where rows are sampled, `importance_correction` adds log(classes other than the own / of them compared with) to the
 negative log-sum-exp: its sum is then unbiased if the classes of the batch are drawn like any others. It changes no
@@ -50,6 +51,16 @@ class Contrast:
     target: Tensor  # (b,) cosine with the own centre
     negative: Tensor  # (b,) log sum over the other classes of exp(scale * cosine)
     looked: Tensor  # (b,) what `look` returned for these samples; zeros without one
+    centre: Tensor  # (b, D) the own centre, of unit length
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A micro-step whose embeddings are on their way."""
+
+    student: Tensor
+    x: Tensor  # (b, D) of unit length, with gradient to `student`
+    received: Callable[[], OwnRows]
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Centres:
         self.sweep = make_sweep(config, scale, store.device, store.length.dtype)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
+        self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
         self._moved: list[Moved] = []
         self._asked: tuple[Tensor, Callable[[], None]] | None = (
@@ -87,14 +99,19 @@ class Centres:
         )
         self._looks = 0  # since the last optimiser step
 
+    def begin(self, student: Tensor, labels: Tensor) -> None:
+        """Send what `contrast(student, labels)`, which must be called next, will wait for."""
+        self._begun = self._begin(student, labels, None)
+
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
     ) -> Contrast:
         """student (b, D) with gradient, labels (b,) int64, teacher (b, D) -> Contrast. Neither need be normalised."""
-        self._check_labels(labels)
-        x = F.normalize(student.to(self.store.length.dtype))
+        begun, self._begun = self._begun or self._begin(student, labels, teacher), None
+        assert begun.student is student, "Centres.contrast of other embeddings than were begun with"
+        x = begun.x
         with torch.no_grad():
-            own = self._gather(x.detach(), labels, teacher)
+            own = begun.received()
             if look and self.undoable and len(self.store.shard):
                 self._moved.append(self._as_it_is(own.row))
             looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
@@ -109,7 +126,7 @@ class Centres:
             value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
             for count in counts:  # (b, 2) classes that may be compared with and that are, the own class among both
                 value += ((count[:, 0] - 1) / (count[:, 1] - 1).clamp_min(1)).log()
-        found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked)
+        found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked, target_centre)
         if self.optimizer:
             found.target.retain_grad()
             found.negative.retain_grad()
@@ -162,15 +179,26 @@ class Centres:
         weights = self.world.all_gather(where_finite(torch.stack([others, found.target.grad], dim=1) * mean))
         return pending.queries, weights[:, 0].contiguous(), weights[:, 1].contiguous()
 
-    def _gather(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> OwnRows:
-        """One all_gather of embeddings and labels, as bytes of one tensor."""
+    def _begin(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> _Begun:
+        self._check_labels(labels)
+        x = F.normalize(student.to(self.store.length.dtype))
+        return _Begun(student, x, self._send(x.detach(), labels, teacher))
+
+    def _send(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> Callable[[], OwnRows]:
+        """One all_gather of embeddings and labels, as bytes of one tensor -> what waits for it."""
         parts = [x] if teacher is None else [x, F.normalize(teacher.to(x.dtype))]
         words = labels[:, None].contiguous().view(x.dtype)  # the bits of an int64, not its value
-        everything = self.world.all_gather(torch.cat([*parts, words], dim=1))
-        everyone = everything[:, -words.shape[1] :].contiguous().view(torch.int64).squeeze(1)
-        owned, row = local_rows(everyone, self.store.shard)
-        gathered = [everything[:, i * x.shape[1] : (i + 1) * x.shape[1]].contiguous() for i in range(len(parts))]
-        return OwnRows(self.store, gathered[0], gathered[-1], owned, row)
+        gathered = self.world.start_all_gather(torch.cat([*parts, words], dim=1))
+
+        def received() -> OwnRows:
+            everything = gathered()
+            everyone = everything[:, -words.shape[1] :].contiguous().view(torch.int64).squeeze(1)
+            owned, row = local_rows(everyone, self.store.shard)
+            dim = x.shape[1]
+            pieces = [everything[:, i * dim : (i + 1) * dim].contiguous() for i in range(len(parts))]
+            return OwnRows(self.store, pieces[0], pieces[-1], owned, row)
+
+        return received
 
     def _filter(self, own: OwnRows) -> RowFilter:
         seen = None if self.store.everything_seen else self.store.seen

@@ -32,13 +32,6 @@ def where_finite(rows: Tensor) -> Tensor:
     return rows.where(rows.isfinite().all(1, keepdim=True), 0)
 
 
-def teacher_cosine(own: OwnRows) -> Tensor:
-    """<f_t, w_y / |w_y|> (N,), 0 where the class is not owned."""
-    if not len(own.store.shard):
-        return torch.zeros_like(own.teacher[:, 0])
-    return (own.teacher * own.store.directions(own.row)).sum(1) * own.owned
-
-
 def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool) -> Tensor:
     """AdaDistill's centre update (ECCV 2024): w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
 

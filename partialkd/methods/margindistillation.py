@@ -5,18 +5,18 @@
 target logit s * cos(theta_i + m_i): samples the teacher is sure of get the larger margin. Differs from the
 published code in D_max, the maximum over the *global* batch (at least 1e-6): theirs is taken per device, so
 that the loss changes with the number of GPUs (`per_rank_maximum = true` for parity). This costs one more
-collective, a maximum of one number, because c_i is known to the owner of the class and not to other ranks; and
-gradient accumulation is refused by the configuration, since a micro-step is not the global batch.
+collective, a maximum of one number; and gradient accumulation is refused by the configuration, since a micro-step is
+not the global batch. The teacher's embeddings stay on their rank: w_y comes to them.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from partialkd.centres import Centres
-from partialkd.centres.update import teacher_cosine
 from partialkd.config import MarginDistillationConfig
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome
@@ -34,12 +34,13 @@ class MarginDistillation:
 
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
         assert teacher is not None
-        found = centres.contrast(student, labels, teacher, look=teacher_cosine)
-        margin = self.margins(centres, found.looked)
+        found = centres.contrast(student, labels)
+        certainty = (F.normalize(teacher.to(found.centre.dtype)) * found.centre).sum(1)
+        margin = self.margins(centres, certainty)
         loss = margin_softmax(found.negative, arc_margin(found.target, margin), self.scale)
         values = {
             "margin": margin.mean(),
-            "teacher_cosine": found.looked.mean(),
+            "teacher_cosine": certainty.mean(),
             "cosine": found.target.detach().mean(),
         }
         return Outcome(loss, values)

@@ -138,7 +138,7 @@ def _centres(phase: PhaseConfig, rows: Rows, batch: int, cuda: bool) -> tuple[di
     dim = phase.model.embedding_dim
     resident = {name: rows.all * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
-    both = 2 if METHODS[phase.method.name].needs_teacher else 1
+    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
     sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
     update = 0
@@ -197,7 +197,7 @@ def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[s
 def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
     """The centres' part of a micro-step with `local` samples a rank."""
     dim, others = phase.model.embedding_dim, ranks - 1
-    both = 2 if METHODS[phase.method.name].needs_teacher else 1
+    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
     counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
     wire = {
         "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
