@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +16,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def teacher_caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a teacher, and caches of each number format; made once, for it takes long."""
+    from teacher_cache_cases import make_caches  # others need not wait for what it imports
+
+    return make_caches(tmp_path_factory.mktemp("made"))
