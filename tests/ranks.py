@@ -19,10 +19,10 @@ import torch.multiprocessing as mp
 
 from partialkd.config import DistConfig
 from partialkd.dist import World, free_port
-from partialkd.errors import PartialKDError
+from partialkd.errors import PartialKDError, RankLost
 
 TIMEOUT_S = 240.0
-REFUSAL_S = 10.0  # for the others to raise what one rank has raised
+REFUSAL_S = 5.0  # for the others to raise what one rank has raised
 _pools: dict[int, RankPool] = {}
 
 
@@ -31,7 +31,7 @@ class RankFailure(Exception):
 
 
 class Refused(RankFailure):
-    """Every rank raised a PartialKDError with the same message."""
+    """Every rank raised the same error, in the same words, a PartialKDError: they agreed on it."""
 
 
 def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -114,7 +114,8 @@ def _serve(rank: int, world_size: int, port: int, pipe: Connection, path: list[s
             try:
                 answer = (None, fn(world, *args))
             except BaseException as error:
-                answer = (traceback.format_exc(), str(error) if isinstance(error, PartialKDError) else None)
+                agreed = isinstance(error, PartialKDError) and not isinstance(error, RankLost)
+                answer = (traceback.format_exc(), repr(error) if agreed else None)
             pipe.send(answer)
 
 

@@ -307,7 +307,7 @@ def test_failure_of_one_rank_ends_all_and_is_said_once(tmp_path: Path) -> None:
 
 def test_the_default_job_learns(tmp_path: Path) -> None:
     """The command of the README with fewer faces: the distilled student is clearly above chance on other people."""
-    phases = {"teacher.train": 6, "student": 6, "alone": 1}
+    phases = {"teacher.train": 4, "student": 4, "alone": 1}
     small = [f"{phase}.epochs={epochs}" for phase, epochs in phases.items()]
     small += [f"{phase}.schedule.warmup_steps=5" for phase in phases] + ["run.name=learns"]
     faces = ["data.prepare.identities=100", "data.prepare.images_per_identity=16", "data.prepare.pairs=600"]
@@ -316,7 +316,7 @@ def test_the_default_job_learns(tmp_path: Path) -> None:
     assert got.returncode == 0, got.stderr
     result = json.loads((tmp_path / "learns" / "result.json").read_text())["sets"]["faces"]
     assert result["teacher"]["accuracy"] > 0.65
-    assert result["student"]["accuracy"] > 0.65  # measured 0.81; chance is 0.5 with a deviation of 0.02
+    assert result["student"]["accuracy"] > 0.65  # measured 0.78; chance is 0.5 with a deviation of 0.02
     assert result["student"]["auc"] > 0.7
 
 
