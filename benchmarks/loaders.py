@@ -9,7 +9,6 @@ and seconds are medians, of whole passes in random order, at `cores` threads or 
 - libjpeg: libjpeg-turbo alone, over images in memory: the most that any loader on it can reach.
 - jpeg, dali: our loaders (`data.loader`) with the CPU as device: (b, 3, S, S) float32, mirrored, normalised.
 - jpeg to bytes: the part of `jpeg` that is left for the CPU where a CUDA device normalises.
-- ... fast: with `data.fast_idct`.
 - dali reader: DALI's own reader of RecordIO over an index of the images alone, then as in `dali`. Its order is a
   shuffled buffer, and it cannot start in the middle of an epoch of ours.
 - pillow: torch's DataLoader with `cores` processes, Pillow, and the usual per-image transformations.

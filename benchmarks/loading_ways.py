@@ -45,12 +45,11 @@ class Pass(ABC):
 class Ours(Pass):
     """A loader of ours."""
 
-    loader, fast = "jpeg", False
+    loader = "jpeg"
 
     def __init__(self, args: argparse.Namespace, cores: int) -> None:
         super().__init__(args, cores)
-        settings: dict[str, Any] = {"loader": self.loader, "workers": cores, "fast_idct": self.fast}
-        self.data = DataConfig(path=str(self.folder), **settings)
+        self.data = DataConfig(path=str(self.folder), loader=self.loader, workers=cores)  # type: ignore[arg-type]
         self.source = open_source(self.data)
         self.plan = TrainingPlan(len(self.source), self.batch, 1, 0, 1, seed=0, flip=True)
 
@@ -63,18 +62,6 @@ class OursDali(Ours):
     """DALI behind an external source."""
 
     loader = "dali"
-
-
-class OursFast(Ours):
-    """With the fast transform."""
-
-    fast = True
-
-
-class OursDaliFast(OursDali):
-    """With the fast transform."""
-
-    fast = True
 
 
 class OursToBytes(Ours):
@@ -90,12 +77,6 @@ class OursToBytes(Ours):
         indices, size = self.plan.indices(self.epoch, step), self.data.image_size
         pixels = torch.empty((len(indices), size, size, 4), dtype=torch.uint8)
         return Job(indices, self.plan.flips(self.epoch, indices), self.plan.greys(self.epoch, indices), pixels)
-
-
-class OursToBytesFast(OursToBytes):
-    """With the fast transform."""
-
-    fast = True
 
 
 class Libjpeg(Pass):
@@ -187,11 +168,8 @@ class Pillow(Pass):
 WAYS: dict[str, Callable[[argparse.Namespace, int], Pass]] = {
     "libjpeg": Libjpeg,
     "jpeg": Ours,
-    "jpeg fast": OursFast,
     "jpeg to bytes": OursToBytes,
-    "jpeg to bytes fast": OursToBytesFast,
     "dali": OursDali,
-    "dali fast": OursDaliFast,
     "dali reader": DaliReader,
     "pillow": Pillow,
 }

@@ -140,7 +140,6 @@ def facts_of(
     preprocessing = {
         "image_size": config.data.image_size,
         "resize": config.data.resize,
-        "fast_idct": config.data.fast_idct,
         "input": accepts.model_dump(mode="json"),
         "project_to": config.teacher.project_to,
     }

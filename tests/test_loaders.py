@@ -108,15 +108,6 @@ def test_dali_equals_jpeg(resize: bool, folder: Path) -> None:
             _assert_equal(ours, theirs, tolerance=1e-6)
 
 
-def test_both_loaders_have_the_fast_transform(folder: Path) -> None:
-    exact, jpeg, dali = (
-        next(_open(loader, folder, fast_idct=fast).epoch(0))
-        for loader, fast in (("jpeg", False), ("jpeg", True), ("dali", True))
-    )
-    _assert_equal(jpeg, dali, tolerance=1e-6)
-    assert not torch.equal(exact.images, jpeg.images)
-
-
 def test_resize_brings_mixed_sizes_to_one(tmp_path: Path) -> None:
     """Each image by itself, as `to_tensor` does, in both loaders; mirrored and grey ones among them."""
     folder = _pack(tmp_path / "mixed", lambda n, image: encode_jpeg(_picture(n, 24 + 4 * (n % 5))))

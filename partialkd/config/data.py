@@ -90,7 +90,6 @@ class DataConfig(Section):
     workers: Positive = 2  # decoding threads a rank
     on_corrupt: Literal["stop", "skip"] = "stop"  # at an unreadable image; skip: another record takes its place
     max_corrupt: Count = 100  # skip: different unreadable records a rank may meet in a phase; one more ends the run
-    fast_idct: bool = False  # JPEG on the CPU with libjpeg-turbo's less exact transform: faster, off by a level or two
     flip: bool = True  # mirror half of the images
     grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
     augment: AugmentConfig = AugmentConfig()

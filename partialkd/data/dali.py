@@ -167,8 +167,7 @@ def build_pipeline(feeder: Feeder, local_batch: int, data: DataConfig, device: t
             device="mixed" if on_gpu else "cpu",
             output_type=types.DALIImageType.RGB,
             adjust_orientation=False,  # as decode.py: aligned faces have none
-            jpeg_fancy_upsampling=True,  # libjpeg's own default, and decode.py's; the CPU has no other
-            use_fast_idct=data.fast_idct,
+            jpeg_fancy_upsampling=True,  # libjpeg's own default, and decode.py's
         )
         if not data.resize:
             images = fn.crop_mirror_normalize(

@@ -13,7 +13,6 @@ Errors: `DataError` naming `where`.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,16 +28,14 @@ MAX_PIXELS = 1 << 26
 RESIZE = "data.resize = true"  # in the configuration of a run
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_FOUR_BYTES = sys.byteorder == "little"
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, that of JPEG and of Pillow's "L"
 
 
-def decode(encoded: bytes, where: str | Place, out: np.ndarray | None = None, fast_idct: bool = False) -> np.ndarray:
+def decode(encoded: bytes, where: str | Place, out: np.ndarray | None = None) -> np.ndarray:
     """Encoded image -> (H, W, 3) uint8 RGB, writable.
 
     An image of the size of `out` (H, W, 4) uint8 is written there, and the result is a view of it. Four bytes a pixel,
     the last one unused, are a sixth faster to decode than three, and need no copy to make a batch.
-    fast_idct: by libjpeg-turbo's fast integer transform, a fifth quicker; many pixels are then off by a level or two.
     """
     if not encoded:
         raise DataError(f"{where}: the image is empty")
@@ -50,8 +47,8 @@ def decode(encoded: bytes, where: str | Place, out: np.ndarray | None = None, fa
             return _copied(_decode_pillow(encoded, where), out)
         _check_pixels(width, height, where)
         if out is None or out.shape[:2] != (height, width):
-            return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=fast_idct))
-        pixels = simplejpeg.decode_jpeg(encoded, colorspace="RGBX", fastdct=fast_idct, buffer=out)
+            return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB"))
+        pixels = simplejpeg.decode_jpeg(encoded, colorspace="RGBX", buffer=out)
         return np.asarray(pixels)[..., :3]
     except ValueError as error:
         raise DataError(f"{where}: broken JPEG: {error}") from error
@@ -117,9 +114,9 @@ def to_tensor(
     device, none = torch.device(device), np.zeros(len(images), dtype=bool)
     flips, grey = none if flips is None else flips, none if grey is None else grey
     if device.type == "cpu":
-        planes, write = np.empty((len(images), 3, image_size, image_size), dtype=np.float32), Normaliser(image_size)
+        planes = np.empty((len(images), 3, image_size, image_size), dtype=np.float32)
         for image, plane, flip, turn_grey in zip(images, planes, flips.tolist(), grey.tolist(), strict=True):
-            write(np.asarray(image), plane, flip, turn_grey)
+            write_planes(np.asarray(image), plane, flip, turn_grey)
         return torch.from_numpy(planes)
     pixels = _stack(images, image_size, device)
     if grey.any():
@@ -131,50 +128,18 @@ def to_tensor(
     return pixels.sub_(127.5).div_(127.5)
 
 
-class Normaliser:
-    """All of `to_tensor` for one image after the other, by one thread, with no torch but for a resize.
-
-    Where pixels have four bytes, nothing is converted: a byte in bits 8 to 15 below the exponent of 2^15 is the float
-    2^15 + byte. A quarter less time, and the same numbers to the last bit.
-    """
-
-    _BYTE, _EXPONENT, _MIDDLE = np.uint32(0xFF00), np.uint32(0x47000000), np.float32(2**15 + 127.5)
-
-    def __init__(self, image_size: int) -> None:
-        self._words = np.empty((3, image_size, image_size), dtype=np.uint32)  # stay in the cache
-        self._turned = np.empty((image_size, image_size), dtype=np.uint32)
-
-    def __call__(self, image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) -> None:
-        """Image (H, W, 3 or 4) uint8 -> `planes` (3, S, S) float32."""
-        if image.shape == (*planes.shape[1:], 4) and not grey and _FOUR_BYTES:
-            return self._write_words(image.view(np.uint32)[..., 0], planes, flip)
-        if image.shape[:2] == planes.shape[1:]:
-            np.copyto(planes, image[:, :: -1 if flip else 1, :3].transpose(2, 0, 1))
-        else:
-            resized = resize(_planes(torch.from_numpy(image)[None], torch.device("cpu")), planes.shape[1])[0].numpy()
-            np.copyto(planes, resized[:, :, :: -1 if flip else 1])
-        if grey:
-            red, green, blue = (plane * np.float32(weight) for plane, weight in zip(planes, _GREY, strict=True))
-            planes[:] = red + green + blue
-        planes -= np.float32(127.5)
-        planes /= np.float32(127.5)
-        return None
-
-    def _write_words(self, pixels: np.ndarray, planes: np.ndarray, flip: bool) -> None:
-        """pixels (S, S) uint32: red in the lowest byte."""
-        if flip:
-            np.copyto(self._turned, pixels[:, ::-1])
-            pixels = self._turned
-        words = self._words
-        np.left_shift(pixels, np.uint32(8), out=words[0])
-        np.right_shift(pixels, np.uint32(8), out=words[2])
-        np.bitwise_and(words[0], self._BYTE, out=words[0])
-        np.bitwise_and(pixels, self._BYTE, out=words[1])
-        np.bitwise_and(words[2], self._BYTE, out=words[2])
-        np.bitwise_or(words, self._EXPONENT, out=words)
-        floats = words.view(np.float32)
-        np.subtract(floats, self._MIDDLE, out=floats)
-        np.divide(floats, np.float32(127.5), out=planes)
+def write_planes(image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) -> None:
+    """All of `to_tensor` for one image, into `planes` (3, S, S) float32: one thread, no torch but for a resize."""
+    if image.shape[:2] == planes.shape[1:]:
+        np.copyto(planes, image[:, :: -1 if flip else 1, :3].transpose(2, 0, 1))
+    else:
+        resized = resize(_planes(torch.from_numpy(image)[None], torch.device("cpu")), planes.shape[1])[0].numpy()
+        np.copyto(planes, resized[:, :, :: -1 if flip else 1])
+    if grey:
+        red, green, blue = (plane * np.float32(weight) for plane, weight in zip(planes, _GREY, strict=True))
+        planes[:] = red + green + blue
+    planes -= np.float32(127.5)
+    planes /= np.float32(127.5)
 
 
 def _stack(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data import augment
 from partialkd.data.batch import FaceBatch
-from partialkd.data.decode import Normaliser, check_size, decode, to_tensor
+from partialkd.data.decode import check_size, decode, to_tensor, write_planes
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
 from partialkd.data.unreadable import Unreadable
@@ -66,7 +66,7 @@ class OrderedLoader(ABC):
     def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
         where = Place(self.source.name, index)
-        image = decode(encoded, where, out, self.data.fast_idct)
+        image = decode(encoded, where, out)
         if not self.data.resize:
             check_size(image, self.data.image_size, where)
         return image
@@ -135,11 +135,9 @@ class JpegLoader(OrderedLoader):
         size, labels = self.data.image_size, []
         planes = np.empty((len(job.indices), 3, size, size), dtype=np.float32)
         pixels = np.empty((size, size, 4), dtype=np.uint8)  # one image's: it stays in the cache
-        write = Normaliser(size)
         for row, index in enumerate(job.indices.tolist()):
             image, label = self._read_image(index, pixels)
-            whole = pixels if image.base is pixels else image  # with their fourth bytes, if they were decoded there
-            write(whole, planes[row], bool(job.flips[row]), bool(job.greys[row]))
+            write_planes(image, planes[row], bool(job.flips[row]), bool(job.greys[row]))
             labels.append(label)
         return torch.from_numpy(planes), labels
 
