@@ -16,7 +16,7 @@ from partialkd.data.source import Source
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import MANIFEST, TeacherCache, kept_before
 from partialkd.dist import World
-from partialkd.errors import ConfigError
+from partialkd.errors import ConfigError, Preempted
 from partialkd.files import refuse_existing
 from partialkd.models.teacher import open_teacher
 from partialkd.stopping import StopSignals
@@ -47,6 +47,8 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
         look_at(network, config, source, world)
         if not world.on_main((folder / MANIFEST).exists):
             make_cache(network, config, source, folder, world, stop, "resume" if resume else "refuse")
+        if stop.agreed(world):  # since the last batch was begun
+            raise Preempted("stopped after the pass over the records")
     cache = world.together(lambda: kept_before(folder))
     dtype = config.teacher.cache_dtype or cache.facts.dtype
     accepts, dim = network.accepts, network.embedding_dim

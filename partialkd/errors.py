@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class Place:
+class Where:
     """Where something is, worked out only when a message wants it: naming a record takes as long as reading it."""
 
     __slots__ = ("_at", "_name")

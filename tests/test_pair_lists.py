@@ -300,3 +300,10 @@ def test_real_lfw_is_what_preparation_makes(tmp_path: Path) -> None:
     settings = {"images": str(images.parent), "pairs_images": str(archive), "pairs": str(table)}
     prepare(DataConfig(path=str(tmp_path / "made"), prepare=ArchiveConfig(kind="archive", **settings)))
     assert (tmp_path / "lfw.bin").read_bytes() == (tmp_path / "made" / "lfw_pairs.bin").read_bytes()
+
+
+def test_a_first_row_over_two_lines_is_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text('"a\nb",c,1\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"pairs.csv: line 2: must be a,b,same"):
+        read_pair_list("csv", path)

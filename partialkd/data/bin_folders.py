@@ -11,13 +11,13 @@ Errors: `DataError` naming the list and line, the archive or the image. What is 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.data.archive import list_images, read_images, sized
 from partialkd.data.bins import VerificationSet, read_bin, write_bin
+from partialkd.data.made import fresh_partial
 from partialkd.data.pack import image_suffix
 from partialkd.data.pair_lists import ListedPair
 from partialkd.errors import DataError
@@ -50,7 +50,7 @@ def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
     folder, found = Path(folder), read_bin(path)
     refuse_existing(folder)
     files, lines = _files_and_lines(found, path)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = fresh_partial(folder)
     try:
         (partial / "images").mkdir(parents=True)
         for name, image in files.items():

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from partialkd.errors import DataError, Place
+from partialkd.errors import DataError, Where
 
 MAX_PIXELS = 1 << 26
 RESIZE = "data.resize = true"  # in the configuration of a run
@@ -31,7 +31,7 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, that of JPEG and of Pillow's "L"
 
 
-def decode(encoded: bytes, where: str | Place, out: np.ndarray | None = None) -> np.ndarray:
+def decode(encoded: bytes, where: str | Where, out: np.ndarray | None = None) -> np.ndarray:
     """Encoded image -> (H, W, 3) uint8 RGB, writable.
 
     An image of the size of `out` (H, W, 4) uint8 is written there, and the result is a view of it. Four bytes a pixel,
@@ -61,7 +61,7 @@ def _copied(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return out[..., :3]
 
 
-def _decode_pillow(encoded: bytes, where: str | Place) -> np.ndarray:
+def _decode_pillow(encoded: bytes, where: str | Where) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(*image.size, where)
@@ -79,7 +79,7 @@ def _decode_pillow(encoded: bytes, where: str | Place) -> np.ndarray:
         raise DataError(f"{where}: broken image: {error}") from error
 
 
-def _check_pixels(width: int, height: int, where: str | Place) -> None:
+def _check_pixels(width: int, height: int, where: str | Where) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(f"{where}: an image has at most {MAX_PIXELS} pixels, got {width} x {height}")
 
@@ -90,7 +90,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
 
-def check_size(image: np.ndarray, image_size: int, where: str | Place, option: str = RESIZE) -> None:
+def check_size(image: np.ndarray, image_size: int, where: str | Where, option: str = RESIZE) -> None:
     """DataError unless the image is image_size x image_size. option: what the user can give to have it resized."""
     height, width = image.shape[:2]
     if (height, width) != (image_size, image_size):

@@ -31,7 +31,7 @@ from partialkd.data.decode import check_size, decode, to_tensor, write_planes
 from partialkd.data.order import Plan
 from partialkd.data.sources import Source
 from partialkd.data.unreadable import Unreadable
-from partialkd.errors import DataError, Place
+from partialkd.errors import DataError, Where
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ class OrderedLoader(ABC):
 
     def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
-        where = Place(self.source.name, index)
+        where = Where(self.source.name, index)
         image = decode(encoded, where, out)
         if not self.data.resize:
             check_size(image, self.data.image_size, where)

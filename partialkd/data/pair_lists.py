@@ -157,11 +157,11 @@ def read_paths(path: Path) -> list[ListedPair]:
 def read_csv(path: Path) -> list[ListedPair]:
     """`a,b,same` under that header, in its order; a pair may be there twice."""
     pairs = []
-    for number, row in _rows(path):
-        where = f"{path}: line {number}"
-        if number == 1 and row != ["a", "b", "same"]:
+    for number, (line, row) in enumerate(_rows(path)):
+        where = f"{path}: line {line}"
+        if number == 0 and row != ["a", "b", "same"]:
             raise DataError(f"{where}: must be a,b,same, got {','.join(row)!r:.120}")
-        if number > 1:
+        if number > 0:
             if len(row) != 3 or row[2] not in ("0", "1"):
                 raise DataError(f"{where}: must be path,path,0 or 1, got {','.join(row)!r:.120}")
             pairs.append(ListedPair(row[0], row[1], row[2] == "1", where))

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from partialkd.data.record_index import read_index
-from partialkd.errors import DataError, Place
+from partialkd.errors import DataError, Where
 from partialkd.files import replacing
 
 MAGIC = 0xCED7230A
@@ -62,7 +62,7 @@ def pack_payload(labels: float | Sequence[float], key: int, image: bytes = b"") 
     return _HEADER.pack(len(labels), 0.0, key, 0) + struct.pack(f"<{len(labels)}f", *labels) + image
 
 
-def unpack_payload(payload: bytes, where: str | Place) -> tuple[np.ndarray, bytes]:
+def unpack_payload(payload: bytes, where: str | Where) -> tuple[np.ndarray, bytes]:
     """Payload -> labels (1,) or (flag,) float32, image bytes."""
     if len(payload) < _HEADER.size:
         raise DataError(f"{where}: record of {len(payload)} bytes is shorter than its {_HEADER.size}-byte header")
@@ -157,7 +157,7 @@ class RecordReader:
 
     def read(self, position: int) -> tuple[np.ndarray, bytes]:
         """Labels (1,) or (flag,) float32 and image bytes of a record."""
-        return unpack_payload(self.payload(position), Place(self.where, position))
+        return unpack_payload(self.payload(position), Where(self.where, position))
 
     def _part(self, position: int, at: int) -> tuple[int, bytes, int]:
         read = os.pread(self._fd, _USUAL, at)
