@@ -46,6 +46,15 @@ def test_a_rank_without_memory_to_plan_with_still_says_so() -> None:
             torch.empty(1 << 46)
 
 
+def test_what_goes_wrong_in_planning_does_not_hide_it() -> None:
+    def advise() -> str:
+        raise ValueError("no such plan\nat all")
+
+    with pytest.raises(OutOfMemory, match=r"rank 0 of 1 is out of memory: .*; could not be planned: no such plan$"):  # noqa: SIM117
+        with advising("student", World(), advise):
+            torch.empty(1 << 46)
+
+
 JOB = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -57,7 +66,7 @@ ends()
 def ends() -> None:
     """One of two ranks: training, in which rank 1 asks for more than there is."""
     import torch
-    from test_health import CLASSES, config_of, make
+    from health_cases import CLASSES, config_of, make
 
     from partialkd.config import DistConfig
     from partialkd.launching import launched
