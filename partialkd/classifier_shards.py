@@ -13,6 +13,7 @@ Errors: TeacherError naming folder or file. Nothing is unpickled but tensors and
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ _KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weigh
 
 def shard_files(folder: Path) -> dict[str, int]:
     """Pattern of the files' names -> how many there are, for every kind that is there."""
-    counts = {kind: len(list(folder.glob(kind.format("[0-9]*")))) for kind in _KINDS}
+    names = [path.name for path in folder.glob("*.pt")]
+    counts = {kind: sum(_is_of(kind, name) for name in names) for kind in _KINDS}
     return {kind: count for kind, count in counts.items() if count}
+
+
+def _is_of(kind: str, name: str) -> bool:
+    """Nothing but a number may stand in the place of the rank: copies that lie beside are no ranks."""
+    return re.fullmatch(kind.replace(".", r"\.").format(r"\d+"), name) is not None
 
 
 def read_shards(folder: Path) -> list[Tensor]:

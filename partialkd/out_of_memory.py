@@ -33,15 +33,18 @@ def advising(key: str, world: World, advise: Callable[[], str]) -> Iterator[None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = f"{key}: rank {world.rank} of {world.size} is out of memory: {said}"
+        where = f"{key}: rank {world.rank} of {world.size} is out of memory: {_first_line(error)}"
         raise OutOfMemory(f"{where}; {_advice(advise)}") from error
 
 
 def _advice(advise: Callable[[], str]) -> str:
     try:
         return advise()
-    except Exception as error:
+    except Exception as error:  # of whatever kind, it must not hide that memory ran out
         if not is_out_of_memory(error):
-            raise
+            return f"could not be planned: {_first_line(error)}"
         return "nor is there any to plan with: launch/plan.py says elsewhere what would fit"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

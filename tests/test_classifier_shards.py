@@ -73,6 +73,12 @@ def test_the_order_of_ranks_is_that_of_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(read_shards(tmp_path)), rows)
 
 
+@pytest.mark.parametrize("stray", ["softmax_fc_gpu_0.old.pt", "softmax_fc_gpu_1_copy.pt", "softmax_fc_gpu_2.pt.bak"])
+def test_copies_beside_the_files_are_no_ranks(stray: str, tmp_path: Path) -> None:
+    torch.save({}, write(tmp_path) / stray)
+    assert torch.equal(torch.cat(read_shards(tmp_path)), ROWS)
+
+
 def _centres(world: World, folder: Path, label_map: str) -> Tensor:
     shard = shard_of(CLASSES, world.rank, world.size)
     store = CentreStore.empty(shard, CLASSES, DIM, torch.float32, world.device)

@@ -17,9 +17,9 @@ from kernel_cases import CASES, Case
 
 from partialkd.centres.contrast import ChunkedSweep, make_sweep
 from partialkd.centres.fused import KERNEL_TYPES, FusedSweep, kept_rows
-from partialkd.centres.products import make_products
+from partialkd.centres.products import Products, RoundedOnCPU, make_products
 from partialkd.centres.tuning import PINNED, Tiles, Tuner, candidates, splits_of
-from partialkd.centres.update import RowAdamW
+from partialkd.centres.update import RowAdamW, RowSGD
 from partialkd.config import CentresConfig
 from partialkd.errors import ConfigError
 
@@ -233,6 +233,34 @@ def test_other_optimisers_take_the_chunked_path() -> None:
         sweep.move(store, [batch], RowAdamW(store, (0.9, 0.999), 1e-8, 0.1), 0.1)
         moved.append(store.unit)
     assert torch.equal(*moved)
+
+
+class Untouched(Products):
+    """Stands for the bfloat16 products of CUDA, which must not be used."""
+
+    def multiply(self, *_: Any) -> None:
+        raise AssertionError
+
+    def add(self, *_: Any) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", Products), ("bfloat16", RoundedOnCPU)])
+def test_rows_move_in_the_precision_of_their_sums(dtype: str, kind: type[Products]) -> None:
+    """Sums of these stores come from the kernels; AdamW and accumulated steps have none."""
+    fused = FusedSweep(64.0, 16, Untouched())
+    for optimizer, count in ((RowAdamW, 1), (RowAdamW, 2), (RowSGD, 2)):
+        moved = []
+        for sweep in (fused, ChunkedSweep(64.0, 16, kind())):
+            store, queries = kernel_cases.build(Case(dtype=dtype), CPU, 1)
+            batch = (queries, torch.full((37,), 1e-30), torch.full((37,), -0.1))
+            rows = RowSGD(store, 0.9, 0.1) if optimizer is RowSGD else RowAdamW(store, (0.9, 0.999), 1e-8, 0.1)
+            sweep.move(store, [batch] * count, rows, 0.1)
+            moved.append(store.unit)
+        assert torch.equal(*moved)
+    chunked = fused.after_kernels(store)
+    assert type(chunked.products) is kind
+    assert chunked.chunk_rows == 16
 
 
 def test_fused_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,30 @@ def test_savings_name_keys_and_the_ranks_that_would_do() -> None:
     assert 'any of these lowers it: student.centres.store = "bf16" (' in text
 
 
+SMALL = ["student.model.name=iresnet18", "student.model.depth=0.25", "student.model.width=0.25",
+         "student.centres.chunk_rows=256", "data.image_size=32"]  # fmt: skip
+
+
+def test_advice_keeps_two_images_a_rank() -> None:
+    """BatchNorm does not train with one."""
+    overrides = [*SMALL, "student.method.per_rank_maximum=true", "student.global_batch=4"]
+    config = load_config(CONFIGS / "ms1mv2_margindistillation.toml", overrides)
+    found = {change for change, _ in savings(config.student, config.data, 9000, Ranks(2, False), None, memory=1e3)}
+    assert 'centres.store = "bf16"' in found
+    assert not any("accumulation" in change or "ranks" in change for change in found)
+
+
+def test_advice_names_only_what_the_configuration_allows() -> None:
+    """MarginDistillation's largest confidence is that of the global batch, which must be there at once."""
+    path, overrides = CONFIGS / "ms1mv2_margindistillation.toml", [*SMALL, "student.global_batch=8"]
+    config = load_config(path, overrides)
+    found = {change for change, _ in savings(config.student, config.data, 9000, Ranks(2, False), None, memory=1e3)}
+    assert {'centres.store = "bf16"', 'centres.store = "int8"', 'precision = "bf16"', "4 ranks"} <= found
+    assert "accumulation = 2" not in found
+    for change in found - {"4 ranks"}:  # of more none, for that would be one image each
+        load_config(path, [*overrides, f"student.{change}"])
+
+
 @pytest.mark.parametrize("store", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "sgd", "momentum": 0.0}, {"name": "adamw"}])
 @pytest.mark.parametrize("kept", [{}, {"moments": "bf16"}, {"moments": "bf16", "second_moment": "row"}])

@@ -6,7 +6,8 @@ kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, other row
 optimisers than SGD, and the movement of rows by several micro-steps at once.
 Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
-Where `centres.products` names the other precision, the store goes to the chunked path.
+Where `centres.products` names the other precision, the store goes to the chunked path; where only the movement of
+rows has no kernel, that takes the chunked path in the precision of the store.
 Stochastic rounding draws other bits than `rounding.Draw`, as much a function of (seed, step, class id, column) alone.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import ChunkedSweep, offset_of
 from partialkd.centres.hashing import mix_word
-from partialkd.centres.products import Products
+from partialkd.centres.products import Products, make_products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
@@ -80,8 +81,11 @@ class FusedSweep(ChunkedSweep):
         lr: float,
     ) -> None:
         """As ChunkedSweep.move: SGD and a single micro-step in one kernel, all else chunk by chunk."""
-        if len(batches) != 1 or not isinstance(optimizer, RowSGD) or not self._suits(store):
+        if not self._suits(store):
             super().move(store, batches, optimizer, lr)
+            return
+        if len(batches) != 1 or not isinstance(optimizer, RowSGD):
+            self.after_kernels(store).move(store, batches, optimizer, lr)
             return
         ((queries, weight, target),) = batches
         rows = kept_rows(queries.filter)
@@ -104,6 +108,11 @@ class FusedSweep(ChunkedSweep):
             run(tiles, None, *trial)
 
         run(self._tiles("sgd", store, len(x), try_out), rows, *state)
+
+    def after_kernels(self, store: CentreStore) -> ChunkedSweep:
+        """The chunked path for rows whose Z the kernels summed: recomputed p must be rounded as they were there."""
+        kind: Literal["fp32", "bf16"] = "fp32" if store.unit.dtype == torch.float32 else "bf16"
+        return ChunkedSweep(self.scale, self.chunk_rows, make_products(kind, store.device))
 
     def _suits(self, store: CentreStore) -> bool:
         known = store.unit.dtype in self.types and store.dim <= LARGEST_DIM

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from partialkd.config import METHODS_WITH_TEACHER, Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
+STORES = ("fp32", "bf16", "int8")  # from large to small
+Part = TypeVar("Part", bound=BaseModel)
 
 
 def memory_advice(
@@ -33,7 +38,7 @@ def memory_advice(
 def savings(
     phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None, memory: float
 ) -> Iterator[tuple[str, Plan]]:
-    """(what to set, the plan then) for each single change that makes a rank need less.
+    """(what to set, the plan then) for each single change that is allowed and makes a rank need less.
 
     The last one is the smallest number of ranks at which `memory` bytes do, or the largest that the batch allows.
     """
@@ -43,33 +48,49 @@ def savings(
         if plan.peak < now:
             yield change, plan
     size = 2 * ranks.size
-    while phase.global_batch % (phase.accumulation * size) == 0:
+    while _divides(phase, phase.accumulation * size):
         plan = plan_phase(phase, data, classes, Ranks(size, ranks.cuda), teacher)
-        if plan.peak <= memory or phase.global_batch % (2 * phase.accumulation * size):
+        if plan.peak <= memory or not _divides(phase, 2 * phase.accumulation * size):
             yield f"{size} ranks", plan
             return
         size *= 2
 
 
 def _changes(phase: PhaseConfig, size: int) -> Iterator[tuple[str, PhaseConfig]]:
-    def having(**update: Any) -> PhaseConfig:
-        return phase.model_copy(update=update)
+    for key, value in _values(phase, size):
+        try:
+            changed = _having(phase, key, value)
+        except ValidationError:  # the configuration refuses it beside what else is set
+            continue
+        yield f"{key} = {json.dumps(value)}", changed
 
-    trainable = phase.method.name not in METHODS_WITH_TEACHER
-    stores = ("fp32", "bf16") if trainable else ("fp32", "bf16", "int8")
-    for store in stores[stores.index(phase.centres.store) + 1 :]:
-        yield f'centres.store = "{store}"', having(centres=phase.centres.model_copy(update={"store": store}))
-    if trainable and phase.centres.moments == "fp32":
-        yield 'centres.moments = "bf16"', having(centres=phase.centres.model_copy(update={"moments": "bf16"}))
+
+def _values(phase: PhaseConfig, size: int) -> Iterator[tuple[str, str | int]]:
+    """Keys that may save something, with the value to try."""
+    for store in STORES[STORES.index(phase.centres.store) + 1 :]:
+        yield "centres.store", store
+    if phase.centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
+        yield "centres.moments", "bf16"
     if not phase.model.activation_checkpointing:
-        model = phase.model.model_copy(update={"activation_checkpointing": True})
-        yield "model.activation_checkpointing = true", having(model=model)
-    if phase.global_batch % (2 * phase.accumulation * size) == 0:
-        yield f"accumulation = {2 * phase.accumulation}", having(accumulation=2 * phase.accumulation)
+        yield "model.activation_checkpointing", True
+    if _divides(phase, 2 * phase.accumulation * size):
+        yield "accumulation", 2 * phase.accumulation
     if phase.zero_stage < 2 and size > 1:
-        yield "zero_stage = 2", having(zero_stage=2)
+        yield "zero_stage", 2
     if phase.precision == "fp32":
-        yield 'precision = "bf16"', having(precision="bf16")
+        yield "precision", "bf16"
+
+
+def _having(section: Part, key: str, value: str | int) -> Part:
+    """ValidationError where the configuration does not allow it."""
+    name, _, rest = key.partition(".")
+    part = _having(getattr(section, name), rest, value) if rest else value
+    return type(section).model_validate({**dict(section), name: part})
+
+
+def _divides(phase: PhaseConfig, parts: int) -> bool:
+    """Whether so many parts of a batch have two images or more each: BatchNorm does not train with one."""
+    return phase.global_batch % parts == 0 and phase.global_batch >= 2 * parts
 
 
 def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, ModelConfig | None]]:
