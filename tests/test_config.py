@@ -166,3 +166,11 @@ def test_sections_are_frozen(minimal: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.run.seed = 3  # type: ignore[misc]
     assert parse_config(tomllib.loads(MINIMAL)) == config
+
+
+def test_a_classifier_that_no_centre_would_start_from_is_refused(minimal: Path) -> None:
+    given = ["teacher.centres=classifier", "teacher.classifier=fc.npy", "teacher.label_map=identity"]
+    assert load_config(minimal, given).teacher.classifier == "fc.npy"
+    rule = 'student.method.initial_centres: must be "teacher_means" with teacher.centres = "classifier", got "exclude"'
+    with pytest.raises(ConfigError, match=rule):
+        load_config(minimal, [*given, "student.method.initial_centres=exclude"])

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from partialkd.config.base import Positive, Section, Share
 from partialkd.config.data import DataConfig
-from partialkd.config.methods import METHODS_THAT_EMBED, METHODS_WITH_TEACHER
+from partialkd.config.methods import METHODS_THAT_EMBED, METHODS_WITH_TEACHER, AdaDistillConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import PhaseConfig
@@ -55,11 +55,21 @@ class Config(Section):
             if emitted not in (None, wanted):
                 rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
                 raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
+        self._check_centres()
         self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
             if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
                 raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
         return self
+
+    def _check_centres(self) -> None:
+        """A classifier that nothing would read is a mistake."""
+        method = self.student.method
+        if self.teacher.centres != "classifier" or not isinstance(method, AdaDistillConfig):
+            return
+        if method.initial_centres != "teacher_means":
+            rule = 'must be "teacher_means" with teacher.centres = "classifier"'
+            raise ValueError(f'student.method.initial_centres {rule}, got "{method.initial_centres}"')
 
     def _check_kept_embeddings(self) -> None:
         """Embeddings that were made once are of the images as they are in the files, and of their mirrors."""
