@@ -204,6 +204,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([config, "--identities", "85742", "--ranks", "7"])
     assert "student.global_batch: must be divisible by accumulation x ranks (1 x 7)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([config, "student.global_batch=2", "--identities", "85742", "--ranks", "2"])
+    assert "student.global_batch: must leave every rank two images a micro-step" in capsys.readouterr().err
 
 
 def test_identities_of_data_that_the_run_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 Sums and results are float32 either way, and what is in neither precision (float64) is multiplied as it is. Rounding
 moves a cosine by about 2^-9 / sqrt(D), which exp turns into an error of scale times as much in a term; errors of many
-terms are independent and average out. Target cosines and Z are not products of rounded numbers.
+terms are independent and average out. Target cosines are not products of rounded numbers; Z sums terms of rounded
+cosines, in float32.
 
 On the CPU oneDNN rounds as it reads. It is told so by a setting of the whole process, set back after every product:
 nothing else of ours multiplies meanwhile. Processors without bfloat16 products multiply in float32. On CUDA the

@@ -113,6 +113,9 @@ def _divisible(phase: PhaseConfig, ranks: int, name: str) -> None:
     if phase.global_batch % parts:
         rule = f"must be divisible by accumulation x ranks ({phase.accumulation} x {ranks})"
         raise ConfigError(f"{name}.global_batch: {rule}, got {phase.global_batch}")
+    if phase.global_batch == parts:
+        rule = f"must leave every rank two images a micro-step ({parts} parts): BatchNorm needs a variance"
+        raise ConfigError(f"{name}.global_batch: {rule}, got {phase.global_batch}")
 
 
 def _size(size: float) -> str:
