@@ -140,13 +140,15 @@ class Roll:
         return ", ".join(f"rank {rank} (process {place.pid} on {place.host}, {state[rank]})" for rank, place in named)
 
     def _state(self, rank: int) -> str:
-        return "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else self.places[rank].state()
+        state = self.places[rank].state()  # looked at before the key, which is set before the process is killed
+        return "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else state
 
     def end_stopped(self) -> None:
         """Kill the stopped ranks of this machine: they can neither save nor hear a signal, and would be waited for."""
         for rank, place in enumerate(self.places):
             if rank != self.rank and place.state() == "stopped":
-                self.store.set(f"{self.name}/stopped/{rank}", "")  # for whoever describes it after this
+                # For whoever describes it after this. `add`, as it returns when the store has it: `set` does not wait.
+                self.store.add(f"{self.name}/stopped/{rank}", 1)
                 with suppress(ProcessLookupError):  # another rank was faster
                     os.kill(place.pid, signal.SIGKILL)
 

@@ -159,10 +159,26 @@ def test_a_stopped_rank_that_another_has_ended_meanwhile(monkeypatch: pytest.Mon
     places = [Place.here(), *(replace(Place.here(), pid=process.pid) for process in stopped)]
     monkeypatch.setattr(Place, "state", lambda _: "stopped")
     said: list[str] = []
-    store = cast(Any, SimpleNamespace(set=lambda key, _: said.append(key)))
+    store = cast(Any, SimpleNamespace(add=lambda key, _: said.append(key)))
     Roll(store, 0, "start", places, 1.0).end_stopped()
     assert stopped[1].wait(60) == -signal.SIGKILL
     assert said == ["start/stopped/1", "start/stopped/2"]
+
+
+@pytest.mark.parametrize("looks_before", range(3))
+def test_a_rank_is_called_stopped_though_another_ends_it(looks_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process and the mark it gets before its end are looked at one after the other; the end may fall between."""
+    looks = 0
+
+    def ended(_: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > looks_before
+
+    place = Place.here()
+    monkeypatch.setattr(Place, "state", lambda self: "gone" if ended(self) else "stopped")
+    roll = Roll(cast(Any, SimpleNamespace(check=ended)), 0, "start", [place, place], 1.0)
+    assert roll.suspects([1]) == f"rank 1 (process {place.pid} on {place.host}, stopped)"
 
 
 # ------------------------------------------------------------------------------------------------- restarts
