@@ -1,16 +1,19 @@
 """RecordIO and .bin readers on arbitrary bytes and on valid files with bytes changed: they read, or raise DataError.
 
 The examples are the same at every run. Memory is held to a few megabytes, most of them the piece in
-which an index is read: no number in a file is believed before there are as many bytes.
+which an index is read: no number in a file is believed before there are as many bytes. An example takes milliseconds;
+one that is still reading after half a minute is broken off and fails.
 """
 
 from __future__ import annotations
 
 import pickle
+import signal
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_paylo
 from partialkd.errors import DataError
 
 MOST = 16 << 20  # bytes that a reader may hold while it reads a file of some kilobytes
+HANGS_S = 30
 bounded = settings(
     max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -80,15 +84,26 @@ def valid(place: Path) -> dict[str, bytes]:
     return files
 
 
+class Hang(BaseException):
+    """No Exception: nothing that is under test may catch it."""
+
+
+def _hang(_: int, __: FrameType | None) -> None:
+    raise Hang(f"still reading after {HANGS_S} s")
+
+
 def _read_or_refuse(read: Callable[[], object]) -> None:
     """Any exception but DataError comes out and fails the test."""
-    said = ""
+    said, before = "", signal.signal(signal.SIGALRM, _hang)
     tracemalloc.start()
+    signal.alarm(HANGS_S)
     try:
         read()
     except DataError as error:
         said = str(error)
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert len(said) < 1000
@@ -184,6 +199,17 @@ ARGUMENTS = st.one_of(
 @given(st.lists(st.tuples(st.sampled_from(OPCODES), ARGUMENTS), max_size=30))
 def test_any_opcodes_as_bin(place: Path, program: list[tuple[bytes, bytes]]) -> None:
     _bin(place, b"".join(code + argument for code, argument in program) + b".")
+
+
+def test_a_hang_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_fuzz.HANGS_S", 1)
+
+    def hang() -> None:
+        while True:
+            pass
+
+    with pytest.raises(Hang, match="still reading after 1 s"):
+        _read_or_refuse(hang)
 
 
 def test_what_was_changed_is_read_when_whole(place: Path, valid: dict[str, bytes]) -> None:
