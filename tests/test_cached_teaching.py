@@ -43,34 +43,31 @@ from partialkd.methods import METHODS
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def made(teacher_caches: Path) -> Path:
-    return teacher_caches
-
-
 # ---------------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize(
     ("method", "size", "dtypes"), [("adadistill", 2, ("fp32", "fp16", "bf16")), ("margindistillation", 1, ("fp32",))]
 )
-def test_cached_losses_are_the_live_ones(made: Path, method: str, size: int, dtypes: tuple[str, ...]) -> None:
+def test_cached_losses_are_the_live_ones(teacher_caches: Path, method: str, size: int, dtypes: tuple[str, ...]) -> None:
     """With float32 exactly, from the class means on; with float16 and bfloat16 to a few of their last bits."""
-    live = run(losses, size, settings_of(made, f"live-{method}", method))[0]
+    live = run(losses, size, settings_of(teacher_caches, f"live-{method}", method))[0]
     tolerances = {"fp32": 0.0, "fp16": 5e-4, "bf16": 2e-3}
     for dtype in dtypes:
-        cached = run(losses, size, settings_of(made, f"{dtype}-{method}", method, cache=str(made / dtype)))[0]
+        cached = run(
+            losses, size, settings_of(teacher_caches, f"{dtype}-{method}", method, cache=str(teacher_caches / dtype))
+        )[0]
         assert [line["step"] for line in cached] == [1, 2, 3, 4]
         for a, b in zip(live, cached, strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=tolerances[dtype], abs=0)
         assert (cached == live) == (dtype == "fp32")
 
 
-def test_a_run_makes_its_own_cache_and_finds_it_again(made: Path) -> None:
-    settings = settings_of(made, "auto", cache="auto", cache_dtype="fp32")
+def test_a_run_makes_its_own_cache_and_finds_it_again(teacher_caches: Path) -> None:
+    settings = settings_of(teacher_caches, "auto", cache="auto", cache_dtype="fp32")
     first = run(losses, 2, settings)[0]
-    assert first == run(losses, 2, settings_of(made, "auto-live"))[0]
-    folder = made / "runs" / "auto"
+    assert first == run(losses, 2, settings_of(teacher_caches, "auto-live"))[0]
+    folder = teacher_caches / "runs" / "auto"
     assert TeacherCache(folder / "teacher_cache").facts.dtype == "fp32"
     before = (folder / "teacher_cache" / "manifest.json").stat().st_mtime_ns
     shutil.rmtree(folder / "student")
@@ -78,13 +75,13 @@ def test_a_run_makes_its_own_cache_and_finds_it_again(made: Path) -> None:
     assert (folder / "teacher_cache" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_a_teacher_that_the_run_trains_is_kept_too(made: Path) -> None:
+def test_a_teacher_that_the_run_trains_is_kept_too(teacher_caches: Path) -> None:
     """On resume it is the same teacher, and its cache is found; another seed is another teacher."""
-    settings = settings_of(made, "trained", cache="auto")
+    settings = settings_of(teacher_caches, "trained", cache="auto")
     phase = {**settings["student"], "method": {"name": "arcface", "scale": 16.0}}
     settings["teacher"] = {"source": "train", "train": phase, "cache": "auto"}
     first = run(losses, 1, settings)[0]
-    folder = made / "runs" / "trained"
+    folder = teacher_caches / "runs" / "trained"
     manifest = folder / "teacher_cache" / "manifest.json"
     before, facts = manifest.stat().st_mtime_ns, json.loads(manifest.read_text())
     assert facts["dtype"] == "fp16"
@@ -96,36 +93,36 @@ def test_a_teacher_that_the_run_trains_is_kept_too(made: Path) -> None:
     assert manifest.stat().st_mtime_ns == before
     for phase_folder in ("teacher", "student"):
         shutil.rmtree(folder / phase_folder)
-    save_teacher(made / "retrained.safetensors", 3)
+    save_teacher(teacher_caches / "retrained.safetensors", 3)
     (folder / "teacher").mkdir()
-    shutil.copy(made / "retrained.safetensors", folder / "teacher" / "model.safetensors")
+    shutil.copy(teacher_caches / "retrained.safetensors", folder / "teacher" / "model.safetensors")
     run(losses, 1, settings, "auto")
     assert json.loads(manifest.read_text())["made_from"]["teacher"] != facts["made_from"]["teacher"]
 
 
-def test_a_cache_of_another_teacher_stops_the_run(made: Path) -> None:
-    (made / "other").mkdir()
-    shutil.copytree(made / "data", made / "other" / "data")
-    save_teacher(made / "other" / "teacher.safetensors", 1)
-    settings = settings_of(made, "wrong", cache=str(made / "fp16"))
-    settings["teacher"]["path"] = str(made / "other" / "teacher.safetensors")
+def test_a_cache_of_another_teacher_stops_the_run(teacher_caches: Path) -> None:
+    (teacher_caches / "other").mkdir()
+    shutil.copytree(teacher_caches / "data", teacher_caches / "other" / "data")
+    save_teacher(teacher_caches / "other" / "teacher.safetensors", 1)
+    settings = settings_of(teacher_caches, "wrong", cache=str(teacher_caches / "fp16"))
+    settings["teacher"]["path"] = str(teacher_caches / "other" / "teacher.safetensors")
     assert "made by another teacher" in run(refusal, 2, losses, settings)[0]
-    nowhere = settings_of(made, "none", cache=str(made / "nowhere"))
+    nowhere = settings_of(teacher_caches, "none", cache=str(teacher_caches / "nowhere"))
     assert "holds no teacher cache; make it with launch/embed.py" in run(refusal, 2, losses, nowhere)[0]
-    exact = settings_of(made, "dtype", cache=str(made / "fp16"), cache_dtype="fp32")
+    exact = settings_of(teacher_caches, "dtype", cache=str(teacher_caches / "fp16"), cache_dtype="fp32")
     assert "has another number format (fp16 there, fp32 here)" in run(refusal, 2, losses, exact)[1]
-    assert not list((made / "runs").glob("wrong/student/checkpoints/*"))
+    assert not list((teacher_caches / "runs").glob("wrong/student/checkpoints/*"))
 
 
 @pytest.mark.parametrize("loader", ["jpeg", "dali"])
-def test_both_loaders_carry_the_embeddings_of_record_and_mirror(made: Path, loader: str) -> None:
+def test_both_loaders_carry_the_embeddings_of_record_and_mirror(teacher_caches: Path, loader: str) -> None:
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
-    data = parse_config(tree(made)).data.model_copy(update={"loader": loader})
+    data = parse_config(tree(teacher_caches)).data.model_copy(update={"loader": loader})
     source = open_source(data)
     plan = TrainingPlan(RECORDS, 24, 1, 0, 1, seed=5, flip=True)
-    kept = np.fromfile(made / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
-    taught = TaughtLoader(open_loader(data, source, plan, CPU), TeacherCache(made / "fp32"), CPU)
+    kept = np.fromfile(teacher_caches / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
+    taught = TaughtLoader(open_loader(data, source, plan, CPU), TeacherCache(teacher_caches / "fp32"), CPU)
     assert taught.micro_steps == 4
     batches = list(taught.epoch(1, 1))
     assert len(batches) == 3
@@ -207,11 +204,11 @@ def test_the_configuration_knows_methods_and_augmentations() -> None:
     assert {name.removeprefix("augment.") for name in data.altering} == {"grey", *NAMES}
 
 
-def test_what_the_command_needs(made: Path) -> None:
-    config = parse_config(tree(made))
+def test_what_the_command_needs(teacher_caches: Path) -> None:
+    config = parse_config(tree(teacher_caches))
     with pytest.raises(ConfigError, match="--output is required"):
         output_of(config, None, None)
-    assert output_of(parse_config(tree(made, cache="there")), None, "bf16")[1] == Path("there")
+    assert output_of(parse_config(tree(teacher_caches, cache="there")), None, "bf16")[1] == Path("there")
     other = config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "train"})})
     with pytest.raises(ConfigError, match=r'teacher\.source must be "checkpoint" or "onnx"'):
         output_of(other, "there", None)

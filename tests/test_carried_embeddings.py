@@ -28,30 +28,25 @@ from partialkd.errors import ConfigError, DataError
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def made(teacher_caches: Path) -> Path:
-    return teacher_caches
-
-
 # ---------------------------------------------------------------------------------------------- in the records
 
 
 @pytest.fixture(scope="module")
-def embedded(made: Path) -> Path:
+def embedded(teacher_caches: Path) -> Path:
     """The records again, with the embeddings in them."""
-    run(embed_into, 1, tree(made), made / "fp32", "fp32", False, made / "embedded")
-    return made / "embedded"
+    run(embed_into, 1, tree(teacher_caches), teacher_caches / "fp32", "fp32", False, teacher_caches / "embedded")
+    return teacher_caches / "embedded"
 
 
 def embedded_data(folder: Path) -> DataConfig:
     return DataConfig(path=str(folder), image_size=32, loader="jpeg", flip=False, embeddings=DIM)
 
 
-def test_embeddings_go_into_records_and_come_back(made: Path, embedded: Path) -> None:
-    before, after = open_source(parse_config(tree(made)).data), open_source(embedded_data(embedded))
+def test_embeddings_go_into_records_and_come_back(teacher_caches: Path, embedded: Path) -> None:
+    before, after = open_source(parse_config(tree(teacher_caches)).data), open_source(embedded_data(embedded))
     assert len(after) == RECORDS
     assert np.array_equal(after.labels(), before.labels())
-    kept = np.fromfile(made / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
+    kept = np.fromfile(teacher_caches / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
     plain = torch.zeros(RECORDS, dtype=torch.bool)
     assert np.array_equal(RecordEmbeddings(after, DIM).rows(torch.arange(RECORDS), plain).numpy(), kept[:, 0])
     index = {int(key): int(at) for key, at in (line.split() for line in (embedded / "train.idx").open())}
@@ -66,11 +61,11 @@ def test_embeddings_go_into_records_and_come_back(made: Path, embedded: Path) ->
         assert payload[24 + 4 * (DIM + 1) :].startswith(before.read(i)[0])
 
 
-def test_a_run_learns_from_its_records(made: Path, embedded: Path) -> None:
+def test_a_run_learns_from_its_records(teacher_caches: Path, embedded: Path) -> None:
     """The same losses as live, without mirroring; no teacher is there."""
-    live = settings_of(made, "live-plain", "margindistillation")
+    live = settings_of(teacher_caches, "live-plain", "margindistillation")
     live["data"]["flip"] = False
-    carried = settings_of(made, "carried", "margindistillation")
+    carried = settings_of(teacher_caches, "carried", "margindistillation")
     carried["teacher"] = {"source": "records"}
     carried["data"] = embedded_data(embedded).model_dump(mode="json", exclude_none=True)
     assert run(losses, 2, carried)[0] == run(losses, 2, live)[0]
@@ -79,11 +74,11 @@ def test_a_run_learns_from_its_records(made: Path, embedded: Path) -> None:
         parse_config(carried)
 
 
-def test_records_that_carry_something_else(made: Path, embedded: Path) -> None:
+def test_records_that_carry_something_else(teacher_caches: Path, embedded: Path) -> None:
     with pytest.raises(DataError, match=r"key 1 at byte 0: must carry 9 labels, .*\(data\.embeddings\), got 17"):
         open_source(embedded_data(embedded).model_copy(update={"embeddings": 8}))
     with pytest.raises(DataError, match=r"must carry 17 labels, .* got 1 \(96 such records\)"):
-        open_source(embedded_data(made / "data"))
+        open_source(embedded_data(teacher_caches / "data"))
     source = open_source(embedded_data(embedded))
     with pytest.raises(DataError, match="carries no embedding of its mirrored image"):
         RecordEmbeddings(source, DIM).rows(torch.tensor([3]), torch.tensor([True]))

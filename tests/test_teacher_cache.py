@@ -45,46 +45,41 @@ from partialkd.errors import TeacherError
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def made(teacher_caches: Path) -> Path:
-    return teacher_caches
-
-
 # ---------------------------------------------------------------------------------------------- the file
 
 
-def test_the_bytes_are_what_the_docstring_says(made: Path) -> None:
+def test_the_bytes_are_what_the_docstring_says(teacher_caches: Path) -> None:
     torch.set_num_threads(1)
-    source, teacher = open_source(parse_config(tree(made)).data), teacher_of(made)
+    source, teacher = open_source(parse_config(tree(teacher_caches)).data), teacher_of(teacher_caches)
     plan = TrainingPlan(RECORDS, RECORDS, 1, 0, 1, seed=0, flip=False)
-    batch = next(iter(open_loader(parse_config(tree(made)).data, source, plan, CPU).epoch(0)))
-    kept = np.fromfile(made / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
+    batch = next(iter(open_loader(parse_config(tree(teacher_caches)).data, source, plan, CPU).epoch(0)))
+    kept = np.fromfile(teacher_caches / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
     records = batch.records.numpy()
     assert np.array_equal(kept[records, 0], teacher.embed(batch.images).numpy())
     assert np.array_equal(kept[records, 1], teacher.embed(batch.images.flip(3)).numpy())
-    means = np.fromfile(made / "fp32" / "class_means.bin", "<f4").reshape(IDENTITIES, DIM)
+    means = np.fromfile(teacher_caches / "fp32" / "class_means.bin", "<f4").reshape(IDENTITIES, DIM)
     unit = F.normalize(torch.from_numpy(kept[:, 0])).numpy()
     for label in range(IDENTITIES):
         np.testing.assert_allclose(means[label], unit[source.labels() == label].mean(0), rtol=1e-5, atol=1e-7)
-    said = json.loads((made / "fp32" / "manifest.json").read_text())
+    said = json.loads((teacher_caches / "fp32" / "manifest.json").read_text())
     assert said["shape"] == [RECORDS, 2, DIM]
     assert len(said["blocks"]) == 5
     assert said["made_from"]["teacher"] == teacher.fingerprint
     assert said["made_from"]["data"] == source.fingerprint
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        rows = TeacherCache(made / name).rows(torch.arange(RECORDS), torch.ones(RECORDS, dtype=torch.bool))
+        rows = TeacherCache(teacher_caches / name).rows(torch.arange(RECORDS), torch.ones(RECORDS, dtype=torch.bool))
         assert torch.equal(rows, torch.from_numpy(kept[:, 1]).to(dtype).float())
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_files_do_not_depend_on_the_number_of_ranks(made: Path, size: int, tmp_path: Path) -> None:
-    run(embed_into, size, tree(made), tmp_path / "cache", "fp16")
-    assert files(tmp_path / "cache") == files(made / "fp16")
+def test_files_do_not_depend_on_the_number_of_ranks(teacher_caches: Path, size: int, tmp_path: Path) -> None:
+    run(embed_into, size, tree(teacher_caches), tmp_path / "cache", "fp16")
+    assert files(tmp_path / "cache") == files(teacher_caches / "fp16")
 
 
-def test_killed_and_gone_on_with_at_another_number_of_ranks(made: Path, tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_at_another_number_of_ranks(teacher_caches: Path, tmp_path: Path) -> None:
     """A real process, killed when it has written two blocks; what it wrote is not made again."""
-    save_config(parse_config(tree(made)), tmp_path / "config.toml")
+    save_config(parse_config(tree(teacher_caches)), tmp_path / "config.toml")
     code = (
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
@@ -107,15 +102,15 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(made: Path, tmp_path
     got = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False)
     assert got.returncode == -signal.SIGKILL, got.stderr
     assert not (tmp_path / "cache").exists()
-    said = run(refusal, 2, embed_into, tree(made), tmp_path / "cache", "fp16")
+    said = run(refusal, 2, embed_into, tree(teacher_caches), tmp_path / "cache", "fp16")
     assert "an unfinished cache; go on with it (--resume) or remove it" in said[1]
-    said = run(refusal, 2, embed_into, tree(made), tmp_path / "cache", "bf16", True, None)
+    said = run(refusal, 2, embed_into, tree(teacher_caches), tmp_path / "cache", "bf16", True, None)
     assert "an unfinished cache of something else (different: dtype); remove it" in said[1]
     first = partial(tmp_path / "cache") / "embeddings.bin"
     with first.open("r+b") as file:  # a mark in what is done: it must still be there in the end
         file.write(b"mark")
-    run(_counted, 2, tree(made), tmp_path / "cache")
-    ours, whole = files(tmp_path / "cache"), files(made / "fp16")
+    run(_counted, 2, tree(teacher_caches), tmp_path / "cache")
+    ours, whole = files(tmp_path / "cache"), files(teacher_caches / "fp16")
     assert ours["embeddings.bin"][:4] == b"mark"
     assert ours["embeddings.bin"][4:] == whole["embeddings.bin"][4:]
     assert not partial(tmp_path / "cache").exists()
@@ -159,24 +154,26 @@ def _loud(world: World, settings: dict[str, Any], output: Path, factor: float) -
     )  # fmt: skip
 
 
-def test_overflow_and_nan_are_refused_by_name(made: Path, tmp_path: Path) -> None:
-    said = run(refusal, 2, _loud, tree(made), tmp_path / "cache", 1e6)[0]
+def test_overflow_and_nan_are_refused_by_name(teacher_caches: Path, tmp_path: Path) -> None:
+    said = run(refusal, 2, _loud, tree(teacher_caches), tmp_path / "cache", 1e6)[0]
     assert re.search(r"train\.rec: key \d+ .*embedding reaches \S+, fp16 holds at most 65504", said)
-    said = run(refusal, 1, _loud, tree(made), tmp_path / "other", float("nan"))[0]
+    said = run(refusal, 1, _loud, tree(teacher_caches), tmp_path / "other", float("nan"))[0]
     assert re.search(r"train\.rec: key \d+ .*embedding is not finite", said)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_record_that_cannot_be_read_is_left_out_and_never_taken_for_an_embedding(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "data", tmp_path / "data")
-    settings = tree(made)
+def test_a_record_that_cannot_be_read_is_left_out_and_never_taken_for_an_embedding(
+    teacher_caches: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher_caches / "data", tmp_path / "data")
+    settings = tree(teacher_caches)
     settings["data"] |= {"path": str(tmp_path / "data"), "on_corrupt": "skip"}
     source = open_source(parse_config(settings).data)
     encoded, label = source.read(25)
     records = tmp_path / "data" / "train.rec"
     records.write_bytes(records.read_bytes().replace(encoded, bytes(len(encoded))))
     run(embed_into, 2, settings, tmp_path / "cache", "fp32")
-    cache, whole = TeacherCache(tmp_path / "cache"), TeacherCache(made / "fp32")
+    cache, whole = TeacherCache(tmp_path / "cache"), TeacherCache(teacher_caches / "fp32")
     others = torch.tensor([i for i in range(RECORDS) if i != 25])
     plain = torch.zeros(RECORDS, dtype=torch.bool)
     assert torch.equal(cache.rows(others, plain[1:]), whole.rows(others, plain[1:]))
@@ -202,8 +199,8 @@ def test_a_record_that_cannot_be_read_is_left_out_and_never_taken_for_an_embeddi
         ({"dtype": "bf16"}, r"has another number format \(fp16 there, bf16 here\)"),
     ],
 )
-def test_a_cache_of_something_else_is_refused(made: Path, change: dict[str, Any], said: str) -> None:
-    cache = TeacherCache(made / "fp16")
+def test_a_cache_of_something_else_is_refused(teacher_caches: Path, change: dict[str, Any], said: str) -> None:
+    cache = TeacherCache(teacher_caches / "fp16")
     cache.check(cache.facts)
     with pytest.raises(TeacherError, match=said):
         cache.check(replace(cache.facts, **change))
@@ -235,15 +232,15 @@ def flip(content: bytes) -> bytes:
     ],
     ids=["short", "long", "means", "bit", "means-bit", "json", "dtype", "format", "missing"],
 )
-def test_a_damaged_cache_is_refused(made: Path, damage: Any, said: str, tmp_path: Path) -> None:
-    shutil.copytree(made / "fp16", tmp_path / "cache")
+def test_a_damaged_cache_is_refused(teacher_caches: Path, damage: Any, said: str, tmp_path: Path) -> None:
+    shutil.copytree(teacher_caches / "fp16", tmp_path / "cache")
     damage(tmp_path / "cache")
     with pytest.raises(TeacherError, match=said):
         TeacherCache(tmp_path / "cache").verify()
 
 
-def test_records_outside_are_refused(made: Path) -> None:
-    cache = TeacherCache(made / "fp16")
+def test_records_outside_are_refused(teacher_caches: Path) -> None:
+    cache = TeacherCache(teacher_caches / "fp16")
     for record in (-1, RECORDS):
         with pytest.raises(IndexError, match=r"records must be in \[0, 96\)"):
             cache.rows(torch.tensor([0, record]), torch.zeros(2, dtype=torch.bool))
