@@ -9,7 +9,7 @@ from triton import compile as build_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from partialkd.centres import kernels
+from partialkd.centres import kernels, row_kernels
 from partialkd.centres.tuning import candidates, width_of
 
 
@@ -17,7 +17,7 @@ def compiled(dim: int) -> str:
     """JSON: of each kernel with its default tiles for capability 9.0, shared memory in bytes, whether wgmma is used."""
     found = []
     tiles = candidates(dim, 2, 227 * 1024)[0]
-    for kernel in (kernels.sums_kernel, kernels.sgd_kernel):
+    for kernel in (kernels.sums_kernel, row_kernels.sgd_kernel, row_kernels.adamw_kernel):
         fixed = {
             "DRAWN": True,
             "LISTED": True,
@@ -43,7 +43,7 @@ def _kind(name: str) -> str:
     """Triton's name of an argument's type."""
     if name.endswith("_ptr"):
         return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32"}.get(name, "*fp32")
-    whole = ("samples", "count", "tiles_a_split", "unit_key", "momentum_key", "first_class")
+    whole = ("samples", "count", "tiles_a_split", "unit_key", "moment_key", "first_class")
     return "i32" if name in whole else "fp32"
 
 

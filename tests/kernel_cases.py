@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import offset_of
+from partialkd.centres.contrast import ChunkedSweep, offset_of
 from partialkd.centres.fused import FusedSweep
 from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
 from partialkd.centres.tuning import Tiles
-from partialkd.centres.update import RowSGD
+from partialkd.centres.update import RowAdamW, RowSGD
 
-MOMENTUM, DECAY, LR = 0.9, 0.01, 0.3
+MOMENTUM, DECAY, LR, ADAMW_LR = 0.9, 0.01, 0.3, 0.05
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,48 @@ def check_move(case: Case, device: torch.device, seed: int = 2) -> dict[str, flo
     }
 
 
+def check_adamw(case: Case, device: torch.device, seed: int = 5) -> dict[str, float]:
+    """Three steps of fresh batches by the kernel, against `RowAdamW` chunk by chunk on a float64 store.
+
+    Every third row has a past. bfloat16 rows have bfloat16 moments, both rounded stochastically: the interpreter cuts
+    off what should be rounded to nearest. `centre`, `unit`, `length`: of the worst row, others of all.
+    """
+    store, _ = build(case, device, seed)
+    dense = CentreStore.empty(store.shard, store.num_classes, case.dim, torch.float64, device)
+    betas, eps = (case.momentum, 0.999), 1e-8
+    rules = [RowAdamW(rows, betas, eps, DECAY, "row", rows.unit.dtype) for rows in (store, dense)]
+    past = torch.arange(case.rows, device=device) % 3 == 0
+    store.moments["first"][past] = 1e-3 * torch.randn_like(store.moments["first"][past])
+    store.moments["second"][past], store.moments["count"][past] = 1e-6, 500
+    dense.load_state(store.state())
+    dense.unit.copy_(store.unit)
+    dense.moments = {name: value.double() for name, value in store.moments.items()}
+    before, kept = {name: value.clone() for name, value in store.state().items()}, torch.zeros_like(past)
+    old, n = store.read(slice(None)).double(), case.samples
+    for step in range(3):
+        _, queries = build(case, device, seed + step)
+        exact = Queries(queries.embeddings.double(), queries.owned, queries.row, queries.filter)
+        partition = terms_of(dense.unit, queries, case.scale)[0].sum(1).clamp_min(1e-30)
+        weight = (case.scale / n * (0.5 + torch.rand(n, device=device)) / partition).float()
+        target = -case.scale / n * torch.rand(n, device=device)
+        with store.rounding(Draw(seed=7, step=step)):
+            FusedSweep(case.scale).move(store, [(queries, weight, target)], rules[0], ADAMW_LR)
+        ChunkedSweep(case.scale).move(dense, [(exact, weight.double(), target.double())], rules[1], ADAMW_LR)
+        kept |= queries.filter.keep(0, case.rows)
+    now, wanted = store.read(slice(None))[kept], dense.read(slice(None))[kept]
+    pairs = {name: (store.moments[name][kept], dense.moments[name][kept]) for name in dense.moments}
+    pairs["way"] = (now.double() - old[kept], wanted - old[kept])
+    whole = {name: error(a.reshape(1, -1), b.reshape(1, -1)) for name, (a, b) in pairs.items()}
+    lengths, after = store.unit[kept].double().norm(dim=1), store.state()
+    return {
+        **whole,
+        "centre": error(now, wanted),
+        "unit": error(lengths, torch.ones_like(lengths)),
+        "length": error(store.length[kept], dense.length[kept]),
+        "rows that should stay": float(any((after[key] != value)[~kept].any() for key, value in before.items())),
+    }
+
+
 def check_tiles(device: torch.device) -> dict[str, float]:
     """Every way to cut one problem, empty splits among them, against float64."""
     from partialkd.centres import kernels
@@ -276,6 +318,7 @@ def main() -> None:
     poisoned()
     found = {f"sums, {name}": check_sums(case, cpu) for name, case in CASES.items()}
     found |= {f"move, {name}": check_move(case, cpu) for name, case in CASES.items()}
+    found |= {f"adamw, {name}": check_adamw(case, cpu) for name, case in CASES.items()}
     found |= {
         "tiles": check_tiles(cpu),
         "repeats": check_repeats(cpu),

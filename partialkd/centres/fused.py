@@ -3,8 +3,8 @@
 Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen a list of those
 kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
 
-What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, other row
-optimisers than SGD, and the movement of rows by several micro-steps at once.
+What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, AdamW with
+a full second moment, and the movement of rows by several micro-steps at once.
 Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
 Where `centres.products` names the other precision, the store goes to the chunked path; where only the movement of
 rows has no kernel, that takes the chunked path in the precision of the store.
@@ -14,7 +14,8 @@ Stochastic rounding draws other bits than `rounding.Draw`, as much a function of
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from partialkd.centres.products import Products, make_products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
-from partialkd.centres.update import RowOptimizer, RowSGD
+from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
 from partialkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ class FusedSweep(ChunkedSweep):
         optimizer: RowOptimizer,
         lr: float,
     ) -> None:
-        """As ChunkedSweep.move: SGD and a single micro-step in one kernel, all else chunk by chunk."""
+        """As ChunkedSweep.move: by the kernels a single micro-step of what they know, all else chunk by chunk."""
         if not self._suits(store):
             super().move(store, batches, optimizer, lr)
             return
-        if len(batches) != 1 or not isinstance(optimizer, RowSGD):
+        kernel = kernel_of(optimizer)
+        if len(batches) != 1 or kernel is None:
             self.after_kernels(store).move(store, batches, optimizer, lr)
             return
         ((queries, weight, target),) = batches
@@ -92,22 +94,20 @@ class FusedSweep(ChunkedSweep):
         if not (len(store.shard) if rows is None else len(rows)):
             return
         x, own = _operands(store, queries)
+        pull = _row_kernels().Pull(
+            x, own, weight, target, self.scale, offset_of(self.scale), TINY, _keys(store), store.shard.start
+        )
 
-        def run(tiles: Tiles, rows: Tensor | None, *moved: Any) -> None:
-            _kernels().move_sgd(
-                *moved, x, own, rows, weight, target, self.scale, offset_of(self.scale),
-                lr, optimizer.momentum, optimizer.weight_decay, TINY, _keys(store), store.shard.start, tiles,
-            )  # fmt: skip
-
-        state = (store.unit, store.length, store.moments.get("momentum"))
-        trial: list[Tensor | None] = []
+        run = _mover(optimizer, lr)
+        state = {"unit": store.unit, "length": store.length, **store.moments}
+        trial: dict[str, Tensor] = {}
 
         def try_out(tiles: Tiles) -> None:
             if not trial:  # rows that may be moved again and again, made only where something is measured
-                trial.extend(None if part is None else part[:TUNING_ROWS].clone() for part in state)
-            run(tiles, None, *trial)
+                trial.update((name, part[:TUNING_ROWS].clone()) for name, part in state.items())
+            run(trial, pull, None, tiles)
 
-        run(self._tiles("sgd", store, len(x), try_out), rows, *state)
+        run(state, pull, rows, self._tiles(kernel, store, len(x), try_out))
 
     def after_kernels(self, store: CentreStore) -> ChunkedSweep:
         """The chunked path for rows whose Z the kernels summed: recomputed p must be rounded as they were there."""
@@ -130,6 +130,23 @@ class FusedSweep(ChunkedSweep):
             f"{kernel}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}, Triton {_kernels().triton.__version__}"
         )
         return self.tuner.choose(key, tried, lambda tiles: _seconds(lambda: run(tiles)))
+
+
+def kernel_of(optimizer: RowOptimizer) -> str | None:
+    """Of the kernels that move rows, the one that moves them as this does."""
+    if isinstance(optimizer, RowSGD):
+        return "sgd"
+    return "adamw" if isinstance(optimizer, RowAdamW) and optimizer.by_row else None
+
+
+def _mover(optimizer: RowOptimizer, lr: float) -> Callable[[dict[str, Tensor], Any, Tensor | None, Tiles], None]:
+    """Its kernel, with its settings."""
+    kernels = _row_kernels()
+    if isinstance(optimizer, RowAdamW):
+        rule = {"lr": lr, "betas": optimizer.betas, "eps": optimizer.eps, "decay": optimizer.weight_decay}
+        return partial(kernels.move_adamw, **rule)
+    assert isinstance(optimizer, RowSGD)
+    return partial(kernels.move_sgd, lr=lr, momentum=optimizer.momentum, decay=optimizer.weight_decay)
 
 
 def check_fused(device: torch.device) -> None:
@@ -215,3 +232,9 @@ def _kernels() -> ModuleType:
     from partialkd.centres import kernels
 
     return kernels
+
+
+def _row_kernels() -> ModuleType:
+    from partialkd.centres import row_kernels
+
+    return row_kernels
