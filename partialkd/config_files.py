@@ -23,9 +23,9 @@ from partialkd.files import write_text
 # What may differ between a run and its resumption: where and how it runs, not what it computes.
 _RUN = ("dist", "evaluate", "health", "run.folder", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints",
         "run.keep_best", "run.checkpoint_async", "run.tensorboard", "data.loader", "data.workers",
-        "data.index_cache", "data.on_corrupt", "data.max_corrupt")  # fmt: skip
-_PHASE = ("accumulation", "zero_stage", "centres.store", "centres.moments", "centres.backend", "centres.products",
-          "centres.chunk_rows")  # fmt: skip
+        "data.index_cache", "data.on_corrupt", "data.max_corrupt", "teacher.compile")  # fmt: skip
+_PHASE = ("accumulation", "zero_stage", "centres.store", "centres.moments", "centres.memory", "centres.backend",
+          "centres.products", "centres.chunk_rows", "compile")  # fmt: skip
 FREE = (*_RUN, *(f"{phase}.{key}" for phase in ("teacher.train", "student", "alone") for key in _PHASE))
 
 

@@ -109,6 +109,7 @@ class Health:
         for norm, (step, _, micro_steps) in zip(norms, unseen, strict=True):
             if not math.isfinite(norm):
                 raise PartialKDError(self._nonfinite(step, micro_steps))
+        self._sweep.store = self.centres.store  # up to date, also where it is in host memory
         own = [self._teacher.problem() if self._teacher else None, self._sweep.problem(everything)]
         self._end(self.world.gather_objects("; ".join(problem for problem in own if problem)))
         if self.student.phase.zero_stage < 3 and self.world.size > 1:

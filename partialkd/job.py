@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from partialkd.evaluate.verification import evaluate_sets, open_sets, results_di
 from partialkd.export import export
 from partialkd.files import write_json
 from partialkd.methods import METHODS
+from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import open_model, save_model
 from partialkd.out_of_memory import advising
 from partialkd.planner.advice import beside_student, memory_advice
@@ -122,6 +124,9 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     for name, phase in phases.items():
         if phase:
             plan_of(name, phase, config, source, world)
+    compiled = [f"{key_of(name)}.compile" for name, phase in phases.items() if phase and phase.compile]
+    for key in ["teacher.compile"] * config.teacher.compile + compiled:
+        world.together(partial(require_compiler, world.device, key))
     folder, resumed = world.on_main(lambda: _open(config, world, resume))
     if isinstance(source, MergedSource):
         merged = source
@@ -173,7 +178,7 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         trainer = Trainer(name, phase, job.config, world, job.source, store, live, folder, job.stop)
         network = trainer.run(job.resumed)
     if METHODS[phase.method.name].kind == "trainable":
-        save_centres(store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
+        save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
     world.on_main(lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
     trainer.close()
     job.seconds[name] = time.perf_counter() - start
@@ -191,15 +196,16 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teaching | None) -> Centre
     classes, world, method = job.source.num_classes, job.world, phase.method
     shard = shard_of(classes, world.rank, world.size)
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
+    device = torch.device("cpu") if phase.centres.memory == "host" else world.device
     kind = METHODS[method.name].kind
     if kind == "trainable":
-        return CentreStore.random(shard, classes, dim, dtype, world.device, job.config.run.seed)
+        return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
     if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
-        store = CentreStore.random(shard, classes, dim, dtype, world.device, job.config.run.seed)
+        store = CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
         store.skip_unseen = method.initial_centres == "exclude"
         return store
     assert teacher is not None
-    store = CentreStore.empty(shard, classes, dim, dtype, world.device)
+    store = CentreStore.empty(shard, classes, dim, dtype, device)
     facts = {
         "teacher": teacher.fingerprint,
         "data": job.source.fingerprint,

@@ -54,7 +54,7 @@ def class_means(
 ) -> None:
     """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches."""
     rows = ((embed(batch), batch.labels) for batch in batches)
-    fill_means(store, mean_rows(store.shard, store.dim, rows, local_batch, world))
+    fill_means(store, mean_rows(store.shard, store.dim, rows, local_batch, world, store.device))
 
 
 def fill_means(store: CentreStore, means: Tensor) -> None:
@@ -65,13 +65,21 @@ def fill_means(store: CentreStore, means: Tensor) -> None:
     store.skip_unseen = True
 
 
-def mean_rows(shard: range, dim: int, rows: Iterable[tuple[Tensor, Tensor]], local_batch: int, world: World) -> Tensor:
+def mean_rows(
+    shard: range,
+    dim: int,
+    rows: Iterable[tuple[Tensor, Tensor]],
+    local_batch: int,
+    world: World,
+    device: torch.device | None = None,
+) -> Tensor:
     """Collective. rows: (embeddings (b, D), labels (b,)), b <= local_batch, as many on every rank -> means (R, D).
 
-    The mean of each class's normalised embeddings, zeros without any. Sums run in the order of ranks, then of rows.
+    The mean of each class's normalised embeddings, zeros without any. Sums run in the order of ranks, then of rows;
+    they are kept on `device`, that of the ranks unless it is named.
     """
-    sums = torch.zeros(len(shard), dim, device=world.device)
-    counts = torch.zeros(len(shard), device=world.device)
+    sums = torch.zeros(len(shard), dim, device=device or world.device)
+    counts = torch.zeros(len(shard), device=sums.device)
     for own, own_labels in rows:
         embeddings = torch.zeros(local_batch, dim, device=world.device)
         labels = torch.full((local_batch,), -1, device=world.device)
@@ -79,8 +87,8 @@ def mean_rows(shard: range, dim: int, rows: Iterable[tuple[Tensor, Tensor]], loc
             embeddings[: len(own)] = F.normalize(own)
             labels[: len(own)] = own_labels
         owned, row = local_rows(world.all_gather(labels), shard)
-        places = row[owned]
-        sums.index_add_(0, places, world.all_gather(embeddings)[owned])
+        places = row[owned].to(sums.device)
+        sums.index_add_(0, places, world.all_gather(embeddings)[owned].to(sums.device))
         counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
     return sums / counts.clamp_min(1)[:, None]
 

@@ -33,14 +33,14 @@ from torch import Tensor
 from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import make_sweep, offset_of
 from partialkd.centres.rounding import Draw
-from partialkd.centres.sampling import RowFilter, Sampling
+from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
+from partialkd.centres.window import InStore, Residence, Windows
 from partialkd.config import CentresConfig
 from partialkd.dist import World
 
-Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
 Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
 
 
@@ -84,20 +84,29 @@ class Centres:
         seed: int = 0,
         optimizer: RowOptimizer | None = None,
     ) -> None:
-        self.store, self.world, self.scale, self.seed = store, world, scale, seed
+        self.world, self.scale, self.seed = world, scale, seed
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
-        self.sweep = make_sweep(config, scale, store.device, store.length.dtype)
+        self._rows: Residence = InStore(store, self.sampling)
+        if config.memory == "host":
+            assert self.sampling is not None, "the configuration allows it with a sample alone"
+            self._rows = Windows(store, world.device, self.sampling)
+        self.sweep = make_sweep(config, scale, self._rows.device, store.length.dtype)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
-        self._moved: list[Moved] = []
         self._asked: tuple[Tensor, Callable[[], None]] | None = (
             None  # (2, b) wrong or not, labels; until they are there
         )
         self._looks = 0  # since the last optimiser step
+
+    @property
+    def store(self) -> CentreStore:
+        """All rows of this shard, as the last step left them."""
+        self._rows.settle()
+        return self._rows.store
 
     def begin(self, student: Tensor, labels: Tensor) -> None:
         """Send what `contrast(student, labels)`, which must be called next, will wait for."""
@@ -111,12 +120,10 @@ class Centres:
         assert begun.student is student, "Centres.contrast of other embeddings than were begun with"
         x = begun.x
         with torch.no_grad():
-            own = begun.received()
-            if look and self.undoable and len(self.store.shard):
-                self._moved.append(self._as_it_is(own.row))
+            own = self._rows.enter(begun.received(), self.steps)
             looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
-            queries = Queries(where_finite(own.student), own.owned, own.row, self._filter(own))
-            total, partition = self.sweep.sums(self.store, queries)
+            queries = Queries(where_finite(own.student), own.owned, own.row, self._rows.filter(own, self.steps))
+            total, partition = self.sweep.sums(own.store, queries)
             parts = [total, self._targets(own), partition, looked]
             if self.corrected:
                 parts.append(queries.filter.counts().to(total).expand(len(total), 2))
@@ -139,32 +146,26 @@ class Centres:
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
-                with self.store.rounding(Draw(self.seed, self.steps)):
-                    self.sweep.move(self.store, batches, self.optimizer, lr)
+                with self._rows.working.rounding(Draw(self.seed, self.steps)):
+                    self.sweep.move(self._rows.working, batches, self.optimizer, lr)
+        self._rows.leave(everything=self.optimizer is not None)
         self._forget()
         self.steps += 1
 
     def skip(self) -> None:
         """Instead of `step`: nothing moves, and what `look` has moved since the last step goes back (`undoable`)."""
-        store = self.store
-        for rows, before, store.skip_unseen in reversed(self._moved):
-            for name, tensor in store.tensors().items():
-                tensor[rows] = before[name]
+        self._rows.undo()
         self._forget()
 
     def _look(self, look: Look, own: OwnRows) -> Tensor:
-        with self.store.rounding(Draw(self.seed, self.steps, self._looks)):
+        self._rows.moves(own, self.undoable)
+        with own.store.rounding(Draw(self.seed, self.steps, self._looks)):
             self._looks += 1
             return look(own)
 
     def _forget(self) -> None:
         self._pending.clear()
-        self._moved.clear()
         self._looks = 0
-
-    def _as_it_is(self, rows: Tensor) -> Moved:
-        store = self.store
-        return rows, {name: tensor[rows] for name, tensor in store.tensors().items()}, store.skip_unseen
 
     def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
         """-> queries, dL/dcosine of the other classes divided by p_ij (N,), dL/dcosine of the own class (N,).
@@ -181,7 +182,7 @@ class Centres:
 
     def _begin(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> _Begun:
         self._check_labels(labels)
-        x = F.normalize(student.to(self.store.length.dtype))
+        x = F.normalize(student.to(self._rows.store.length.dtype))
         return _Begun(student, x, self._send(x.detach(), labels, teacher))
 
     def _send(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> Callable[[], OwnRows]:
@@ -193,26 +194,18 @@ class Centres:
         def received() -> OwnRows:
             everything = gathered()
             everyone = everything[:, -words.shape[1] :].contiguous().view(torch.int64).squeeze(1)
-            owned, row = local_rows(everyone, self.store.shard)
+            owned, row = local_rows(everyone, self._rows.store.shard)
             dim = x.shape[1]
             pieces = [everything[:, i * dim : (i + 1) * dim].contiguous() for i in range(len(parts))]
-            return OwnRows(self.store, pieces[0], pieces[-1], owned, row)
+            return OwnRows(self._rows.store, pieces[0], pieces[-1], owned, row)
 
         return received
 
-    def _filter(self, own: OwnRows) -> RowFilter:
-        seen = None if self.store.everything_seen else self.store.seen
-        count = len(self.store.shard)
-        if self.sampling is None and seen is None:
-            return RowFilter(count, own.row[:0])
-        sampled = self.sampling.runs(self.store.shard, self.steps) if self.sampling else None
-        return RowFilter(count, own.row[own.owned], sampled, seen)
-
     def _targets(self, own: OwnRows) -> Tensor:
         """Each sample's own unit centre (N, D), zero where another rank owns it."""
-        if not len(self.store.shard):
+        if not len(own.store.shard):
             return torch.zeros_like(own.student)
-        return self.store.directions(own.row) * own.owned[:, None]
+        return own.store.directions(own.row) * own.owned[:, None]
 
     def _scatter(self, *parts: Tensor) -> list[Tensor]:
         """One reduce_scatter of (N, ...) tensors side by side -> their (b, ...) parts of the sum over ranks."""
@@ -245,11 +238,11 @@ class Centres:
         wait()
         if found[0].any():
             sample = int(found[0].argmax())
-            rule = f"label must be in [0, {self.store.num_classes})"
+            rule = f"label must be in [0, {self._rows.store.num_classes})"
             raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(found[1, sample])}")
 
     def _wrong(self, labels: Tensor) -> Tensor:
-        return (labels < 0) | (labels >= self.store.num_classes)
+        return (labels < 0) | (labels >= self._rows.store.num_classes)
 
 
 def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Differs from Partial FC (arXiv:2203.15565), which draws rows at random on every 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -60,6 +60,12 @@ class Sampling:
         ends = np.concatenate([stop[first[1:] - 1], stop[-1:]])
         return [range(a, b) for a, b in zip(start[first].tolist(), ends.tolist(), strict=True)]
 
+    def most_rows(self, shard: range) -> int:
+        """No step takes more of this shard's rows."""
+        group_rows = self.fraction.denominator * self.block
+        groups = -(-shard.stop // group_rows) - shard.start // group_rows
+        return min(len(shard), groups * self.fraction.numerator * self.block)
+
     def _blocks(self, shard: range, step: int) -> np.ndarray:
         """Numbers of the blocks taken (n,) int64, ascending, from all groups that reach into the shard."""
         taken, length = self.fraction.numerator, self.fraction.denominator
@@ -85,6 +91,7 @@ class RowFilter:
     positives: Tensor  # (P,) rows of this shard in the global batch, any order, repeats allowed
     sampled: Sequence[range] | None = None  # None: all
     seen: Tensor | None = None  # (R,) bool: only these may be negatives
+    elsewhere: Callable[[], int] = lambda: 0  # rows beside all of these that may be compared with
 
     @property
     def everything(self) -> bool:
@@ -125,8 +132,8 @@ class RowFilter:
         """(2,) float64: rows that may be compared with, and those that are."""
         if self.seen is None:
             used = sum(len(run) for run in self.runs) + len(self.outside)
-            return torch.tensor([self.count, used], dtype=torch.float64)
-        able = self.seen.index_fill(0, self.positives, True).sum()
+            return torch.tensor([self.count + self.elsewhere(), used], dtype=torch.float64)
+        able = self.seen.index_fill(0, self.positives, True).sum() + self.elsewhere()
         return torch.stack([able, self.keep(0, self.count).sum()]).double()
 
     def _in_runs(self, rows: Tensor) -> Tensor:

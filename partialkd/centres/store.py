@@ -47,6 +47,7 @@ class CentreStore:
     moments: dict[str, Tensor] = field(default_factory=dict)
     scale: Tensor | None = None  # of int8 rows
     draw: Draw | None = None  # random bits of writes; None: to nearest
+    ids: Tensor | None = None  # class ids of the rows (R,) int64, where they are not those of `shard` in order
 
     @classmethod
     def empty(cls, shard: range, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> CentreStore:
@@ -154,8 +155,10 @@ class CentreStore:
         for key, value in state.items():
             if key.startswith("moment."):
                 name = key.removeprefix("moment.")
-                dtype = self.moments[name].dtype if name in self.moments else value.dtype
-                self.moments[name] = value.to(self.device, dtype)
+                if name in self.moments:
+                    self.moments[name].copy_(value)
+                else:
+                    self.moments[name] = value.to(self.device)
 
     def _blocks(self, rows: Tensor | slice, values: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """(rows, their values), ROUNDED_AT_ONCE numbers at a time."""
@@ -171,7 +174,8 @@ class CentreStore:
             return None
         if isinstance(rows, slice):
             rows = torch.arange(rows.start, rows.stop, device=self.device)
-        return self.draw.words(rows + self.shard.start, self.dim, purpose)
+        ids = rows + self.shard.start if self.ids is None else self.ids[rows]
+        return self.draw.words(ids, self.dim, purpose)
 
 
 def saved_centres(state: dict[str, Tensor], rows: slice = slice(None)) -> Tensor:

@@ -19,6 +19,9 @@ class CentresConfig(Section):
     store: Literal["fp32", "bf16", "int8"] = "fp32"
     moments: Literal["fp32", "bf16"] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
     second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
+    # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
+    # the device; for a sample_rate under 1. Never run on a GPU yet.
+    memory: Literal["device", "host"] = "device"
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, until
     # the faster one has been measured.
     backend: Literal["chunked", "fused", "auto", "reference"] = "chunked"
@@ -26,6 +29,13 @@ class CentresConfig(Section):
     # in the Triton kernels as the store.
     products: Literal["auto", "fp32", "bf16"] = "auto"
     chunk_rows: Positive | None = None  # rows a chunk of the sweep; None: from the batch size
+
+    @model_validator(mode="after")
+    def _sampled_from_host(self) -> CentresConfig:
+        if self.memory == "host" and self.sample_rate == 1:
+            rule = 'must be "device" with sample_rate = 1, for a step then reads every row'
+            raise ValueError(f'memory {rule}, got "host"')
+        return self
 
     @model_validator(mode="after")
     def _exact_reference(self) -> CentresConfig:
@@ -72,6 +82,19 @@ class PhaseConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batchnorm: bool = False
     freeze_batchnorm: bool = False
+    compile: bool = False  # torch.compile of the network in training, at ZeRO stages 0-2; differs by rounding
+
+    @model_validator(mode="after")
+    def _compilable(self) -> PhaseConfig:
+        """What hooks into the network's layers, or leaves it in their middle, cannot be in one compiled whole."""
+        for key, value, hinders in (
+            ("zero_stage", "3", self.zero_stage == 3),
+            ("sync_batchnorm", "true", self.sync_batchnorm),
+            ("model.activation_checkpointing", "true", self.model.activation_checkpointing),
+        ):
+            if self.compile and hinders:
+                raise ValueError(f"compile must be false with {key} = {value}, got true")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:

@@ -71,6 +71,8 @@ def _values(phase: PhaseConfig, size: int) -> Iterator[tuple[str, str | int]]:
         yield "centres.store", store
     if phase.centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
         yield "centres.moments", "bf16"
+    if phase.centres.memory == "device":
+        yield "centres.memory", "host"
     if not phase.model.activation_checkpointing:
         yield "model.activation_checkpointing", True
     if _divides(phase, 2 * phase.accumulation * size):

@@ -27,20 +27,21 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Device:
-    """As its maker says: memory that a program can have (bytes), dense bfloat16 products (flop/s), link (bytes/s)."""
+    """As its maker says: memory that a program can have (bytes), dense bfloat16 products (flop/s), links (bytes/s)."""
 
     memory: float
     flops: float
-    link: float
+    link: float  # to other devices
+    host: float  # PCIe, one way
 
 
 DEVICES = {
-    "a100-40": Device(42e9, 312e12, 300e9),
-    "a100-80": Device(85e9, 312e12, 300e9),
-    "h100-80": Device(85e9, 989e12, 450e9),
-    "h200": Device(150e9, 989e12, 450e9),
-    "l40s": Device(48e9, 362e12, 32e9),
-    "rtx4090": Device(25e9, 165e12, 32e9),
+    "a100-40": Device(42e9, 312e12, 300e9, 32e9),
+    "a100-80": Device(85e9, 312e12, 300e9, 32e9),
+    "h100-80": Device(85e9, 989e12, 450e9, 64e9),
+    "h200": Device(150e9, 989e12, 450e9, 64e9),
+    "l40s": Device(48e9, 362e12, 32e9, 32e9),
+    "rtx4090": Device(25e9, 165e12, 32e9, 32e9),
 }
 
 
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fits = False
             print("does not fit; what would help, one change at a time:")
             for change, then in savings(phase, config.data, classes, ranks, teacher, memory):
-                print(f"  {change}: {_size(then.peak)} a rank{', fits' if then.peak <= memory else ''}")
+                host = f" and {_size(sum(then.host.values()))} of the host's memory" if then.host else ""
+                print(f"  {change}: {_size(then.peak)} a rank{host}{', fits' if then.peak <= memory else ''}")
     return 0 if fits else 1
 
 
@@ -80,6 +82,8 @@ def memory_table(plan: Plan, memory: float) -> PrettyTable:
     if plan.update:
         table.add_row(["after the backward: rows' gradients", f"{plan.update / GB:.3f}"])
     table.add_row([f"peak, {100 * plan.peak / memory:.0f} % of the device", f"{plan.peak / GB:.3f}"])
+    for name, size in plan.host.items():
+        table.add_row([f"in the host's memory: {name}", f"{size / GB:.3f}"])
     return table
 
 
@@ -91,7 +95,10 @@ def cost_table(plan: Plan, device: Device) -> PrettyTable:
         table.add_row([name, f"{flops / 1e12:.3f}", f"{1000 * flops / device.flops:.2f}"])
     for name, size in plan.wire.items():
         table.add_row([f"sent: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.link:.2f}"])
+    for name, size in plan.copied.items():
+        table.add_row([f"copied beside it: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.host:.2f}"])
     seconds = sum(plan.flops.values()) / device.flops + sum(plan.wire.values()) / device.link
+    seconds = max(seconds, sum(plan.copied.values()) / device.host)
     table.add_row(["together", "", f"{1000 * seconds:.2f}"])
     return table
 

@@ -2,8 +2,9 @@
 
 Counts what the code allocates, item by item: the store (unit rows, lengths, scales, seen, moments), the student with
 its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what
-the sweep needs beside the store, and the batches that the loader reads ahead. C classes, D embedding, W ranks, R = rows
-of the largest shard, b local batch, N global batch of a micro-step.
+the sweep needs beside the store, and the batches that the loader reads ahead. With `centres.memory = "host"` the store
+is counted apart, as memory of the host, and its two windows as the device's; without CUDA both are one. C classes,
+D embedding, W ranks, R = rows of the largest shard, b local batch, N global batch of a micro-step.
 
 Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
 NCCL's buffers; like every figure for CUDA here it has not been compared with a GPU yet. With activation
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
-from partialkd.centres.sampling import block_rows
+from partialkd.centres.sampling import Sampling, block_rows
 from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
@@ -41,6 +42,8 @@ class Plan:
     backward: int  # most bytes of the student's forward and backward alone
     wire: dict[str, int]  # bytes a rank sends in an optimiser step, by collective
     flops: dict[str, int] = field(default_factory=dict)  # of an optimiser step, by part
+    host: dict[str, int] = field(default_factory=dict)  # bytes of the host's memory that a GPU's rank holds, by item
+    copied: dict[str, int] = field(default_factory=dict)  # bytes between the two in an optimiser step, by direction
 
     @property
     def peak(self) -> int:
@@ -56,6 +59,7 @@ class Rows:
     all: int
     used: int  # about so many in a step
     together: int  # of them at most in one piece
+    sampled: int  # never more in a step
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,13 @@ def plan_phase(
     together = local if ranks.cuda else GROUP
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
-    centre_items, needs, update = _centres(phase, _rows(phase, classes, rows), local * ranks.size, ranks.cuda)
+    shard = _rows(phase, classes, rows)
+    centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks.cuda)
+    host: dict[str, int] = {}
+    copied: dict[str, int] = {}
+    if phase.centres.memory == "host":
+        windows, copied = _windows(phase, shard, local, ranks.size)
+        host, centre_items = (centre_items, windows) if ranks.cuda else ({}, centre_items | windows)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
@@ -92,13 +102,19 @@ def plan_phase(
         backward=max(student.kept, student.peak - gradients),
         wire=_wire(phase, student.parameters, local, ranks.size),
         flops=_flops(phase, rows, local * ranks.size, student, beside, local / together),
+        host=host,
+        copied=copied,
     )
 
 
 def rows_that_fit(plan: Plan, phase: PhaseConfig, memory: int) -> int:
-    """How many rows a rank of `memory` bytes has room for beside everything else of this plan."""
-    rest = plan.peak - sum(bytes_ for name, bytes_ in plan.resident.items() if name.startswith("centres"))
-    return max(0, (memory - rest) // bytes_a_row(phase))
+    """How many rows a rank of `memory` bytes has room for beside everything else of this plan.
+
+    Of a store in the host's memory: for how many its windows have room, to within a group of blocks.
+    """
+    centres = {name: bytes_ for name, bytes_ in plan.resident.items() if name.startswith("centres")}
+    free = memory - plan.peak + sum(centres.values())
+    return max(0, free * plan.rows // sum(centres.values()) if plan.host else free // bytes_a_row(phase))
 
 
 def bytes_a_row(phase: PhaseConfig) -> int:
@@ -124,10 +140,28 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
 def _rows(phase: PhaseConfig, classes: int, rows: int) -> Rows:
     rate = phase.centres.sample_rate
     if rate == 1:
-        return Rows(rows, rows, rows)
+        return Rows(rows, rows, rows, rows)
     block = block_rows(classes, rate)
     used = min(rows, int(rows * rate) + block)
-    return Rows(rows, used, min(used, 2 * block) if rate <= 0.5 else used)  # blocks of two groups may touch
+    apart = rate <= 0.5 and phase.centres.memory == "device"
+    together = min(used, 2 * block) if apart else used  # blocks of two groups may touch
+    return Rows(rows, used, together, Sampling(classes, rate, seed=0).most_rows(range(rows)))
+
+
+def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[dict[str, int], dict[str, int]]:
+    """-> the two windows on the device, with room for every micro-step's own classes; bytes copied a step.
+
+    Of the batch's classes a rank owns about `local` a micro-step; moving averages send back a row for every sample.
+    """
+    bytes_, own = bytes_a_row(phase), phase.accumulation * local
+    ids = 8
+    windows = {
+        "centres: two windows": 2 * rows.sampled * (bytes_ + ids),
+        "own classes in the windows": 2 * own * ranks * (bytes_ + ids),
+    }
+    there = int(rows.all * phase.centres.sample_rate + own * (1 - phase.centres.sample_rate))
+    back = {"trainable": there, "ema": own * ranks, "fixed": 0}[METHODS[phase.method.name].kind]
+    return windows, {"to the device": there * bytes_, "to the host": back * bytes_}
 
 
 def _centres(phase: PhaseConfig, rows: Rows, batch: int, cuda: bool) -> tuple[dict[str, int], dict[str, int], int]:
