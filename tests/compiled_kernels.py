@@ -20,6 +20,7 @@ def compiled(dim: int) -> str:
     for kernel in (kernels.sums_kernel, row_kernels.sgd_kernel, row_kernels.adamw_kernel):
         fixed = {
             "DRAWN": True,
+            "NAMED": True,
             "LISTED": True,
             "MOMENTUM": True,
             "PARTS": 8,
@@ -42,7 +43,9 @@ def compiled(dim: int) -> str:
 def _kind(name: str) -> str:
     """Triton's name of an argument's type."""
     if name.endswith("_ptr"):
-        return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32"}.get(name, "*fp32")
+        return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32", "ids_ptr": "*i64"}.get(
+            name, "*fp32"
+        )
     whole = ("samples", "count", "tiles_a_split", "unit_key", "moment_key", "first_class")
     return "i32" if name in whole else "fp32"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from partialkd.centres.fused import FusedSweep
 from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tiles
+from partialkd.centres.tuning import Tiles, Tuner
 from partialkd.centres.update import RowAdamW, RowSGD
 
 MOMENTUM, DECAY, LR, ADAMW_LR = 0.9, 0.01, 0.3, 0.05
@@ -242,9 +244,10 @@ def check_rounding(device: torch.device) -> dict[str, float]:
         RowFilter(n, torch.zeros(0, dtype=torch.int64, device=device)),
     )
     nothing = torch.zeros(1, device=device)
-    for step in (3, 3, 4):
+    for step, backwards in ((3, False), (3, True), (4, False)):
         store = CentreStore.empty(range(50, 50 + n), 1000, dim, torch.bfloat16, device)
         store.write(slice(None), torch.ones(n, dim, device=device))
+        store.ids = torch.arange(50 + n, 50, -1, device=device) - 1 if backwards else None
         optimizer = RowSGD(store, 1.0, 0.0)
         store.moments["momentum"] = torch.full((n, dim), -1e-3, device=device)
         store.moments["momentum"][:, ::2] = 2e-3  # steps far below the spacing of bfloat16 at 1/8, 2^-10
@@ -261,7 +264,7 @@ def check_rounding(device: torch.device) -> dict[str, float]:
     return {
         "bias": float(max(means)),
         "more than one neighbour": float((off > 2.0**-10).any()),
-        "not repeatable": float(not torch.equal(drawn[0], drawn[1])),
+        "other bits for the same class": float(not torch.equal(drawn[0], drawn[1].flip(0))),
         "same at another step": float((drawn[0] == drawn[2]).float().mean()) * 0.1,
         "same in all rows": float((drawn[0] == drawn[0][:1]).float().mean()) * 0.1,
     }
@@ -291,6 +294,30 @@ def check_engine(device: torch.device) -> dict[str, float]:
             error(gradient, wanted[1]),
             error(got["centres"], wanted[2]),
         )
+    return found
+
+
+def check_measured(device: torch.device, path: Path) -> dict[str, float]:
+    """What `auto` compares before it measures: 1 where it finds that the kernels do not agree with the chunked path."""
+    from partialkd.centres import measured
+
+    found = {}
+    for name in ("tails", "scale 30", "scale 128", "duplicates", "sampled"):
+        measured.TUNING_ROWS = 30
+        store, queries = build(CASES[name], device, 6)
+        scale, n = CASES[name].scale, CASES[name].samples
+        clock = iter([2.0, 1.0] * 3)  # chunked, fused
+        sweep = measured.MeasuredSweep(
+            ChunkedSweep(scale), FusedSweep(scale), Tuner(path / name), lambda run, clock=clock: next(clock)
+        )
+        partition = sweep.sums(store, queries)[1].clamp_min(1e-30)
+        batch = (queries, scale / n / partition, torch.full_like(partition, -scale / n / 2))
+        for kind in ("sgd", "adamw"):
+            store.moments.clear()
+            betas = (0.9, 0.999)
+            rule = RowSGD(store, 0.9, DECAY) if kind == "sgd" else RowAdamW(store, betas, 1e-8, DECAY, "row")
+            sweep.move(store, [batch], rule, ADAMW_LR)
+        found[name] = 3.0 - list(json.loads((path / name).read_text()).values()).count("fused")
     return found
 
 
@@ -325,6 +352,9 @@ def main() -> None:
         "rounding": check_rounding(cpu),
         "engine": check_engine(cpu),
     }
+    torch.use_deterministic_algorithms(False)  # with them `auto` measures nothing
+    with TemporaryDirectory() as folder:
+        found["measured"] = check_measured(cpu, Path(folder))
     print(json.dumps(found))
 
 

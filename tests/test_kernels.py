@@ -62,7 +62,9 @@ def test_case_in_the_interpreter(interpreted: dict[str, Any], name: str, kind: s
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "allowed"), [("tiles", 1e-5), ("repeats", 0.0), ("rounding", 0.1), ("engine", 1e-4)])
+@pytest.mark.parametrize(
+    ("what", "allowed"), [("tiles", 1e-5), ("repeats", 0.0), ("rounding", 0.1), ("engine", 1e-4), ("measured", 0.0)]
+)
 def test_all_of_it_in_the_interpreter(interpreted: dict[str, Any], what: str, allowed: float) -> None:
     assert interpreted[what]
     assert max(interpreted[what].values()) <= allowed

@@ -58,7 +58,7 @@ class FusedSweep(ChunkedSweep):
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """-> O (N, D), Z (N,) of this shard."""
-        if not self._suits(store):
+        if not self.suits(store):
             return super().sums(store, queries)
         rows = kept_rows(queries.filter)
         if not (len(store.shard) if rows is None else len(rows)):
@@ -82,7 +82,7 @@ class FusedSweep(ChunkedSweep):
         lr: float,
     ) -> None:
         """As ChunkedSweep.move: by the kernels a single micro-step of what they know, all else chunk by chunk."""
-        if not self._suits(store):
+        if not self.suits(store):
             super().move(store, batches, optimizer, lr)
             return
         kernel = kernel_of(optimizer)
@@ -95,9 +95,8 @@ class FusedSweep(ChunkedSweep):
             return
         x, own = _operands(store, queries)
         pull = _row_kernels().Pull(
-            x, own, weight, target, self.scale, offset_of(self.scale), TINY, _keys(store), store.shard.start
+            x, own, weight, target, self.scale, offset_of(self.scale), TINY, _keys(store), store.shard.start, store.ids
         )
-
         run = _mover(optimizer, lr)
         state = {"unit": store.unit, "length": store.length, **store.moments}
         trial: dict[str, Tensor] = {}
@@ -114,7 +113,8 @@ class FusedSweep(ChunkedSweep):
         kind: Literal["fp32", "bf16"] = "fp32" if store.unit.dtype == torch.float32 else "bf16"
         return ChunkedSweep(self.scale, self.chunk_rows, make_products(kind, store.device))
 
-    def _suits(self, store: CentreStore) -> bool:
+    def suits(self, store: CentreStore) -> bool:
+        """Whether the kernels take it."""
         known = store.unit.dtype in self.types and store.dim <= LARGEST_DIM
         return known and store.unit.is_contiguous() and len(store.shard) < 2**31
 
@@ -124,12 +124,15 @@ class FusedSweep(ChunkedSweep):
         small = len(store.shard) < TUNING_ROWS or store.device.type != "cuda"
         if small or torch.are_deterministic_algorithms_enabled():
             return tried[0]
-        bucket = 1 << (samples - 1).bit_length()
-        device = torch.cuda.get_device_name(store.device)
-        key = (
-            f"{kernel}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}, Triton {_kernels().triton.__version__}"
-        )
-        return self.tuner.choose(key, tried, lambda tiles: _seconds(lambda: run(tiles)))
+        key = shape_of(kernel, store, samples)
+        return self.tuner.choose(key, tried, lambda tiles: _seconds_if_it_fits(lambda: run(tiles)))
+
+
+def shape_of(kernel: str, store: CentreStore, samples: int) -> str:
+    """What the speed of this kernel depends on, in words."""
+    bucket = 1 << (samples - 1).bit_length()
+    device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else store.device.type
+    return f"{kernel}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}, Triton {_kernels().triton.__version__}"
 
 
 def kernel_of(optimizer: RowOptimizer) -> str | None:
@@ -198,12 +201,17 @@ def _operands(store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
     return queries.embeddings.to(store.unit.dtype).contiguous(), own
 
 
-def _seconds(run: Any) -> float | None:
-    """The shortest of five runs on the GPU after two to warm up; None if the tiles do not fit."""
+def _seconds_if_it_fits(run: Callable[[], object]) -> float | None:
+    """None if the device has no room for the tiles."""
     try:
-        run(), run()
+        return seconds_of(run)
     except _kernels().DOES_NOT_FIT:
         return None
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """The shortest of five runs on the GPU after two to warm up."""
+    run(), run()
     took = []
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

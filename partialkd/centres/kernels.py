@@ -17,9 +17,9 @@ Tiles: 64 K registers of 32 bits and 227 KB of shared memory a processor (H100, 
 the registers, held * D <= 32768: 128 samples at D <= 256, 64 at D = 512, 32 at D = 1024 (too narrow for Hopper's
 widest matrix instructions, but D is never split, so that no cosine is computed twice). At D = 512 in bfloat16, 64 held
 rows take 64 KB and two stages of 64 streamed rows 128 KB; ptxas reports 255 registers and nothing spilled. Each byte
-streamed meets 4 * held / itemsize operations, 128 at D = 512, so the L2 cache would have to deliver 6 TB/s to keep pace with
-790 TFLOP/s: this, and not the arithmetic, is expected to be the limit there. float32 products without TF32 are no
-matter of matrix units and spill heavily: they are there to be exact, not fast.
+streamed meets 4 * held / itemsize operations, 128 at D = 512, so the L2 cache would have to deliver 6 TB/s to keep
+pace with 790 TFLOP/s: this, and not the arithmetic, is expected to be the limit there. float32 products without TF32
+are no matter of matrix units and spill heavily: they are there to be exact, not fast.
 
 Shapes: unit (R, D) float32 or bfloat16, contiguous; x (N, D) of the same type; own (N,) int32, the row of the sample's
 class or -1; rows (n,) int32, each once, or None for all R. Any N, R, and D up to 1024; offsets are 64-bit. Products

@@ -9,13 +9,12 @@ meets it comes in parts of the width, once for what the whole row must know and 
 - `adamw_kernel`: as `update.RowAdamW` with second = "row". All numbers of a row take the same rate, so that the first
   time over the parts gives everything: the mean square of the gradient, and from <u, u>, <u, m>, <m, m> with m the
   first moment the length of a u - b m. Where a step nearly cancels the centre the unit row's own length is off by
-  rounding; length * unit is not. 1 - beta^count is a series while it is small, exact to float32, which the chunked
-  path's is not (at beta 0.999 and the first step its second moment is off by 1e-5). A full second moment would need
-  rates of its own for every number: it stays with the chunked path.
+  rounding; length * unit is not. 1 - beta^count is a series while it is small, exact to float32: the chunked path's is
+  off by 1e-5 at beta 0.999 and the first step. With a full second moment numbers have rates of their own: no kernel.
 
 Moments (R, D) float32 or bfloat16; second moment and count (R,) float32. ptxas (sm_90, bfloat16 rows, float32 moments,
-stochastic rounding, D = 512, default tiles): 255 registers each; 160 bytes spilled by SGD, 240 by AdamW, nearly all
-of it outside of the loop over samples. Parts half as wide would spill 24 and 32, but G is looked through once a part.
+stochastic rounding, D = 512, default tiles): 255 registers each; 170 bytes spilled by SGD, 240 by AdamW, nearly all
+of it outside of the loop over samples. Parts half as wide would spill 30, but G is looked through once a part.
 """
 
 from __future__ import annotations
@@ -45,11 +44,12 @@ def mixed(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def rounded(
-    values: tl.tensor, key: tl.tensor, row: tl.tensor, d: tl.tensor, dtype: tl.constexpr, DRAWN: tl.constexpr
+    values: tl.tensor, key: tl.tensor, class_id: tl.tensor, d: tl.tensor, dtype: tl.constexpr, DRAWN: tl.constexpr
 ) -> tl.tensor:
-    """float32 (n, m) -> dtype, to nearest or, with DRAWN and bfloat16, by random bits of (key, row, column)."""
+    """float32 (n, m) -> dtype, to nearest or, with DRAWN and bfloat16, by random bits of (key, class id, column)."""
     if DRAWN and dtype == tl.bfloat16:
-        words = (mixed(row.to(tl.uint32) ^ key.to(tl.uint32)) | 1)[:, None] * (mixed(d.to(tl.uint32) + 1) | 1)[None, :]
+        words = (mixed(class_id.to(tl.uint32) ^ key.to(tl.uint32)) | 1)[:, None]
+        words = words * (mixed(d.to(tl.uint32) + 1) | 1)[None, :]
         words = (words ^ (words >> 16)) * 0x7FEB352D
         bits = (values.to(tl.uint32, bitcast=True) + (words >> 16)) & 0xFFFF0000
         values = tl.where(values == values, bits.to(tl.float32, bitcast=True), values)  # NaN stays what it is
@@ -92,16 +92,20 @@ def one_less_power(count: tl.tensor, rate: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def listed(
-    rows_ptr: tl.tensor, count: tl.tensor, LISTED: tl.constexpr, HELD: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """-> this program's rows (HELD,), whether there are that many."""
+def held_rows(
+    rows_ptr: tl.tensor, ids_ptr: tl.tensor, count: tl.tensor, first_class: tl.tensor,
+    LISTED: tl.constexpr, NAMED: tl.constexpr, HELD: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """-> this program's rows, whether there are that many, their class ids; (HELD,) each."""
     place = tl.program_id(0) * HELD + tl.arange(0, HELD)
     there = place < count
     row = place
     if LISTED:
         row = tl.load(rows_ptr + place, mask=there, other=0)
-    return row, there
+    class_id = first_class + row
+    if NAMED:
+        class_id = tl.load(ids_ptr + row, mask=there, other=0).to(tl.int32)
+    return row, there, class_id
 
 
 @triton.jit
@@ -141,13 +145,13 @@ def sgd_kernel(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, length_ptr: tl.tensor, own_ptr: tl.tensor, rows_ptr: tl.tensor,
     weight_ptr: tl.tensor, target_ptr: tl.tensor, samples: tl.tensor, count: tl.tensor,
     scale: tl.tensor, offset: tl.tensor, tiny: tl.tensor,
-    unit_key: tl.tensor, moment_key: tl.tensor, first_class: tl.tensor,
+    ids_ptr: tl.tensor, first_class: tl.tensor, unit_key: tl.tensor, moment_key: tl.tensor,
     momentum_ptr: tl.tensor, lr: tl.tensor, momentum: tl.tensor, decay: tl.tensor, MOMENTUM: tl.constexpr,
-    DRAWN: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
+    DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rows of unit, length and momentum, moved in place; grid (blocks of rows,)."""
-    row, there = listed(rows_ptr, count, LISTED, HELD)
+    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
         UPCAST, D, WIDTH, HELD, STREAMED,
@@ -171,10 +175,10 @@ def sgd_kernel(
                 squares += tl.sum(centre * centre, 1)
             else:
                 if MOMENTUM:
-                    moment = rounded(step, moment_key, first_class + row, d, momentum_ptr.dtype.element_ty, DRAWN)
+                    moment = rounded(step, moment_key, class_id, d, momentum_ptr.dtype.element_ty, DRAWN)
                     tl.store(momentum_ptr + at, moment, mask=mask)
                 centre *= shorten[:, None]
-                direction = rounded(centre, unit_key, first_class + row, d, unit_ptr.dtype.element_ty, DRAWN)
+                direction = rounded(centre, unit_key, class_id, d, unit_ptr.dtype.element_ty, DRAWN)
                 tl.store(unit_ptr + at, direction, mask=mask)
     tl.store(length_ptr + row, tl.sqrt(squares), mask=there)
 
@@ -184,15 +188,14 @@ def adamw_kernel(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, length_ptr: tl.tensor, own_ptr: tl.tensor, rows_ptr: tl.tensor,
     weight_ptr: tl.tensor, target_ptr: tl.tensor, samples: tl.tensor, count: tl.tensor,
     scale: tl.tensor, offset: tl.tensor, tiny: tl.tensor,
-    unit_key: tl.tensor, moment_key: tl.tensor, first_class: tl.tensor,
+    ids_ptr: tl.tensor, first_class: tl.tensor, unit_key: tl.tensor, moment_key: tl.tensor,
     first_ptr: tl.tensor, second_ptr: tl.tensor, steps_ptr: tl.tensor,
-    lr: tl.tensor, share1: tl.tensor, share2: tl.tensor, rate1: tl.tensor, rate2: tl.tensor,
-    eps: tl.tensor, shrink: tl.tensor,
-    DRAWN: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
+    lr: tl.tensor, share1: tl.tensor, share2: tl.tensor, rate1: tl.tensor, rate2: tl.tensor, eps: tl.tensor,
+    shrink: tl.tensor, DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rows of unit, length and the moments, moved in place; grid (blocks of rows,). share 1 - beta, rate -log beta."""
-    row, there = listed(rows_ptr, count, LISTED, HELD)
+    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
         UPCAST, D, WIDTH, HELD, STREAMED,
@@ -228,10 +231,10 @@ def adamw_kernel(
         old, part_gradient, first = first_moment(
             part_of(parts, part, PARTS), unit_ptr + at, first_ptr + at, mask, along, share1
         )
-        moment = rounded(first, moment_key, first_class + row, d, first_ptr.dtype.element_ty, DRAWN)
+        moment = rounded(first, moment_key, class_id, d, first_ptr.dtype.element_ty, DRAWN)
         tl.store(first_ptr + at, moment, mask=mask)
         centre = (old * shrunk[:, None] - first * speed[:, None]) * shorten[:, None]
-        direction = rounded(centre, unit_key, first_class + row, d, unit_ptr.dtype.element_ty, DRAWN)
+        direction = rounded(centre, unit_key, class_id, d, unit_ptr.dtype.element_ty, DRAWN)
         tl.store(unit_ptr + at, direction, mask=mask)
     tl.store(steps_ptr + row, steps, mask=there)
     tl.store(second_ptr + row, second, mask=there)
@@ -255,6 +258,7 @@ class Pull:
     tiny: float
     keys: tuple[int, int] | None
     first_class: int
+    ids: Tensor | None  # (R,) int64 class ids; None: from `first_class` on, in order
 
 
 def move_sgd(
@@ -288,6 +292,8 @@ def _launch(
     parts = max(1, tiles.held * width_of(dim) // PART)
     kernel[(triton.cdiv(count, tiles.held),)](
         pull.x, state["unit"], state["length"], pull.own, pull.own if rows is None else rows, pull.weight, pull.target,
-        samples, count, pull.scale * LOG2_E, pull.offset * LOG2_E, pull.tiny, *(pull.keys or (0, 0)), pull.first_class,
-        *rule, DRAWN=pull.keys is not None, LISTED=rows is not None, PARTS=parts, **fixed, **compiled_for(dim, tiles),
+        samples, count, pull.scale * LOG2_E, pull.offset * LOG2_E, pull.tiny,
+        pull.own if pull.ids is None else pull.ids, pull.first_class, *(pull.keys or (0, 0)),
+        *rule, DRAWN=pull.keys is not None, NAMED=pull.ids is not None, LISTED=rows is not None,
+        PARTS=parts, **fixed, **compiled_for(dim, tiles),
     )  # fmt: skip

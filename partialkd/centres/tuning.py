@@ -1,5 +1,7 @@
 """Tile sizes of the fused kernels: a small pinned set, the fastest of which is measured once and kept on the disk.
 
+The faster backend of a shape is kept there too (partialkd.centres.measured).
+
 The file is partialkd/tuning.json under XDG_CACHE_HOME (~/.cache), keyed by kernel, device name, type, D and the power
 of two that N falls into; it is replaced as a whole, and a rank whose entry is lost to another's measures again. A
 file that cannot be read as such is measured anew. With torch's deterministic algorithms nothing is measured and the
@@ -93,7 +95,7 @@ class Tuner:
     def choose(self, key: str, tried: list[Tiles], seconds: Callable[[Tiles], float | None]) -> Tiles:
         """seconds(tiles): the time of one run, None where they do not fit the device."""
         if key not in self._known:
-            kept = self._read().get(key)
+            kept = self.kept(key)
             found = next((tiles for tiles in tried if asdict(tiles) == kept), None)
             self._known[key] = found or self._measure(key, tried, seconds)
         return self._known[key]
@@ -103,12 +105,20 @@ class Tuner:
         if not times:
             raise RuntimeError(f"{key}: none of the tiles fits this device: {tried}")
         best = min(times, key=lambda tiles: times[tiles])
+        self.keep(key, asdict(best))
+        return best
+
+    def kept(self, key: str) -> Any:
+        """What the file says of this key; None: nothing."""
+        return self._read().get(key)
+
+    def keep(self, key: str, value: Any) -> None:
+        """Write it to the file; where that cannot be done, warn."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {**self._read(), key: asdict(best)})
+            write_json(self.path, {**self._read(), key: value})
         except OSError as error:
             warnings.warn(f"{self.path}: the tuning of {key} is not kept: {error}", stacklevel=2)
-        return best
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -1,0 +1,191 @@
+"""centres.backend = "auto" on CUDA: for each shape the faster of the chunked and the fused sweep, measured once.
+
+The first time that a shape comes up, both work on the first TUNING_ROWS rows that the step compares with, with its
+batch: once to compare what they make, then for the clock. Of two that agree the faster is used from then on and kept
+in the file of partialkd.centres.tuning. A shape: sums or a kernel that moves rows, device, type of the rows, D, the
+power of two that N falls into, all rows or a sample, `chunk_rows`, versions of torch and Triton.
+
+They agree if no result is off by more than TOLERANCE of its norm: O and Z, or, after one step of copied rows without a
+past, the moments, directions and lengths. If they do not, or the kernels fail, the chunked path is used for the rest of
+the run, a warning says so, and the next run measures again. It is also used, and nothing is measured, with torch's
+deterministic algorithms, with fewer rows, and for what has no kernel. The kernels are asked only where they multiply in
+the precision that `centres.products` asks of the chunked path, so that a step may mix the two.
+
+Every rank decides for itself. That is harmless: no collective is within, and what differs is the order of sums and
+the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, one for each
+sweep. Never run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import LARGEST_SCALE, ChunkedSweep, Sweep
+from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
+from partialkd.centres.sampling import RowFilter
+from partialkd.centres.store import TINY, CentreStore
+from partialkd.centres.tuning import Tuner
+from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
+
+Run = Callable[[], dict[str, Tensor]]  # -> results by name
+Backend = Literal["chunked", "fused"]
+BACKENDS = get_args(Backend)
+
+# Relative, at scales up to 64; errors of a term grow with the scale. bfloat16: x is rounded before or after scaling.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+class MeasuredSweep(Sweep):
+    """Either sweep, by shape."""
+
+    def __init__(
+        self,
+        chunked: ChunkedSweep,
+        fused: FusedSweep,
+        tuner: Tuner | None = None,
+        seconds: Callable[[Run], float] = seconds_of,
+    ) -> None:
+        """seconds(run): the time of one run."""
+        self.sweeps: dict[Backend, ChunkedSweep] = {"chunked": chunked, "fused": fused}
+        self.fused, self.seconds, self.tuner = fused, seconds, tuner or Tuner()
+        self._chosen: dict[str, Backend] = {}
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+
+        def prepare(sweep: ChunkedSweep) -> Run:
+            part, asked = first_rows(store, queries)
+            return lambda: dict(zip("OZ", sweep.sums(part, asked), strict=True))
+
+        return self._faster("sums", store, queries, prepare).sums(store, queries)
+
+    def row_gradients(
+        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """As ChunkedSweep.row_gradients."""
+        return self.sweeps["chunked"].row_gradients(store, batches)
+
+    def move(
+        self,
+        store: CentreStore,
+        batches: Sequence[tuple[Queries, Tensor, Tensor]],
+        optimizer: RowOptimizer,
+        lr: float,
+    ) -> None:
+        """Move trainable rows."""
+        kernel = kernel_of(optimizer)
+        sweep = self.sweeps["chunked"]
+        if kernel and len(batches) == 1:
+            queries, weight, target = batches[0]
+
+            def prepare(sweep: ChunkedSweep) -> Run:
+                part, asked = first_rows(store, queries)
+                trial, rule = without_past(part), without_decay(optimizer)
+
+                def run() -> dict[str, Tensor]:
+                    sweep.move(trial, [(asked, weight, target)], rule, lr)
+                    return {"unit": trial.unit, "length": trial.length, **trial.moments}
+
+                return run
+
+            sweep = self._faster(kernel, store, queries, prepare)
+        sweep.move(store, batches, optimizer, lr)
+
+    def _faster(
+        self, kernel: str, store: CentreStore, queries: Queries, prepare: Callable[[ChunkedSweep], Run]
+    ) -> ChunkedSweep:
+        """prepare(sweep): a run of it on the first rows, which changes nothing else."""
+        few = sum(len(run) for run in queries.filter.runs) < TUNING_ROWS
+        if few or torch.are_deterministic_algorithms_enabled() or not self.fused.suits(store):
+            return self.sweeps["chunked"]
+        key = self._key(kernel, store, queries)
+        if key not in self._chosen:
+            kept = self.tuner.kept(key)
+            self._chosen[key] = kept if kept in BACKENDS else self._measure(key, store, prepare)
+        return self.sweeps[self._chosen[key]]
+
+    def _measure(self, key: str, store: CentreStore, prepare: Callable[[ChunkedSweep], Run]) -> Backend:
+        runs = {name: prepare(sweep) for name, sweep in self.sweeps.items()}
+        allowed = TOLERANCE[store.unit.dtype] * max(1.0, self.fused.scale / LARGEST_SCALE)
+        if problem := _problem(runs["fused"], runs["chunked"](), allowed):
+            warnings.warn(f"{key}: chunked is used, for fused {problem}", stacklevel=2)
+            return "chunked"
+        times = {name: self.seconds(run) for name, run in runs.items()}
+        best: Backend = "fused" if times["fused"] < times["chunked"] else "chunked"
+        self.tuner.keep(key, best)
+        return best
+
+    def _key(self, kernel: str, store: CentreStore, queries: Queries) -> str:
+        rows = "all rows" if queries.filter.sampled is None else "a sample"
+        chunk_rows = self.fused.chunk_rows or "any"
+        shape = shape_of(kernel, store, len(queries.embeddings))
+        return f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}"
+
+
+def make_measured(chunked: ChunkedSweep, rounded: bool) -> Sweep:
+    """Either sweep, by shape; without Triton, `chunked`. `rounded`: whether that multiplies in bfloat16."""
+    if find_spec("triton") is None:
+        return chunked
+    types = KERNEL_TYPES["bf16" if rounded else "fp32"]
+    return MeasuredSweep(chunked, FusedSweep(chunked.scale, chunked.chunk_rows, chunked.products, types))
+
+
+def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queries]:
+    """The store up to the TUNING_ROWS-th row that the step compares with, seen or not; shares the store's memory."""
+    runs, left = [], TUNING_ROWS
+    for run in queries.filter.runs:
+        runs.append(run[:left])
+        left -= len(runs[-1])
+    runs = [run for run in runs if run]
+    stop = runs[-1].stop
+    part = replace(
+        store,
+        shard=range(store.shard.start, store.shard.start + stop),
+        unit=store.unit[:stop],
+        length=store.length[:stop],
+        seen=store.seen[:stop],
+        moments={name: value[:stop] for name, value in store.moments.items()},
+        draw=None,
+    )
+    owned = queries.owned & (queries.row < stop)
+    row = torch.where(owned, queries.row, 0)
+    sampled = None if queries.filter.sampled is None else runs
+    return part, Queries(queries.embeddings, owned, row, RowFilter(stop, row[owned], sampled))
+
+
+def without_past(store: CentreStore) -> CentreStore:
+    """A copy whose moments are zero: after a step they are of its gradient alone."""
+    moments = {name: torch.zeros_like(value) for name, value in store.moments.items()}
+    return replace(store, unit=store.unit.clone(), length=store.length.clone(), moments=moments)
+
+
+def without_decay(optimizer: RowOptimizer) -> RowOptimizer:
+    """A copy; weight decay would hide a gradient that is wrong."""
+    rule = copy.copy(optimizer)
+    assert isinstance(rule, RowSGD | RowAdamW)
+    rule.weight_decay = 0.0
+    return rule
+
+
+def _problem(run: Run, wanted: dict[str, Tensor], allowed: float) -> str | None:
+    """What speaks against these kernels."""
+    try:
+        got = run()
+    except Exception as error:  # of a compiler, a driver, a device: what goes on without kernels need not end
+        return f"failed: {type(error).__name__}: {error}"
+    errors = {name: _error(got[name].float(), value.float()) for name, value in wanted.items()}
+    found = [f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= allowed]
+    return f"{', '.join(found)} of its norm, allowed are {allowed:.0e}" if found else None
+
+
+def _error(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm().clamp_min(TINY))

@@ -1,0 +1,237 @@
+"""centres.backend = "auto": which sweep is used for which shape. Times are made up; nothing here needs Triton."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kernel_cases
+import pytest
+import torch
+from kernel_cases import Case
+from torch import Tensor
+
+from partialkd.centres import measured
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import ChunkedSweep, make_sweep
+from partialkd.centres.fused import FusedSweep
+from partialkd.centres.measured import MeasuredSweep, first_rows
+from partialkd.centres.rounding import Draw
+from partialkd.centres.store import CentreStore
+from partialkd.centres.tuning import Tuner
+from partialkd.centres.update import RowAdamW, RowSGD
+from partialkd.config import CentresConfig
+
+CPU = torch.device("cpu")
+ROWS = 64  # measured with
+
+
+class FakeKernels(FusedSweep):
+    """Chunked, off by a factor, and remembering over how many rows it was asked."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__(64.0)
+        self.asked: list[int] = []
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        self.asked.append(len(store.shard))
+        total, partition = ChunkedSweep.sums(self, store, queries)
+        return total * self.factor, partition
+
+    def move(self, store: CentreStore, *rest: Any) -> None:
+        self.asked.append(len(store.shard))
+        ChunkedSweep.move(self, store, *rest)
+        store.length *= self.factor
+
+
+class Clock:
+    """Runs, and says that chunked took one second and fused as long as asked."""
+
+    def __init__(self, fused: float) -> None:
+        self.fused, self.measured = fused, 0
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        run()
+        self.measured += 1
+        return 1.0 if self.measured % 2 else self.fused
+
+
+def made(path: Path, fused_seconds: float, factor: float = 1.0) -> tuple[MeasuredSweep, FakeKernels, Clock]:
+    kernels, clock = FakeKernels(), Clock(fused_seconds)
+    kernels.factor = factor
+    return MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(path / "tuning.json"), clock), kernels, clock
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "TUNING_ROWS", ROWS)
+    monkeypatch.setattr(measured, "shape_of", lambda kernel, store, n: f"{kernel}, {store.unit.dtype}, N {n}")
+
+
+def moved(store: CentreStore, queries: Queries, rows: Any = None) -> tuple[Any, ...]:
+    """Arguments of `move`."""
+    weight = torch.full_like(queries.embeddings[:, 0], 1e-28)
+    return store, [(queries, weight, torch.full_like(weight, -0.1))], rows or RowSGD(store, 0.9, 0.01), 0.1
+
+
+@pytest.mark.parametrize(("seconds", "used"), [(0.5, "fused"), (2.0, "chunked")])
+def test_the_faster_is_used_and_kept_between_runs(tmp_path: Path, seconds: float, used: str) -> None:
+    store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
+    wanted = ChunkedSweep(64.0).sums(store, queries)
+    for run in range(2):
+        sweep, kernels, clock = made(tmp_path, seconds)
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(sweep.sums(store, queries), wanted, strict=True))
+        assert clock.measured == (0 if run else 2)
+        assert kernels.asked.count(150) == (2 if used == "fused" else 0)
+        assert kernels.asked.count(ROWS) == (0 if run else 2)
+    assert list(json.loads((tmp_path / "tuning.json").read_text()).values()) == [used]
+
+
+@pytest.mark.parametrize("factor", [1.02, float("nan")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_disagrees_is_not_used(tmp_path: Path, factor: float, dtype: str) -> None:
+    store, queries = kernel_cases.build(Case(rows=150, dtype=dtype), CPU, 1)
+    for _ in range(2):  # the next run finds the same: it is not kept
+        sweep, kernels, _ = made(tmp_path, 0.1, factor)
+        off = "nan" if factor != factor else "2.0e-02"
+        with pytest.warns(UserWarning, match=f"sums, .*: chunked is used, for fused O is off by {off} of its norm"):
+            sweep.sums(store, queries)
+        with warnings.catch_warnings(action="error"):  # said once
+            sweep.sums(store, queries)
+        with pytest.warns(UserWarning, match=r"sgd, .*: chunked is used, for fused length is off by"):
+            sweep.move(*moved(store, queries))
+        assert set(kernels.asked) == {ROWS}
+    assert not (tmp_path / "tuning.json").exists()
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1 + 3e-6), ("bfloat16", 1.005)])
+def test_what_differs_by_rounding_agrees(tmp_path: Path, dtype: str, factor: float) -> None:
+    store, queries = kernel_cases.build(Case(rows=150, dtype=dtype), CPU, 1)
+    sweep, kernels, _ = made(tmp_path, 0.1, factor)
+    with warnings.catch_warnings(action="error"):
+        sweep.sums(store, queries)
+    assert kernels.asked[-1] == 150
+
+
+def test_kernels_that_fail_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
+    sweep, kernels, _ = made(tmp_path, 0.1)
+    monkeypatch.setattr(kernels, "sums", fail)
+    with pytest.warns(UserWarning, match="for fused failed: RuntimeError: no such instruction"):
+        got = sweep.sums(store, queries)
+    assert torch.equal(got[0], ChunkedSweep(64.0).sums(store, queries)[0])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rows_are_measured_on_copies(tmp_path: Path, optimizer: str) -> None:
+    """And then move once, by the faster sweep."""
+    results = []
+    for auto in (True, False):
+        store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
+        sweep, kernels, clock = made(tmp_path, 0.5)
+        rule = RowSGD(store, 0.9, 0.1) if optimizer == "sgd" else RowAdamW(store, (0.9, 0.999), 1e-8, 0.1, "row")
+        with store.rounding(Draw(3, 5)):
+            (sweep if auto else ChunkedSweep(64.0)).move(*moved(store, queries, rule))
+        assert rule.weight_decay == 0.1
+        assert (kernels.asked, clock.measured) == (([ROWS, ROWS, 150], 2) if auto else ([], 0))
+        results.append(store.state())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    assert [key.split(",")[0] for key in json.loads((tmp_path / "tuning.json").read_text())] == [
+        f"backend of {optimizer}"
+    ]
+
+
+@pytest.mark.parametrize("why", ["deterministic", "few rows", "few sampled", "type", "products", "optimiser", "steps"])
+def test_nothing_is_measured(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "deterministic":
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    case = Case(
+        rows=ROWS - 1 if why == "few rows" else 150,
+        filter="sampled" if why == "few sampled" else "everything",
+        dtype="float64" if why == "type" else "float32",
+    )
+    store, queries = kernel_cases.build(case, CPU, 1)
+    sweep, kernels, clock = made(tmp_path, 0.5)
+    if why == "products":
+        kernels.types = (torch.bfloat16,)
+    rows: Any = RowAdamW(store, (0.9, 0.999), 1e-8, 0.1) if why == "optimiser" else None
+    arguments = moved(store, queries, rows)
+    if why not in ("optimiser", "steps"):
+        sweep.sums(store, queries)
+    sweep.move(store, arguments[1] * (2 if why == "steps" else 1), *arguments[2:])
+    assert (kernels.asked, clock.measured) == ([], 0)
+
+
+def test_shapes_are_told_apart(tmp_path: Path) -> None:
+    sweep, _, clock = made(tmp_path, 0.5)
+    for case in (Case(rows=150), Case(rows=150, samples=20), Case(rows=600, filter="sampled"), Case(rows=400)):
+        sweep.sums(*kernel_cases.build(case, CPU, 1))
+    assert clock.measured == 2 * 3
+    sweep.sums(*kernel_cases.build(Case(rows=150, dtype="bfloat16"), CPU, 1))
+    assert clock.measured == 2 * 4
+
+
+@pytest.mark.parametrize("filter_", ["everything", "sampled"])
+def test_first_rows_are_those_that_a_step_compares_with(filter_: str) -> None:
+    store, queries = kernel_cases.build(Case(rows=600, filter=filter_), CPU, 1)
+    part, asked = first_rows(store, queries)
+    kept = queries.filter.keep(0, 600).nonzero().squeeze(1)
+    assert sum(len(run) for run in asked.filter.runs) == ROWS
+    assert len(part.shard) == (ROWS if filter_ == "everything" else 600 // 8 + ROWS)
+    assert torch.equal(asked.filter.keep(0, len(part.shard)).nonzero().squeeze(1), kept[kept < len(part.shard)])
+    assert torch.equal(asked.owned, queries.owned & (queries.row < len(part.shard)))
+    assert torch.equal(asked.row[asked.owned], queries.row[asked.owned])
+    assert part.unit.data_ptr() == store.unit.data_ptr()
+
+
+def test_on_the_cpu_auto_is_chunked() -> None:
+    assert type(make_sweep(CentresConfig(backend="auto"), 64.0, CPU)) is ChunkedSweep
+
+
+@pytest.mark.parametrize(
+    ("products", "types"), [("auto", (torch.bfloat16,)), ("bf16", (torch.bfloat16,)), ("fp32", (torch.float32,))]
+)
+def test_on_cuda_kernels_take_rows_of_the_precision_of_products(products: Any, types: Any) -> None:
+    pytest.importorskip("triton")
+    sweep = make_sweep(CentresConfig(backend="auto", products=products, chunk_rows=7), 30.0, torch.device("cuda"))
+    assert isinstance(sweep, MeasuredSweep)
+    assert sweep.fused.types == types
+    assert {(one.scale, one.chunk_rows) for one in sweep.sweeps.values()} == {(30.0, 7)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "products"), [("bfloat16", "auto"), ("float32", "fp32")])
+@pytest.mark.parametrize("scale", [30.0, 64.0, 128.0])
+def test_they_agree_on_a_gpu(
+    scale: float, dtype: str, products: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is faster: it has an entry in the file, which what disagrees has not."""
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    case = Case(samples=200, rows=40_000, dim=512, scale=scale, dtype=dtype)
+    store, queries = kernel_cases.build(case, torch.device("cuda"), 1)
+    sweep = make_sweep(CentresConfig(backend="auto", products=products), scale, store.device)
+    partition = sweep.sums(store, queries)[1]
+    batch = (queries, scale / 200 / partition, torch.full_like(partition, -scale / 400))
+    for kind in ("sgd", "adamw"):
+        store.moments.clear()
+        betas = (0.9, 0.999)
+        rule = RowSGD(store, 0.9, 0.01) if kind == "sgd" else RowAdamW(store, betas, 1e-8, 0.1, "row", store.unit.dtype)
+        sweep.move(store, [batch], rule, 0.1)
+    kept = json.loads((tmp_path / "partialkd" / "tuning.json").read_text())
+    assert sum(key.startswith("backend of ") for key in kept) == 3
+
+
+def test_without_triton_auto_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "find_spec", lambda _: None)
+    assert type(make_sweep(CentresConfig(backend="auto"), 64.0, torch.device("cuda"))) is ChunkedSweep
