@@ -3,6 +3,9 @@
 A chunk is as many rows as its logits have room for: a piece of the shard, or several sampled pieces that lie apart.
 Pieces are multiplied with where they lie, without a copy where the store's type is that of the lengths, and their
 logits stand side by side in one matrix, so that all else is done once a chunk.
+
+On CUDA a chunk's logits, with the copy that products take of them, fill half of the L2 cache: they are written once and
+read or written a few times more, by a kernel each, which then need not go to memory. Never run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from torch import Tensor
 from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import CentreStore
+
+LEAST_ROWS = 256  # of a chunk; on CUDA it is a multiple of them
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,17 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, pr
             yield from _listed(store, torch.cat([_kept(filters, rows) for rows in slices]), products)
     if filters[0].sampled is not None:
         yield from _listed(store, torch.cat([f.outside for f in filters]).unique(), products)
+
+
+def rows_a_chunk(device: torch.device, samples: int, bytes_a_logit: int, logits: int) -> int:
+    """On CUDA as many as the L2 cache has room for; elsewhere, and where CUDA knows of none, about `logits` in all."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    return cached_rows(samples, bytes_a_logit, cache) if cache else max(LEAST_ROWS, logits // samples)
+
+
+def cached_rows(samples: int, bytes_a_logit: int, cache: int) -> int:
+    """Rows whose logits fill half of a cache of so many bytes."""
+    return max(1, cache // (2 * samples * bytes_a_logit * LEAST_ROWS)) * LEAST_ROWS
 
 
 def side_by_side(runs: Sequence[range], chunk_rows: int) -> Iterator[list[slice]]:

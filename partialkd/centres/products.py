@@ -25,6 +25,8 @@ from partialkd.centres.store import CentreStore
 class Products:
     """In the precision of the operands."""
 
+    copied = 0  # bytes of the copy that `operand` makes of a number
+
     def rows(self, store: CentreStore, rows: slice | Tensor) -> Tensor:
         """Unit centres (n, D) of these rows, as an operand."""
         return store.directions(rows)
@@ -56,6 +58,8 @@ class RoundedOnCPU(Products):
 
 class RoundedOnCUDA(Products):
     """bfloat16 operands, float32 results."""
+
+    copied = 2
 
     def rows(self, store: CentreStore, rows: slice | Tensor) -> Tensor:
         return store.unit[rows] if store.unit.dtype == torch.bfloat16 else self.operand(store.directions(rows))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from partialkd.centres.chunks import LEAST_ROWS, cached_rows
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
@@ -25,6 +26,7 @@ from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.student import BUCKET
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
+L2_BYTES = 50 << 20  # of an H100; the sweep asks the device
 FLOAT, HALF = 4, 2
 SGD_COPIES, ADAMW_COPIES = 3, 9  # of a chunk of rows, in the row optimisers
 STORE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -189,13 +191,14 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, logits: int, copies: int,
     the batch that were not are a chunk of copies. Products of bfloat16 take copies of rows and logits on CUDA.
     """
     dim, other = phase.model.embedding_dim, phase.centres.store != "fp32"
-    width = min(rows.used, phase.centres.chunk_rows or max(256, logits // batch))
+    copied = HALF if cuda and rounds(phase.centres.products, cuda) else 0
+    usual = cached_rows(batch, FLOAT + copied, L2_BYTES) if cuda else max(LEAST_ROWS, logits // batch)
+    width = min(rows.used, phase.centres.chunk_rows or usual)
     gathered = other + (copies > 1)
     chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
     if phase.centres.sample_rate < 1:
         chunk, width = max(chunk, batch * (batch + dim * copies)), max(width, batch)
-    rounded = HALF * width * (batch + dim) if cuda and rounds(phase.centres.products, cuda) else 0
-    return chunk * FLOAT + rounded
+    return chunk * FLOAT + copied * width * (batch + dim)
 
 
 def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
