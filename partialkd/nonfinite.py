@@ -7,6 +7,7 @@ it to all of them, and the norm of the student's gradient says on every rank ali
 
 Told is the earliest cause that any rank has, in the order of `CAUSES`. Live BatchNorm makes a whole micro-step's
 embeddings NaN when one image is, so the image is named; a parameter's gradient is the first of the backward pass.
+In a compiled network all gradients come together, in no order: the one named is then any that is not finite.
 """
 
 from __future__ import annotations

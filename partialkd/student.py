@@ -10,6 +10,8 @@ Precision "bf16" is torch.autocast: parameters, optimiser state and gradient red
 DeepSpeed's own choice, which also sends the gradients of convolutions in bfloat16, at stages 1-3 only.
 BatchNorm normalises per rank; `sync_batchnorm`: over all ranks; `freeze_batchnorm`: with its running statistics, which
 then stay as they are, while its scale and shift train on.
+`compile` (stages 0-2): the network's forward and backward pass are compiled, without CUDA graphs (models/compiled.py).
+All gradients then come at the end of the backward pass, and stage 2 reduces none of them during it.
 
 State is told by parameter name and in full, so it loads at any ZeRO stage and world size; at the same ones the
 continuation is exact. Buffers (running statistics) are each rank's own.
@@ -37,6 +39,7 @@ from partialkd.config import PhaseConfig
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.full_values import FullValues, full_shape
+from partialkd.models.compiled import compile_in_place
 from partialkd.models.sync_batchnorm import synchronise
 from partialkd.optimizer import clip, make_optimizer, moment_keys, trained
 from partialkd.schedule import Schedule
@@ -70,6 +73,8 @@ class Student:
         for module in model.modules():
             if phase.freeze_batchnorm and isinstance(module, _BatchNorm):
                 module.eval()
+        if phase.compile:
+            compile_in_place(model, world.device, f"{key}.compile")
 
     @property
     def lr(self) -> float:

@@ -102,7 +102,7 @@ def _open(job: Job, trained: nn.Module | None) -> Teacher:
     if config.source != "train":
         return open_teacher(config, job.image_size, device)
     network = open_model(job.folder / "teacher" / MODEL)[0] if trained is None else trained
-    return wrap_teacher(network, job.image_size, device, config.project_to)
+    return wrap_teacher(network, job.image_size, device, config.project_to, config.compile)
 
 
 def look_at(teacher: Teacher, config: Config, source: Source, world: World) -> None:

@@ -28,6 +28,7 @@ class TeacherConfig(Section):
     label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
     cache: str | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
     cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
+    compile: bool = False  # torch.compile of its network, with CUDA graphs on GPUs; embeddings differ by rounding
     train: PhaseConfig | None = None  # source = "train"; without effect with another source
 
     @property
@@ -48,6 +49,8 @@ class TeacherConfig(Section):
         for key in ("project_to", "cache") if self.source == "records" else ():
             if getattr(self, key) is not None:
                 raise ValueError(f'{key} must be left out with source = "records", got {getattr(self, key)!r}')
+        if self.compile and self.source not in ("train", "checkpoint"):
+            raise ValueError(f'compile must be false with source = "{self.source}", got true')
         if self.cache is not None and self.source == "none":
             raise ValueError(f'cache must be left out with source = "none", got {self.cache!r}')
         if self.centres == "classifier" and self.source != "train":  # a teacher trained here brings its own

@@ -9,6 +9,9 @@ caller's autocast; `embed` raises if it was put into training mode or its buffer
 On the CPU an image's embedding does not depend on the batch it comes in, bit for bit: kernels are chosen by the shape
 of their input and round differently, so the network always sees `GROUP` images, the last group filled up by repetition.
 (The number of threads may change the last bits.) On CUDA it sees the batch as it is; there the last bits may differ.
+Compiled (`teacher.compile`, models/compiled.py) it always sees one number of images, on CUDA too: each shape would be
+compiled anew. Embeddings then differ by rounding, about 1e-6 of their norm, far less than what float16 rounds off in a
+cache: so the fingerprint is that of the plain network, and embeddings kept by either serve the other.
 Errors: TeacherError, naming the file, for a teacher that does not load, has another dimension than declared, or emits
 NaN, infinity, zeros or the same embedding for every image.
 """
@@ -29,12 +32,14 @@ from torch.nn import functional as F
 from partialkd.config import InputConfig, TeacherConfig
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.build import build_empty, in_memory_format
+from partialkd.models.compiled import compile_in_place
 from partialkd.models.onnx import OnnxNetwork, onnx_digest
 from partialkd.models.saved import open_model
 from partialkd.models.weights import put_weights, read_weights
 
 PROJECTION_SEED = 20240701
 GROUP = 16  # images a forward pass on the CPU
+GRAPH_GROUP = 64  # on CUDA, compiled
 CONSTANT = 1e-6  # relative spread of the embeddings under which the teacher ignores its input
 
 
@@ -54,14 +59,19 @@ class Teacher:
         project_to: int | None,
         origin: str,
         digest: str,
+        compiled: bool = False,
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.accepts, self.image_size, self.device, self.origin = accepts, image_size, torch.device(device), origin
         self._marks = self._buffer_marks()
+        self._group = GROUP if self.device.type == "cpu" else None  # images a forward pass; None: the batch
         self.network_dim = self._emitted_dim()  # before the projection
         self.embedding_dim = project_to or self.network_dim
         self._projection = orthonormal(self.network_dim, project_to).to(device) if project_to else None
         self.fingerprint = _fingerprint(digest, accepts, image_size, project_to)
+        if compiled:
+            compile_in_place(self.network, self.device, "teacher.compile", graphs=True)
+            self._group = self._group or GRAPH_GROUP
 
     def embed(self, images: Tensor) -> Tensor:
         """(b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
@@ -107,15 +117,17 @@ class Teacher:
         return rows.float()
 
     def _forward(self, images: Tensor) -> Tensor:
-        """What the network emits for them, in groups of one size on the CPU."""
-        if self.device.type != "cpu" or not len(images):
+        """What the network emits for them, in groups of one size on the CPU, and compiled."""
+        if not len(images):
+            return images.new_zeros((0, self.network_dim))
+        if self._group is None:
             return self.network(images)
-        filled = torch.cat([images, images[-1:].expand(-len(images) % GROUP, -1, -1, -1)])
-        rows = [self.network(group) for group in filled.split(GROUP)]
+        filled = torch.cat([images, images[-1:].expand(-len(images) % self._group, -1, -1, -1)])
+        rows = [self.network(group).clone() for group in filled.split(self._group)]  # a CUDA graph has one result
         for emitted in rows:
-            if emitted.dim() != 2 or len(emitted) != GROUP:
+            if emitted.dim() != 2 or len(emitted) != self._group:
                 rule = "must emit (b, D) embeddings"
-                raise TeacherError(f"{self.origin}: {rule}, got {tuple(emitted.shape)} for {GROUP} images")
+                raise TeacherError(f"{self.origin}: {rule}, got {tuple(emitted.shape)} for {self._group} images")
         return torch.cat(rows)[: len(images)]
 
     def _prepared(self, images: Tensor) -> Tensor:
@@ -154,7 +166,7 @@ def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | 
         network, accepts, digest = _from_onnx(config, device) if config.source == "onnx" else _from_checkpoint(config)
     except CheckpointError as error:
         raise TeacherError(str(error)) from error
-    teacher = Teacher(network, accepts, image_size, device, config.project_to, config.path, digest)
+    teacher = Teacher(network, accepts, image_size, device, config.project_to, config.path, digest, config.compile)
     if config.embedding_dim not in (None, teacher.network_dim):
         rule = f"teacher.embedding_dim is {config.embedding_dim}"
         raise TeacherError(f"{config.path}: {rule}, but the network emits {teacher.network_dim} numbers")
@@ -180,12 +192,17 @@ def _fingerprint(digest: str, accepts: InputConfig, image_size: int, project_to:
 
 
 def wrap_teacher(
-    model: nn.Module, image_size: int, device: torch.device | str, project_to: int | None = None
+    model: nn.Module,
+    image_size: int,
+    device: torch.device | str,
+    project_to: int | None = None,
+    compiled: bool = False,
 ) -> Teacher:
     """A frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
     accepts = InputConfig(size=image_size)
     network, digest = copy.deepcopy(model), state_digest(model.state_dict())
-    return Teacher(network, accepts, image_size, torch.device(device), project_to, "the trained teacher", digest)
+    origin = "the trained teacher"
+    return Teacher(network, accepts, image_size, torch.device(device), project_to, origin, digest, compiled)
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:
