@@ -81,6 +81,7 @@ def one_step(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
             losses.append(outcome.loss.detach())
             values = outcome.values
         centres.step(optimizer.lr)
+    store = centres.store
     return {
         "loss": torch.stack(losses), "gradient": gradients, "centres": store.read(slice(None)), "seen": store.seen,
         "values": values, "dtype": store.unit.dtype,

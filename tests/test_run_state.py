@@ -1,4 +1,4 @@
-"""A run goes on at another number of ranks, stage, accumulation and store as if nothing had happened.
+"""A run goes on at another number of ranks, stage, accumulation, store and memory as if nothing had happened.
 
 One chain of checkpoints, 4 -> 3 -> 2 -> 1 -> 4 ranks, is compared with runs that nobody disturbed on 1 and on 2 ranks.
 The network is tiny, everything else is the trainer's own. Cases share launches, since starting ranks costs seconds.
@@ -68,13 +68,21 @@ class Case:
     stages: tuple[int, ...]  # ZeRO, of each leg of the chain
     accumulation: tuple[int, ...] = (1, 1, 1, 1, 1)
     centres: dict[str, Any] = field(default_factory=dict)
+    memory: tuple[str, ...] = ("device",) * 5  # of the centres
     phase: dict[str, Any] = field(default_factory=lambda: {"freeze_batchnorm": True})
     identities: int = 23
 
 
 CASES = (
     Case("trainable", ARCFACE, SGD, (0, 3, 1, 2, 0), (1, 2, 3, 2, 1), identities=IMAGES),
-    Case("sampled", ARCFACE, ADAMW, (2, 0, 3, 0, 2), centres={"sample_rate": 0.5}),
+    Case(
+        "sampled",
+        ARCFACE,
+        ADAMW,
+        (2, 0, 3, 0, 2),
+        centres={"sample_rate": 0.5},
+        memory=("host", "device", "host", "host", "device"),
+    ),
     Case("ema", ADADISTILL, SGD, (3, 1, 0, 2, 1)),
     Case("fixed", MARGINDISTILLATION, ADAMW, (1, 2, 1, 3, 2), phase={"sync_batchnorm": True}),
 )
@@ -86,7 +94,7 @@ def config_of(case: Case, leg: int, folder: Path, **changes: Any) -> Config:
         "epochs": 3, "max_steps": CHAIN[leg][1], "global_batch": BATCH,
         "schedule": {"name": "cosine", "warmup_steps": 2},
         "zero_stage": case.stages[leg], "accumulation": case.accumulation[leg],
-        "centres": case.centres, **case.phase, **changes,
+        "centres": {**case.centres, "memory": case.memory[leg]}, **case.phase, **changes,
     }  # fmt: skip
     tree: dict[str, Any] = {
         "run": {"name": "trial", "folder": str(folder), "log_every": 1, "tensorboard": False},
@@ -280,7 +288,7 @@ def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused_with_those_
 
 @pytest.mark.parametrize("phase", ["teacher.train", "student", "alone"])
 def test_keys_that_may_differ_on_resume(phase: str, tmp_path: Path) -> None:
-    trained = config_of(CASES[0], 0, tmp_path).model_dump(mode="json")
+    trained = config_of(CASES[1], 0, tmp_path).model_dump(mode="json")
     tree = {**trained, "alone": trained["student"], "teacher": {"source": "train", "train": trained["student"]}}
     save_config(parse_config(tree), tmp_path / "config.toml")
     free = (
@@ -288,14 +296,15 @@ def test_keys_that_may_differ_on_resume(phase: str, tmp_path: Path) -> None:
         "zero_stage=3",
         'centres.store="bf16"',
         'centres.moments="bf16"',
+        "centres.memory=device",
         "centres.backend=reference",
         "centres.chunk_rows=7",
         "centres.products=fp32",
     )
     changed = load_config(tmp_path / "config.toml", [f"{phase}.{key}" for key in free])
     check_same_run(changed, tmp_path / "config.toml")
-    other = load_config(tmp_path / "config.toml", [f"{phase}.centres.sample_rate=0.5"])
-    with pytest.raises(ConfigError, match=rf"{phase}.centres.sample_rate: must be 1.0, got 0.5"):
+    other = load_config(tmp_path / "config.toml", [f"{phase}.centres.sample_rate=0.7"])
+    with pytest.raises(ConfigError, match=rf"{phase}.centres.sample_rate: must be 0.5, got 0.7"):
         check_same_run(other, tmp_path / "config.toml")
 
 

@@ -1,0 +1,292 @@
+"""Centres in host memory: the same numbers as centres on the device, whatever moves them, and what may change between.
+
+Sweeps of single rows take the same products in the same order in both, so everything is equal bit for bit there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import dense
+import pytest
+import test_centres
+import torch
+from ranks import run
+from test_centres import ADAMW, SCALE, SEED, SGD, method_of, problem, sampled, store_of
+from torch import Tensor
+
+from partialkd.centres import Centres
+from partialkd.centres.sampling import Sampling
+from partialkd.centres.shard import shard_of
+from partialkd.centres.store import DTYPES
+from partialkd.centres.update import make_row_optimizer
+from partialkd.centres.window import Window, Windows
+from partialkd.config import CentresConfig
+from partialkd.config_files import load_config, parse_config
+from partialkd.dist import World
+from partialkd.errors import ConfigError
+from partialkd.planner.advice import savings
+from partialkd.planner.plan import Ranks, plan_phase
+
+CLASSES, BATCH, DIM = 32, 12, 8
+RATE = 0.4  # two of five blocks a step
+STEPS = range(7)  # over two cycles
+CONFIGS = Path(__file__).parent.parent / "configs"
+sizes = pytest.mark.parametrize("size", [1, 2, 3])
+
+Settings = dict[str, Any]
+Told = tuple[list[Tensor], dict[str, Tensor]]  # losses and gradients in order; the store at the end
+
+CASES: dict[str, tuple[str, Settings]] = {
+    "fixed, fp32": ("arcdistill", {}),
+    "fixed, int8": ("margindistillation", {"store": "int8"}),
+    "ema, fp32": ("ada_weighted", {}),
+    "ema, bf16": ("ada_weighted", {"store": "bf16"}),
+    "ema, int8": ("ada_weighted", {"store": "int8"}),
+    "SGD, fp32": ("arcface", {"optimizer": SGD}),
+    "SGD, all bf16": ("arcface", {"optimizer": SGD, "store": "bf16", "moments": "bf16"}),
+    "AdamW": ("cosface", {"optimizer": ADAMW}),
+    "AdamW, row, bf16": ("cosface", {"optimizer": ADAMW, "second_moment": "row", "moments": "bf16"}),
+}
+
+
+def made(world: World, name: str, settings: Settings, memory: str) -> Centres:
+    """`exact`: a float64 store. `unseen`: every so many classes have not been seen and are no negatives yet."""
+    kept = dict(settings)
+    optimizer, exact, unseen = kept.pop("optimizer", SGD), kept.pop("exact", False), kept.pop("unseen", None)
+    method, config = method_of(name), CentresConfig(**{"sample_rate": RATE, "memory": memory, **kept})
+    p = problem(classes=CLASSES)
+    p.seen[:: unseen or CLASSES] = not unseen
+    store = store_of(p, world, method.kind, torch.float64 if exact else DTYPES[config.store], bool(unseen))
+    if memory == "device":
+        for key, value in vars(store).items():
+            setattr(store, key, value.to(world.device) if isinstance(value, Tensor) else value)
+    rows = make_row_optimizer(store, optimizer, config) if method.kind == "trainable" else None
+    return Centres(store, world, SCALE, config, SEED, rows)
+
+
+def go_on(centres: Centres, name: str, steps: range, splits: int = 1, skip: bool = False) -> list[Tensor]:
+    """Optimiser steps on a batch each, the last of which is left out with `skip` -> losses, gradients."""
+    method, world, told = method_of(name), centres.world, []
+    dtype = centres.store.length.dtype
+    for step in steps:
+        p = dense.make_problem(centres.store.num_classes, BATCH, DIM, seed=step)
+        for part in torch.arange(BATCH).chunk(splits):
+            mine = part.chunk(world.size)[world.rank]
+            x, labels = p.student[mine].to(world.device, dtype).requires_grad_(), p.labels[mine].to(world.device)
+            if method.kind != "ema":
+                centres.begin(x, labels)
+            outcome = method.loss(centres, x, labels, p.teacher[mine].to(world.device, dtype))
+            outcome.loss.backward()
+            assert x.grad is not None
+            told += [outcome.loss.detach().cpu(), x.grad.cpu()]
+        if skip and step == steps[-1]:
+            centres.skip()
+        else:
+            centres.step(0.05)
+    return told
+
+
+def state_of(centres: Centres) -> dict[str, Tensor]:
+    return {key: value.to("cpu", copy=True) for key, value in centres.store.state().items()}
+
+
+def both(world: World, cases: dict[str, tuple[str, Settings]], splits: int) -> dict[str, list[Told]]:
+    """Each case with its centres on the device, then in host memory."""
+    told: dict[str, list[Told]] = {}
+    for case, (name, settings) in cases.items():
+        for memory in ("device", "host"):
+            centres = made(world, name, settings, memory)
+            told.setdefault(case, []).append((go_on(centres, name, STEPS, splits), state_of(centres)))
+    return told
+
+
+def compare(size: int, cases: dict[str, tuple[str, Settings]], tolerance: float, splits: int = 1) -> None:
+    for told in run(both, size, cases, splits):
+        for case, ((seen, there), (losses, here)) in told.items():
+            assert there.keys() == here.keys()
+            pairs = [*zip(seen, losses, strict=True), *((there[key], here[key]) for key in there)]
+            for wanted, got in pairs:
+                torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance, msg=f"{case}: {got} {wanted}")
+
+
+@pytest.mark.distributed
+def test_everything_is_equal_bit_for_bit() -> None:
+    """On three ranks, with uneven shards."""
+    compare(3, {case: (name, {**more, "chunk_rows": 1}) for case, (name, more) in CASES.items()}, tolerance=0.0)
+
+
+@pytest.mark.distributed
+@sizes
+def test_chunks_of_many_rows_and_several_micro_steps(size: int) -> None:
+    """To the rounding of sums in float64. The second micro-step of the first step makes the windows grow."""
+    settings = {"arcface": {"optimizer": SGD}, "cosface": {"optimizer": ADAMW}, "ada_weighted": {}, "arcdistill": {}}
+    cases = {name: (name, {**more, "exact": True}) for name, more in settings.items()}
+    cases["reference"] = ("arcface", {"exact": True, "backend": "reference"})
+    compare(size, cases, tolerance=1e-9, splits=2)
+
+
+@pytest.mark.distributed
+@sizes
+def test_classes_not_seen_yet_and_the_correction(size: int) -> None:
+    cases = {
+        f"{name} {unseen}": (name, {"exact": True, "unseen": unseen, "importance_correction": True})
+        for name, unseen in itertools.product(("ada_weighted", "arcdistill"), (None, 3))
+    }
+    compare(size, cases, tolerance=1e-9, splits=2)
+
+
+@pytest.mark.distributed
+@sizes
+@pytest.mark.parametrize(
+    ("name", "classes"), [("arcface", 40), ("ada_weighted", 40), ("arcdistill", 4), ("cosface", 4)]
+)
+def test_the_dense_reference(name: str, classes: int, size: int) -> None:
+    """With four classes there are ranks that take no row of their shard."""
+    p = sampled(problem(classes=classes), RATE)
+    test_centres.compare(name, p, size, sample_rate=RATE, memory="host", chunk_rows=7)
+
+
+MOVING = ["ema, int8", "SGD, all bf16", "AdamW"]
+
+
+@pytest.mark.parametrize("case", MOVING)
+def test_rows_that_change_after_they_were_copied_are_copied_again(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, settings = CASES[case]
+    settings = {**settings, "chunk_rows": 1}
+
+    def told(memory: str) -> Told:
+        centres = made(World(), name, settings, memory)
+        return go_on(centres, name, STEPS), state_of(centres)
+
+    (losses, there), (same, here) = told("device"), told("host")
+    assert all(torch.equal(a, b) for a, b in zip(losses, same, strict=True))
+    assert all(torch.equal(there[key], here[key]) for key in there)
+    monkeypatch.setattr(Window, "copy_from", lambda *_: None)
+    late, without = told("host")
+    assert not all(torch.equal(a, b) for a, b in zip(losses, late, strict=True))
+    assert not torch.equal(without["unit"], there["unit"])
+
+
+@pytest.mark.parametrize("case", MOVING)
+def test_a_step_that_is_left_out_leaves_no_trace(case: str) -> None:
+    name, settings = CASES[case]
+    centres = [made(World(), name, {**settings, "chunk_rows": 1}, memory) for memory in ("device", "host")]
+    for one in centres:
+        one.undoable = True
+        go_on(one, name, range(4), splits=2)
+        before = state_of(one)
+        go_on(one, name, range(50, 51), splits=2, skip=True)
+        assert one.steps == 4
+        assert all(torch.equal(value, before[key]) for key, value in state_of(one).items())
+    after = [go_on(one, name, range(4, 12)) for one in centres]
+    torch.testing.assert_close(after[1], after[0], rtol=1e-4, atol=1e-4)
+    moved = [one.store.read(slice(None)) for one in centres]
+    torch.testing.assert_close(moved[1], moved[0], rtol=0.02 if "bf16" in case else 1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", MOVING)
+@pytest.mark.parametrize("order", [("host", "device"), ("device", "host"), ("host", "host")])
+def test_a_run_goes_on_from_its_state_in_either_memory(case: str, order: tuple[str, str]) -> None:
+    name, settings = CASES[case]
+    settings = {**settings, "chunk_rows": 1}
+    straight = made(World(), name, settings, "device")
+    wanted = go_on(straight, name, STEPS)
+    first, second = (made(World(), name, settings, memory) for memory in order)
+    got = go_on(first, name, STEPS[:7])
+    second.store.load_state(state_of(first))
+    second.steps = 7
+    got += go_on(second, name, STEPS[7:])
+    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+    here = state_of(second)
+    assert all(torch.equal(value, here[key]) for key, value in state_of(straight).items())
+
+
+def test_a_larger_batch_makes_more_room() -> None:
+    centres = [made(World(), "arcface", {"exact": True}, memory) for memory in ("device", "host")]
+    found = []
+    for one in centres:
+        one.optimizer = None
+        for samples in (3, 30):
+            p = dense.make_problem(CLASSES, samples, DIM)
+            found.append(one.contrast(p.student, p.labels).negative)
+        one.step(0.1)
+    torch.testing.assert_close(found[2:], found[:2])
+
+
+@pytest.mark.parametrize(("classes", "rate"), [(61, 0.3), (1000, 0.1), (10_007, 0.37), (3, 0.5)])
+def test_no_step_takes_more_rows_than_a_window_has_room_for(classes: int, rate: float) -> None:
+    sampling = Sampling(classes, rate, seed=2)
+    for rank in range(3):
+        shard = shard_of(classes, rank, 3)
+        most = max(sum(map(len, sampling.runs(shard, step))) for step in range(40))
+        assert most <= sampling.most_rows(shard) <= min(len(shard), rate * 1.1 * len(shard) + 20 * sampling.block)
+
+
+# ------------------------------------------------------------------------------------------ settings and the plan
+
+
+def config_of(**centres: Any) -> Any:
+    tree = {
+        "run": {"name": "t"}, "data": {"path": "x"}, "teacher": {"source": "onnx", "path": "t", "embedding_dim": 8},
+        "student": {
+            "model": {"name": "iresnet18", "embedding_dim": 8}, "method": {"name": "arcface"},
+            "epochs": 1, "global_batch": BATCH, "centres": centres,
+        },
+    }  # fmt: skip
+    return parse_config(tree).student
+
+
+def test_host_memory_is_for_samples() -> None:
+    rule = r'student.centres.memory: must be "device" with sample_rate = 1, .* got "host"'
+    with pytest.raises(ConfigError, match=rule):
+        config_of(memory="host")
+    assert config_of(memory="host", sample_rate=0.5).centres.memory == "host"
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_the_plan_counts_the_windows_to_the_byte(cuda: bool) -> None:
+    data = load_config(CONFIGS / "ms1mv2_arcface.toml").data
+    centres = made(World(), "arcface", {}, "host")
+    go_on(centres, "arcface", range(2))
+    windows = centres._rows
+    assert isinstance(windows, Windows)
+    held = sum(value.nbytes for window in (windows._now, windows._next) for value in window.tensors.values())
+    kept = sum(value.nbytes for value in centres.store.state().values())
+    plan = plan_phase(config_of(memory="host", sample_rate=RATE), data, CLASSES, Ranks(1, cuda))
+    there = {name: bytes_ for name, bytes_ in plan.resident.items() if "centres" in name or "windows" in name}
+    assert sum(there.values()) + sum(plan.host.values()) == held + kept
+    assert sum(plan.host.values()) == (kept if cuda else 0)
+
+
+def test_host_memory_is_advised_for_samples_that_do_not_fit() -> None:
+    small = ["model.name=iresnet18", "model.depth=0.25", "model.width=0.25", "global_batch=16"]
+    change, ranks = 'centres.memory = "host"', Ranks(8, True)
+    for rate, advised in (("0.1", True), ("1.0", False)):
+        keys = [f"student.{key}" for key in (*small, f"centres.sample_rate={rate}")]
+        config = load_config(CONFIGS / "ms1mv2_arcface.toml", [*keys, "data.image_size=32"])
+        found = dict(itertools.islice(savings(config.student, config.data, 10**9, ranks, None, 80e9), 3))
+        assert (change in found) == advised
+        if advised:
+            assert found[change].peak <= 150e9 < found['centres.store = "bf16"'].peak
+            assert sum(found[change].host.values()) == 10**9 // 8 * (2 * 512 * 4 + 5)
+            assert found[change].copied["to the device"] == pytest.approx(1.25e7 * 4101, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(case: str) -> None:
+    """Never run yet. Page-locked memory, copies on a stream of their own; all else is as above."""
+    name, settings = CASES[case]
+    world = World(device=torch.device("cuda", 0))
+    centres = [made(world, name, {**settings, "chunk_rows": 1}, memory) for memory in ("device", "host")]
+    told = [go_on(one, name, STEPS, splits=2) for one in centres]
+    torch.testing.assert_close(told[1], told[0], rtol=1e-3, atol=1e-3)
+    there, here = (state_of(one) for one in centres)
+    assert centres[1].store.device.type == "cpu"
+    if settings.get("optimizer") is None:
+        assert all(torch.equal(value, here[key]) for key, value in there.items())
+    torch.testing.assert_close(here["length"], there["length"], rtol=0.01, atol=1e-3)
