@@ -47,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
                      "global_batch": 48, "zero_stage": 3},
     "sampled": {"method": {"name": "arcface"}, "classes": 200_000, "global_batch": 12,
                 "centres": {"sample_rate": 0.1}},
+    "host memory": {"method": {"name": "arcface"}, "classes": 150_000, "global_batch": 12,
+                    "centres": {"sample_rate": 0.2, "memory": "host"}},
     "wide batch": {"method": {"name": "adadistill", "initial_centres": "random"}, "classes": 60_000,
                    "global_batch": 192, "model": {**MODEL, "width": 0.25, "depth": 0.5, "embedding_dim": DIM}},
 }  # fmt: skip
