@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from partialkd.errors import ConfigError
 
+BACKEND = "inductor"  # torch's own
+
 
 def compile_in_place(network: nn.Module, device: torch.device, key: str, graphs: bool = False) -> None:
     """From its next call on. key: of the configuration that asks for it; graphs: with CUDA graphs, on CUDA."""
     require_compiler(device, key)
     mode = "reduce-overhead" if graphs and device.type == "cuda" else "default"
-    network.compile(mode=mode, dynamic=False)
+    network.compile(backend=BACKEND, mode=mode, dynamic=False)
 
 
 def require_compiler(device: torch.device, key: str) -> None:
@@ -42,7 +44,7 @@ def _problem(kind: str) -> str | None:
     """Why nothing compiles for this kind of device, or None. Tried, not asked: too much can be missing."""
     unseen = float(time.time_ns())  # a constant that no cache of compiled code has
     try:
-        torch.compile(_scaled_sine, dynamic=False)(torch.ones(64, device=kind), unseen)
+        torch.compile(_scaled_sine, backend=BACKEND, dynamic=False)(torch.ones(64, device=kind), unseen)
     except Exception as error:  # dynamo's, inductor's, Triton's and the system's have no common base
         cause = getattr(error, "inner_exception", error)
         return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
