@@ -1,13 +1,16 @@
 """Images/s of the whole training step, with the teacher running and with its embeddings kept, side by side.
 
     python benchmarks/end_to_end.py [--teacher iresnet50] [--student mobilefacenet_gdc] [--batch 64] [--classes 20000]
-                                    [--size 112] [--loader jpeg] [--steps 3] [--runs 3] [--json] [--out FILE]
+                                    [--size 112] [--loader jpeg] [--steps 3] [--runs 3] [--compile] [--json]
+                                    [--out FILE]
 
 One rank. The records are procedural faces in an InsightFace folder, read, decoded and mirrored by the loader that
 trains; the student is DeepSpeed's, the method AdaDistill over moving-average centres, the teacher a network of the
-named kind with random weights, whose cost is that of a trained one. Both ways run in turn, `steps` steps a run.
+named kind with random weights, whose cost is that of a trained one. The ways run in turn, `steps` steps a run.
 
 - live: each batch goes through the teacher. cached: the teacher's embeddings come from a teacher cache (float16).
+- compiled (--compile): live, with teacher.compile and student.compile. What compiling takes lies before the first step
+  that is measured: `compile_seconds`, which opening the teacher and the first step take beyond those of "live".
 - parts: seconds of a step spent waiting for the loader, in the teacher (or in waiting for what was kept, which is part
   of the loader's), in the student (forward, backward and step) and in the centres (the loss over them and their move),
   medians over all steps of a way; what is left is the trainer's own.
@@ -68,6 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--steps", type=int, default=3, help="in a run")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="also with teacher and student compiled")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
@@ -95,6 +99,14 @@ def configured(args: argparse.Namespace, folder: Path) -> Config:
             "evaluate": {"batch": args.batch},
         }
     )  # fmt: skip
+
+
+def compiled(config: Config) -> Config:
+    """The same with both networks compiled."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for section in ("teacher", "student"):
+        tree[section]["compile"] = True
+    return parse_config(tree)
 
 
 def make_inputs(args: argparse.Namespace, config: Config, folder: Path) -> None:
@@ -139,18 +151,25 @@ class Clock:
 
 
 class Way:
-    """A trainer and its clock."""
+    """A trainer and its clock. teacher: what was kept of it; None: its network, opened here."""
 
-    def __init__(self, config: Config, world: World, teacher: Any, stop: StopSignals, name: str) -> None:
+    def __init__(
+        self, config: Config, world: World, stop: StopSignals, name: str, teacher: TeacherCache | None = None
+    ) -> None:
+        start = time.perf_counter()
         source = open_source(config.data)
         shard = shard_of(source.num_classes, world.rank, world.size)
         dim = config.student.model.embedding_dim
         store = CentreStore.random(shard, source.num_classes, dim, torch.float32, world.device, seed=0)
         folder = Path(config.run.folder) / name
-        self.trainer = Trainer("student", config.student, config, world, source, store, teacher, folder, stop)
+        taught_by = teacher or open_teacher(config.teacher, config.data.image_size, world.device)
+        self.trainer = Trainer("student", config.student, config, world, source, store, taught_by, folder, stop)
         self.clock = Clock(world.device)
         self.batches = self._batches()
         self._put_clocks()
+        self.run(1)  # warms up
+        self.clock.steps.clear()
+        self.opening = time.perf_counter() - start  # seconds, with the first step
 
     def _put_clocks(self) -> None:
         trainer, around = self.trainer, self.clock.around
@@ -187,23 +206,20 @@ def measure(args: argparse.Namespace, folder: Path, world: World) -> dict[str, A
     cache = TeacherCache(folder / "cache")
     stop = StopSignals()
     try:
-        live = open_teacher(config.teacher, args.size, world.device)
-        ways = {
-            "live": Way(config, world, live, stop, "live"),
-            "cached": Way(config, world, cache, stop, "cached"),
-        }
-        for run in range(args.runs + 1):
+        ways = {"live": Way(config, world, stop, "live"), "cached": Way(config, world, stop, "cached", cache)}
+        if args.compile:
+            ways["compiled"] = Way(compiled(config), world, stop, "compiled")
+        for _ in range(args.runs):
             for way in ways.values():
-                way.run(args.steps if run else 1)
-                if run == 0:
-                    way.clock.steps.clear()  # the first step warms up
+                way.run(args.steps)
         seconds = {name: way.clock.medians() for name, way in ways.items()}
+        opening = {name: way.opening for name, way in ways.items()}
         for way in ways.values():
             way.batches.close()  # type: ignore[attr-defined]
             way.trainer.close()
     finally:
         stop.forget()
-    return result_of(args, seconds, made, cache, world)
+    return result_of(args, seconds, made, cache, world) | compared(seconds, opening)
 
 
 def result_of(
@@ -235,6 +251,14 @@ def result_of(
         "runs": args.runs,
         **machine(world.device),
     }
+
+
+def compared(seconds: dict[str, dict[str, float]], opening: dict[str, float]) -> dict[str, Any]:
+    """What compiling gained and took, if that was asked for."""
+    if "compiled" not in seconds:
+        return {}
+    gained = {part: seconds["live"][part] / seconds["compiled"][part] for part in ("teacher", "student", "step")}
+    return {"compiled_speedup": gained, "compile_seconds": opening["compiled"] - opening["live"]}
 
 
 def table_of(result: dict[str, Any]) -> PrettyTable:
