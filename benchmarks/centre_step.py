@@ -2,7 +2,7 @@
 
     python benchmarks/centre_step.py --kind fixed ema trainable --classes 200000 --batch 256 [--json] [--out FILE]
 
-Every combination of --kind, --classes, --backend, --store, --products and --sample-rate is measured:
+Every combination of --kind, --classes, --backend, --store, --memory, --products and --sample-rate is measured:
 
 - step: the engine, one rank: the update of the centres (EMA, or second sweep with momentum SGD), the sweep, an
   ArcFace margin, the loss and its backward pass to the embeddings.
@@ -13,7 +13,8 @@ Every combination of --kind, --classes, --backend, --store, --products and --sam
   TF32 on the CPU and for float32 stores, else bfloat16. They give the rate of matrix products of this machine.
 - floor: 4 N S D flops at that rate, 8 N S D where centres are trained; S = sample rate x C.
 
-Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum.
+Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum;
+with --memory host also beyond the two windows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from partialkd.margin import arc_margin, margin_softmax
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
 KINDS = ("fixed", "ema", "trainable")
-FACTS = ("kind", "backend", "store", "products", "classes", "batch", "dim", "sample_rate")
+FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
 FILLED_AT_ONCE, MULTIPLIED = 1 << 16, 1 << 18  # rows
 Step = Callable[[], Any]
 
@@ -56,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--sample-rate", nargs="+", type=float, default=[1.0])
     parser.add_argument("--store", nargs="+", choices=tuple(DTYPES), default=["fp32"])
+    parser.add_argument("--memory", nargs="+", choices=("device", "host"), default=["device"])
     parser.add_argument("--products", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"])
     parser.add_argument("--chunk-rows", type=int)
     parser.add_argument("--runs", type=int, default=5)
@@ -64,12 +66,14 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if "fused" in args.backend and not torch.cuda.is_available():
         parser.error("--backend fused: needs a GPU; use chunked")
+    if "host" in args.memory and 1.0 in args.sample_rate:
+        parser.error("--memory host: needs a --sample-rate under 1")
     return args
 
 
 def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
     """One namespace a combination, with a single value of every option."""
-    names = ("kind", "classes", "store", "sample_rate", "backend", "products")
+    names = ("kind", "classes", "store", "sample_rate", "memory", "backend", "products")
     each = itertools.product(*(getattr(args, name) for name in names))
     return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
 
@@ -77,6 +81,7 @@ def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
 def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
     """Random centres, all seen, made where they stay."""
     torch.manual_seed(0)
+    device = torch.device("cpu") if args.memory == "host" else device
     store = CentreStore.empty(range(args.classes), args.classes, args.dim, DTYPES[args.store], device)
     for start in range(0, args.classes, FILLED_AT_ONCE):
         stop = min(start + FILLED_AT_ONCE, args.classes)
@@ -85,11 +90,11 @@ def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
     return store
 
 
-def make_inputs(args: argparse.Namespace, store: CentreStore) -> tuple[Tensor, Tensor, Tensor]:
+def make_inputs(args: argparse.Namespace, store: CentreStore, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """-> student (N, D), teacher (N, D), labels (N,)."""
     labels = torch.randint(args.classes, (args.batch,), device=store.device)
     centres, noise = store.read(labels), torch.randn(2, args.batch, args.dim, device=store.device)
-    return centres + noise[0], centres + 0.5 * noise[1], labels
+    return (centres + noise[0]).to(device), (centres + 0.5 * noise[1]).to(device), labels.to(device)
 
 
 def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
@@ -97,12 +102,13 @@ def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tens
     config = CentresConfig(
         sample_rate=args.sample_rate,
         store=args.store,
+        memory=args.memory,
         backend=args.backend,
         products=args.products,
         chunk_rows=args.chunk_rows,
     )
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
-    centres = Centres(store, World(device=store.device), SCALE, config, optimizer=optimizer)
+    centres = Centres(store, World(device=student.device), SCALE, config, optimizer=optimizer)
 
     def look(own: Any) -> Tensor:
         return move_ema(own, weighted=True, first_sight=True, renormalise=False)
@@ -121,7 +127,7 @@ def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tens
 
 def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
     student, teacher, labels = inputs
-    rows = store.read(slice(None))
+    rows = store.read(slice(None)).to(student.device)
     weight = F.normalize(rows) if kind == "fixed" else rows
     weight.requires_grad_(kind == "trainable")
     optimizer = torch.optim.SGD([weight], LR, momentum=SGD.momentum, weight_decay=SGD.weight_decay)
@@ -154,8 +160,9 @@ def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
 
 def plain_products(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> tuple[Step, float]:
     """-> the step, its flops."""
-    half = store.device.type == "cuda" and args.store != "fp32"
-    weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(torch.bfloat16 if half else torch.float32)
+    device = inputs[0].device
+    half = device.type == "cuda" and args.store != "fp32"
+    weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(device, torch.bfloat16 if half else torch.float32)
     x = F.normalize(inputs[0]).to(weight.dtype)
     terms, total = x.new_empty(len(x), len(weight)), torch.empty_like(x)
 
@@ -168,7 +175,7 @@ def plain_products(args: argparse.Namespace, store: CentreStore, inputs: tuple[T
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     store = make_store(args, device)
-    inputs = make_inputs(args, store)
+    inputs = make_inputs(args, store, device)
     products, flops = plain_products(args, store, inputs)
     variants: dict[str, Step] = {"products": products}
     if reference_fits(args, device):
@@ -199,7 +206,7 @@ def table_of(results: list[dict[str, Any]]) -> PrettyTable:
         ["centres", "classes", "rate", "seconds", "of the floor", "extra MB", "reference s", "faster by"]
     )
     for one in results:
-        name = f"{one['kind']}, {one['store']}, {one['backend']}, products {one['products']}"
+        name = f"{one['kind']}, {one['store']} on {one['memory']}, {one['backend']}, products {one['products']}"
         figures = [f"{one['seconds']:.4f}", f"{one['over_floor']:.2f}", f"{one['peak_extra_bytes'] / 1e6:.1f}"]
         reference = ["does not fit", ""]
         if "speedup" in one:
