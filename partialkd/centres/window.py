@@ -1,4 +1,4 @@
-"""Where the rows of a step lie: in the store, or, of a store in host memory, in a window on the device that computes.
+"""Centres in host memory: the rows of a step, and of the next one, in windows on the device that computes.
 
 With `centres.memory = "host"` a rank's store stays on the CPU. A step reads a *window*, a small store on the device:
 the sampled rows side by side, then the rows of the batch's own classes that were not sampled, brought in by the
@@ -27,85 +27,20 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from partialkd.centres.residence import Residence
 from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows
 
 COPIED_AT_ONCE = 1 << 13  # rows from window to window, which goes through a copy of them
-# Bytes. From here on the C library maps memory for a tensor alone; smaller ones share pages, which can be locked once.
+# Bytes. From here on the C library maps memory for a tensor alone, which is locked as it lies; smaller ones, which may
+# share a page, are moved.
 LOCKED_FROM = 32 << 20
-
-Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
-
-
-class Residence(Protocol):
-    """What the engine asks of either."""
-
-    store: CentreStore  # all rows of the shard; up to date after `settle`
-    working: CentreStore  # what sweeps and optimisers act on in this micro-step
-    device: torch.device  # where they do
-
-    def enter(self, own: OwnRows, step: int) -> OwnRows:
-        """Before anything else in a micro-step: the samples' own rows of `store` -> of `working`."""
-
-    def moves(self, own: OwnRows, undoable: bool) -> None:
-        """`look` is about to move these rows of `working`."""
-
-    def filter(self, own: OwnRows, step: int) -> RowFilter:
-        """The rows of `working` that are compared with."""
-
-    def leave(self, everything: bool) -> None:
-        """The optimiser step is done; `everything`: it moved all rows that were compared with."""
-
-    def undo(self) -> None:
-        """Instead of `leave`: what `look` has moved goes back."""
-
-    def settle(self) -> None:
-        """Until `store` is what the last step made of it."""
-
-
-class InStore(Residence):
-    """Rows that are used where the store keeps them."""
-
-    def __init__(self, store: CentreStore, sampling: Sampling | None) -> None:
-        self.store = self.working = store
-        self.device, self.sampling = store.device, sampling
-        self._moved: list[Moved] = []
-
-    def enter(self, own: OwnRows, step: int) -> OwnRows:
-        return own
-
-    def moves(self, own: OwnRows, undoable: bool) -> None:
-        store, rows = self.store, own.row
-        if undoable and len(store.shard):
-            before = {name: tensor[rows] for name, tensor in store.tensors().items()}
-            self._moved.append((rows, before, store.skip_unseen))
-
-    def filter(self, own: OwnRows, step: int) -> RowFilter:
-        seen = None if self.store.everything_seen else self.store.seen
-        count = len(self.store.shard)
-        if self.sampling is None and seen is None:
-            return RowFilter(count, own.row[:0])
-        sampled = self.sampling.runs(self.store.shard, step) if self.sampling else None
-        return RowFilter(count, own.row[own.owned], sampled, seen)
-
-    def leave(self, everything: bool) -> None:
-        self._moved.clear()
-
-    def undo(self) -> None:
-        store = self.store
-        for rows, before, store.skip_unseen in reversed(self._moved):
-            for name, tensor in store.tensors().items():
-                tensor[rows] = before[name]
-        self._moved.clear()
-
-    def settle(self) -> None:
-        pass
 
 
 class Window:
@@ -204,11 +139,11 @@ class Windows(Residence):
         self._changed: list[Tensor] = []  # that the last step has changed
         self._returning: list[dict[str, Tensor]] = []  # rows on their way, by tensor, with their class ids
         if device.type == "cuda":
-            _lock_pages(self, list(store.state().values()))
+            _lock_pages(self, store)
 
     def enter(self, own: OwnRows, step: int) -> OwnRows:
-        self.settle()
-        if self._now.step != step:
+        if self._now.step != step:  # else nothing is on its way back, and what comes is for the next step
+            self.settle()
             self._turn_to(step, len(own.row))
         window = self._now
         self._micro_steps += 1
@@ -304,11 +239,17 @@ class Lane:
             self._stream.synchronize()
 
 
-def _lock_pages(owner: Windows, tensors: Sequence[Tensor]) -> None:
+def _lock_pages(owner: Windows, store: CentreStore) -> None:
     """So that copies go on by themselves; until `owner` is gone. An error of CUDA where the system has no room left."""
-    locked = [x for x in tensors if x.nbytes >= LOCKED_FROM]
-    for x in locked:
-        _check(torch.cuda.cudart().cudaHostRegister(x.data_ptr(), x.nbytes, 0))
+    locked = []
+    for name, x in store.state().items():
+        if x.nbytes >= LOCKED_FROM:
+            _check(torch.cuda.cudart().cudaHostRegister(x.data_ptr(), x.nbytes, 0))
+            locked.append(x)
+        elif name.startswith("moment."):
+            store.moments[name.removeprefix("moment.")] = x.pin_memory()
+        else:
+            setattr(store, name, x.pin_memory())
     weakref.finalize(owner, _unlock_pages, locked).atexit = False
 
 

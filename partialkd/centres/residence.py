@@ -1,0 +1,82 @@
+"""Where the rows lie that a step reads and moves: in the store itself, or in a window of it (partialkd.centres.window).
+
+A micro-step enters, is filtered, and may move its own classes' rows; an optimiser step ends with `leave` or `undo`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.sampling import RowFilter, Sampling
+from partialkd.centres.store import CentreStore
+from partialkd.centres.update import OwnRows
+
+Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
+
+
+class Residence(Protocol):
+    """What the engine asks of either."""
+
+    store: CentreStore  # all rows of the shard; up to date after `settle`
+    working: CentreStore  # what sweeps and optimisers act on in this micro-step
+    device: torch.device  # where they do
+
+    def enter(self, own: OwnRows, step: int) -> OwnRows:
+        """Before anything else in a micro-step: the samples' own rows of `store` -> of `working`."""
+
+    def moves(self, own: OwnRows, undoable: bool) -> None:
+        """`look` is about to move these rows of `working`."""
+
+    def filter(self, own: OwnRows, step: int) -> RowFilter:
+        """The rows of `working` that are compared with."""
+
+    def leave(self, everything: bool) -> None:
+        """The optimiser step is done; `everything`: it moved all rows that were compared with."""
+
+    def undo(self) -> None:
+        """Instead of `leave`: what `look` has moved goes back."""
+
+    def settle(self) -> None:
+        """Until `store` is what the last step made of it."""
+
+
+class InStore(Residence):
+    """Rows that are used where the store keeps them."""
+
+    def __init__(self, store: CentreStore, sampling: Sampling | None) -> None:
+        self.store = self.working = store
+        self.device, self.sampling = store.device, sampling
+        self._moved: list[Moved] = []
+
+    def enter(self, own: OwnRows, step: int) -> OwnRows:
+        return own
+
+    def moves(self, own: OwnRows, undoable: bool) -> None:
+        store, rows = self.store, own.row
+        if undoable and len(store.shard):
+            before = {name: tensor[rows] for name, tensor in store.tensors().items()}
+            self._moved.append((rows, before, store.skip_unseen))
+
+    def filter(self, own: OwnRows, step: int) -> RowFilter:
+        seen = None if self.store.everything_seen else self.store.seen
+        count = len(self.store.shard)
+        if self.sampling is None and seen is None:
+            return RowFilter(count, own.row[:0])
+        sampled = self.sampling.runs(self.store.shard, step) if self.sampling else None
+        return RowFilter(count, own.row[own.owned], sampled, seen)
+
+    def leave(self, everything: bool) -> None:
+        self._moved.clear()
+
+    def undo(self) -> None:
+        store = self.store
+        for rows, before, store.skip_unseen in reversed(self._moved):
+            for name, tensor in store.tensors().items():
+                tensor[rows] = before[name]
+        self._moved.clear()
+
+    def settle(self) -> None:
+        pass
