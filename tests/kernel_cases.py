@@ -48,6 +48,8 @@ CASES = {
     "smallest": Case(samples=1, rows=1, dim=16),
     "narrow": Case(samples=3, rows=50, dim=5),
     "wide": Case(samples=9, rows=21, dim=130),
+    "512 wide": Case(samples=9, rows=40, dim=512),
+    "1024 wide": Case(samples=9, rows=40, dim=1024),
     "many samples": Case(samples=150, rows=40, dim=32),
     "scale 30": Case(scale=30.0),
     "scale 128": Case(scale=128.0),
