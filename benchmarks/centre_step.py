@@ -9,18 +9,24 @@ Every combination of --kind, --classes, --backend, --store, --memory, --products
 - reference: what is usually written: an (N, C) logits tensor, margin at the target, cross-entropy, autograd;
   for trainable centres a dense gradient and torch.optim.SGD. Centres that move are normalised each step. All classes
   take part, whatever the sample rate. Left out where it would not fit into the memory that is free.
-- products: x W^T, then P W into tensors that exist already, over at most 262144 rows; no exp, no loss; float32 without
-  TF32 on the CPU and for float32 stores, else bfloat16. They give the rate of matrix products of this machine.
+- products: x W^T, then P W into tensors that exist already, over at most 262144 rows; no exp, no loss. They give the
+  rate of matrix products of this machine.
 - floor: 4 N S D flops at that rate, 8 N S D where centres are trained; S = sample rate x C.
 
+Reference and products multiply in the precision of the step ("precision"): float32 without TF32, or bfloat16 operands
+with float32 sums (CUDA: autocast and bfloat16 tensors, never run on a GPU yet; CPU: oneDNN's setting, which the engine
+uses as well). Where that is bfloat16, `over_fp32_products` is the step against the same flops at the rate of float32
+products, `fp32_products_flops`, measured beside; where it is float32, that ratio is `over_floor`.
+
 Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum;
-with --memory host also beyond the two windows.
+with --memory host also beyond the two windows. What the configuration refuses and what has no room in the memory that
+is free is "left_out", with the reason. FILE is written anew after every combination.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +34,8 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from measure import free_bytes, interleaved_seconds, machine, medians, peak_extra_bytes
+from centre_cases import MULTIPLIED, cases, facts_of, reference_fits, refused, rounded, without_room
+from measure import interleaved_seconds, machine, medians, peak_extra_bytes, rounding
 from prettytable import PrettyTable
 from torch import Tensor
 
@@ -37,13 +44,14 @@ from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.dist import World
+from partialkd.files import write_text
 from partialkd.margin import arc_margin, margin_softmax
+from partialkd.out_of_memory import is_out_of_memory
 
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
 KINDS = ("fixed", "ema", "trainable")
-FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
-FILLED_AT_ONCE, MULTIPLIED = 1 << 16, 1 << 18  # rows
+FILLED_AT_ONCE = 1 << 16  # rows
 Step = Callable[[], Any]
 
 
@@ -66,16 +74,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if "fused" in args.backend and not torch.cuda.is_available():
         parser.error("--backend fused: needs a GPU; use chunked")
-    if "host" in args.memory and 1.0 in args.sample_rate:
-        parser.error("--memory host: needs a --sample-rate under 1")
     return args
-
-
-def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """One namespace a combination, with a single value of every option."""
-    names = ("kind", "classes", "store", "sample_rate", "memory", "backend", "products")
-    each = itertools.product(*(getattr(args, name) for name in names))
-    return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
 
 
 def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
@@ -125,21 +124,28 @@ def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tens
     return step
 
 
-def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
+def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...], half: bool) -> Step:
+    """half: products of bfloat16 numbers, logits and all else in float32."""
     student, teacher, labels = inputs
     rows = store.read(slice(None)).to(student.device)
     weight = F.normalize(rows) if kind == "fixed" else rows
+    if half and kind == "fixed" and weight.is_cuda:
+        weight = weight.bfloat16()  # once, not at every step
     weight.requires_grad_(kind == "trainable")
     optimizer = torch.optim.SGD([weight], LR, momentum=SGD.momentum, weight_decay=SGD.weight_decay)
 
     def step() -> Any:
+        with rounding(half, student.device):
+            return gradient()
+
+    def gradient() -> Any:
         x = student.clone().requires_grad_()
         unit = F.normalize(x)
         if kind == "ema":
             f_t = F.normalize(teacher)
             alpha = ((unit.detach() * f_t).sum(1) * (F.normalize(weight[labels]) * f_t).sum(1)).clamp(0, 1)[:, None]
             weight[labels] = alpha * weight[labels] + (1 - alpha) * f_t
-        cosine = unit @ (weight if kind == "fixed" else F.normalize(weight)).T
+        cosine = (unit @ (weight if kind == "fixed" else F.normalize(weight)).T).float()
         target = cosine.gather(1, labels[:, None])
         logits = SCALE * cosine.scatter(1, labels[:, None], arc_margin(target, MARGIN))
         F.cross_entropy(logits, labels).backward()
@@ -152,48 +158,39 @@ def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...])
     return step
 
 
-def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
-    """Room for eight tensors of logits, and for two of rows, six where centres move."""
-    logits, rows = args.classes * args.batch, args.classes * args.dim
-    return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6)) < free_bytes(device)
-
-
-def plain_products(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> tuple[Step, float]:
-    """-> the step, its flops."""
+def plain_products(
+    args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...], half: bool
+) -> tuple[Step, float]:
+    """-> the step, its flops. half: of bfloat16 numbers."""
     device = inputs[0].device
-    half = device.type == "cuda" and args.store != "fp32"
-    weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(device, torch.bfloat16 if half else torch.float32)
-    x = F.normalize(inputs[0]).to(weight.dtype)
+    dtype = torch.bfloat16 if half and device.type == "cuda" else torch.float32
+    weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(device, dtype)
+    x = F.normalize(inputs[0]).to(dtype)
     terms, total = x.new_empty(len(x), len(weight)), torch.empty_like(x)
 
     def step() -> Any:
-        torch.mm(x, weight.T, out=terms)
-        return torch.mm(terms, weight, out=total)
+        with rounding(half, device):  # autocast leaves products into given tensors alone
+            torch.mm(x, weight.T, out=terms)
+            return torch.mm(terms, weight, out=total)
 
     return step, 4.0 * args.batch * len(weight) * args.dim
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    store = make_store(args, device)
+    store, half = make_store(args, device), rounded(args, device)
     inputs = make_inputs(args, store, device)
-    products, flops = plain_products(args, store, inputs)
+    step = engine_step(args, store, inputs)
+    products, flops = plain_products(args, store, inputs, half)
     variants: dict[str, Step] = {"products": products}
+    if half:
+        variants["fp32_products"] = plain_products(args, store, inputs, half=False)[0]
     if reference_fits(args, device):
-        variants["reference"] = materialised_step(args.kind, store, inputs)
-    variants["step"] = engine_step(args, store, inputs)
+        variants["reference"] = materialised_step(args.kind, store, inputs, half)
+    variants["step"] = step
     seconds = medians(interleaved_seconds(variants, args.runs, device))
-    rate = flops / seconds["products"]
-    passes = 8 if args.kind == "trainable" else 4
-    floor = passes * args.batch * args.classes * args.sample_rate * args.dim / rate
-    result = {
-        **{key: getattr(args, key) for key in FACTS},
-        "seconds": seconds["step"],
-        "floor_seconds": floor,
-        "over_floor": seconds["step"] / floor,
-        "products_flops": rate,
-        "peak_extra_bytes": peak_extra_bytes(variants["step"], device),
-        "runs": args.runs,
-    }
+    result = {**facts_of(args), "precision": "bf16" if half else "fp32", "seconds": seconds["step"], "runs": args.runs}
+    result |= against_products(args, flops, seconds)
+    result["peak_extra_bytes"] = peak_extra_bytes(variants["step"], device)
     if "reference" in variants:
         result["reference_seconds"] = seconds["reference"]
         result["speedup"] = seconds["reference"] / seconds["step"]
@@ -201,28 +198,72 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return result
 
 
+def against_products(args: argparse.Namespace, flops: float, seconds: dict[str, float]) -> dict[str, float]:
+    """The floor, the ratio to it, and the ratio to float32 products where those were measured beside."""
+    passes = 8 if args.kind == "trainable" else 4
+    rates = {name: flops / seconds[name] for name in ("products", "fp32_products") if name in seconds}
+    work = passes * args.batch * args.classes * args.sample_rate * args.dim
+    floors = {name: work / rate for name, rate in rates.items()}
+    result = {
+        "floor_seconds": floors["products"],
+        "over_floor": seconds["step"] / floors["products"],
+        "products_flops": rates["products"],
+    }
+    if "fp32_products" in floors:
+        result["over_fp32_products"] = seconds["step"] / floors["fp32_products"]
+        result["fp32_products_flops"] = rates["fp32_products"]
+    return result
+
+
+def measure_all(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Every combination; what is there so far is in --out after each."""
+    measurements: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    result = {**machine(device), "measurements": measurements, "left_out": left_out}
+    for case in cases(args):
+        gc.collect()  # what is left of the one before
+        why = refused(case) or without_room(case, device)
+        try:
+            if not why:
+                measurements.append(measure(case, device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            why = str(error).splitlines()[0]
+        if why:
+            left_out.append({**facts_of(case), "why": why})
+        if args.out:
+            write_text(args.out, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def name_of(one: dict[str, Any]) -> str:
+    return f"{one['kind']}, {one['store']} on {one['memory']}, {one['backend']}, products {one['products']}"
+
+
 def table_of(results: list[dict[str, Any]]) -> PrettyTable:
-    table = PrettyTable(
-        ["centres", "classes", "rate", "seconds", "of the floor", "extra MB", "reference s", "faster by"]
-    )
+    columns = ["seconds", "of the floor", "of fp32 products", "extra MB", "reference s", "faster by"]
+    table = PrettyTable(["centres", "classes", "rate", *columns])
     for one in results:
-        name = f"{one['kind']}, {one['store']} on {one['memory']}, {one['backend']}, products {one['products']}"
-        figures = [f"{one['seconds']:.4f}", f"{one['over_floor']:.2f}", f"{one['peak_extra_bytes'] / 1e6:.1f}"]
+        ratios = [f"{one['over_floor']:.2f}", f"{one.get('over_fp32_products', one['over_floor']):.2f}"]
+        figures = [f"{one['seconds']:.4f}", *ratios, f"{one['peak_extra_bytes'] / 1e6:.1f}"]
         reference = ["does not fit", ""]
         if "speedup" in one:
             reference = [f"{one['reference_seconds']:.4f}", f"{one['speedup']:.2f}"]
-        table.add_row([name, one["classes"], one["sample_rate"], *figures, *reference])
+        table.add_row([name_of(one), one["classes"], one["sample_rate"], *figures, *reference])
     return table
 
 
 def main() -> None:
     args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results = [measure(case, device) for case in cases(args)]
-    result = {**machine(device), "measurements": results}
-    print(json.dumps(result) if args.json else table_of(results))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = measure_all(args, device)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(table_of(result["measurements"]))
+    for one in result["left_out"]:
+        print(f"left out: {name_of(one)}, {one['classes']} classes at rate {one['sample_rate']}: {one['why']}")
 
 
 if __name__ == "__main__":

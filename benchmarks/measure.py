@@ -1,4 +1,4 @@
-"""Measuring side by side: interleaved medians, peak extra memory, and what the figures were measured on."""
+"""Measuring side by side: interleaved medians, products of rounded numbers, peak extra memory, and on what it was."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,25 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextmanager
+def rounding(rounded: bool, device: torch.device) -> Iterator[None]:
+    """Within, if `rounded`: products of bfloat16 operands, by autocast on CUDA, by oneDNN's setting on the CPU.
+
+    The latter is of the whole process and holds for a backward pass as well; the former holds for what was multiplied
+    within, forward and backward. Float32 tensors stay such on the CPU, as they do in the engine.
+    """
+    if device.type == "cuda":
+        with torch.autocast("cuda", torch.bfloat16, enabled=rounded):
+            yield
+        return
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set when the module is loaded
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16" if rounded else matmul.fp32_precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def peak_extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
     """Most bytes torch holds during `step` beyond those held before it. Library workspaces (MKL) are not seen."""
     step()
@@ -61,6 +81,7 @@ def peak_extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that nobody uses."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo", encoding="utf-8") as lines:
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "centre_step.py"
 KEYS = {
     "kind", "backend", "classes", "batch", "dim", "sample_rate", "seconds", "reference_seconds", "floor_seconds",
-    "peak_extra_bytes", "reference_peak_extra_bytes",
+    "peak_extra_bytes", "reference_peak_extra_bytes", "precision", "over_floor",
 }  # fmt: skip
 
 
@@ -43,6 +44,23 @@ def test_extra_memory_does_not_grow_with_the_classes(kind: str, more: list[str])
     assert many["reference_peak_extra_bytes"] > 3 * few["reference_peak_extra_bytes"]  # the measure sees what grows
 
 
+@pytest.mark.slow
+def test_what_cannot_be_measured_is_named_and_loses_nothing(tmp_path: Path) -> None:
+    """int8 is refused for trained centres, and 10^12 classes have no room anywhere."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(SCRIPT), "--kind", "fixed", "trainable", "--store", "int8", "--products", "bf16"]
+    more = ["--classes", "1000", str(10**12), "--batch", "8", "--dim", "16", "--runs", "1", "--out", str(out)]
+    got = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    result = json.loads(out.read_text())
+    (measured,) = result["measurements"]
+    assert (measured["kind"], measured["classes"], measured["precision"]) == ("fixed", 1000, "bf16")
+    against = measured["seconds"] * measured["fp32_products_flops"] / (4 * 8 * 1000 * 16)
+    assert measured["over_fp32_products"] == pytest.approx(against)
+    left = [(one["kind"], one["classes"], one["why"].split()[0]) for one in result["left_out"]]
+    assert left == [("fixed", 10**12, "needs"), ("trainable", 1000, "int8"), ("trainable", 10**12, "int8")]
+    assert got.stdout.count("left out: ") == 3
+
+
 def test_fused_kernels_need_a_gpu() -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT), "--backend", "fused"]
@@ -57,6 +75,28 @@ def test_unknown_backend_is_refused() -> None:
     )
     assert got.returncode == 2
     assert "invalid choice: 'magic'" in got.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "products", "store", "on_cpu", "on_cuda"),
+    [
+        ("chunked", "auto", "fp32", False, True),
+        ("auto", "fp32", "bf16", False, False),
+        ("chunked", "bf16", "fp32", True, True),
+        ("fused", "auto", "fp32", False, False),
+        ("fused", "auto", "bf16", True, True),
+        ("fused", "auto", "int8", False, True),
+        ("fused", "bf16", "fp32", True, True),
+        ("reference", "auto", "bf16", False, False),
+    ],
+)
+def test_floor_and_reference_multiply_as_the_step_does(
+    backend: str, products: str, store: str, on_cpu: bool, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    rounded: Any = importlib.import_module("centre_cases").rounded
+    case = SimpleNamespace(backend=backend, products=products, store=store)
+    assert [rounded(case, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_cuda]
 
 
 @pytest.mark.slow

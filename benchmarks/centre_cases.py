@@ -1,0 +1,65 @@
+"""Which combinations centre_step.py measures, in which precision each multiplies, and what speaks against one."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+import torch
+from measure import free_bytes
+
+from partialkd.centres.products import rounds
+from partialkd.centres.store import DTYPES
+
+FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
+MULTIPLIED = 1 << 18  # rows, at most, that the floor's products are measured with
+
+
+def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """One namespace a combination, with a single value of every option."""
+    names = ("kind", "classes", "store", "sample_rate", "memory", "backend", "products")
+    each = itertools.product(*(getattr(args, name) for name in names))
+    return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
+
+
+def facts_of(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(args, key) for key in FACTS}
+
+
+def rounded(args: argparse.Namespace, device: torch.device) -> bool:
+    """Whether the step multiplies bfloat16 numbers: the kernels do as the store is, all else as `products` says."""
+    if args.backend == "fused" and args.products == "auto" and args.store != "int8":
+        return args.store == "bf16"
+    return args.backend != "reference" and rounds(args.products, device.type == "cuda")
+
+
+def refused(args: argparse.Namespace) -> str | None:
+    """What the configuration has against this combination."""
+    if args.kind == "trainable" and args.store == "int8":
+        return "int8 rows are for centres that no gradient moves"
+    if args.memory == "host" and args.sample_rate == 1:
+        return "a step at rate 1 reads every row: there is nothing to keep in the host's memory"
+    if args.backend == "reference" and args.products == "bf16":
+        return "the reference sweep multiplies in float32"
+    return None
+
+
+def without_room(args: argparse.Namespace, device: torch.device) -> str | None:
+    """Which memory is too small for the centres, their windows and what the floor multiplies with."""
+    row = args.dim * (DTYPES[args.store].itemsize + 4 * (args.kind == "trainable")) + 9
+    cpu = torch.device("cpu")
+    needs = {cpu: 0, device: 4 * (2 * args.dim + args.batch) * min(args.classes, MULTIPLIED)}
+    needs[cpu if args.memory == "host" else device] += args.classes * row
+    if args.memory == "host":
+        needs[device] += int(2 * args.sample_rate * args.classes * (row + 8))
+    for place, need in needs.items():
+        if need > free_bytes(place):
+            return f"needs {need / 1e9:.1f} GB of {place.type}, {free_bytes(place) / 1e9:.1f} GB are free"
+    return None
+
+
+def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
+    """Room for eight tensors of logits, and for two of rows, six where centres move."""
+    logits, rows = args.classes * args.batch, args.classes * args.dim
+    return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6)) < free_bytes(device)
