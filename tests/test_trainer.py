@@ -256,6 +256,34 @@ def test_first_step_is_not_at_full_rate_and_values_are_logged(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def _order_of_a_step(world: World, config: Config) -> list[str]:
+    """What happens in the first micro-step, of the sending of embeddings and the teacher's forward."""
+    stop, done = stopping.StopSignals(), []
+    run_ = make_trainer(trainer.Trainer, world, config, stop)
+    assert run_.teacher is not None
+    send, embed = world.start_all_gather, run_.teacher.embed
+
+    def sending(x: torch.Tensor) -> Any:
+        done.append("begun")
+        wait = send(x)
+        return lambda: (done.append("waited for"), wait())[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "start_all_gather", lambda _, x: sending(x))
+        patch.setattr(run_.teacher, "embed", lambda images: (done.append("teacher"), embed(images))[1])
+        run_.micro_step(next(iter(run_.loader.epoch(0))))
+    run_.close()
+    stop.forget()
+    return done
+
+
+def test_embeddings_travel_while_the_teacher_embeds(tmp_path: Path) -> None:
+    """Where the centres do not need the teacher's: moving averages do, and theirs travel in the same all_gather."""
+    found = run(_order_of_a_step, 1, config_of("margindistillation", tmp_path))[0]
+    assert found == ["begun", "teacher", "waited for"]
+    assert run(_order_of_a_step, 1, config_of("adadistill", tmp_path))[0] == ["teacher", "begun", "waited for"]
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(train, 1, config_of("arcface", tmp_path, max_steps=1))
     with pytest.raises(RankFailure, match=r"CheckpointError: .*made with global_batch = 12, this run has 6"):
