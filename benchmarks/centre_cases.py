@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from measure import free_bytes
+from pydantic import ValidationError
 
 from partialkd.centres.products import rounds
 from partialkd.centres.store import DTYPES
+from partialkd.config import CentresConfig
 
 FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
 MULTIPLIED = 1 << 18  # rows, at most, that the floor's products are measured with
@@ -34,14 +36,19 @@ def rounded(args: argparse.Namespace, device: torch.device) -> bool:
     return args.backend != "reference" and rounds(args.products, device.type == "cuda")
 
 
+def centres_config(args: argparse.Namespace) -> CentresConfig:
+    names = ("sample_rate", "store", "memory", "backend", "products", "chunk_rows")
+    return CentresConfig.model_validate({name: getattr(args, name) for name in names})
+
+
 def refused(args: argparse.Namespace) -> str | None:
     """What the configuration has against this combination."""
     if args.kind == "trainable" and args.store == "int8":
         return "int8 rows are for centres that no gradient moves"
-    if args.memory == "host" and args.sample_rate == 1:
-        return "a step at rate 1 reads every row: there is nothing to keep in the host's memory"
-    if args.backend == "reference" and args.products == "bf16":
-        return "the reference sweep multiplies in float32"
+    try:
+        centres_config(args)
+    except ValidationError as error:
+        return "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
     return None
 
 

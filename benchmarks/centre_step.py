@@ -34,7 +34,7 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from centre_cases import MULTIPLIED, cases, facts_of, reference_fits, refused, rounded, without_room
+from centre_cases import MULTIPLIED, cases, centres_config, facts_of, reference_fits, refused, rounded, without_room
 from measure import interleaved_seconds, machine, medians, peak_extra_bytes, rounding
 from prettytable import PrettyTable
 from torch import Tensor
@@ -98,16 +98,8 @@ def make_inputs(args: argparse.Namespace, store: CentreStore, device: torch.devi
 
 def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
     student, teacher, labels = inputs
-    config = CentresConfig(
-        sample_rate=args.sample_rate,
-        store=args.store,
-        memory=args.memory,
-        backend=args.backend,
-        products=args.products,
-        chunk_rows=args.chunk_rows,
-    )
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
-    centres = Centres(store, World(device=student.device), SCALE, config, optimizer=optimizer)
+    centres = Centres(store, World(device=student.device), SCALE, centres_config(args), optimizer=optimizer)
 
     def look(own: Any) -> Tensor:
         return move_ema(own, weighted=True, first_sight=True, renormalise=False)
