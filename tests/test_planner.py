@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from partialkd.data.sources import open_source
 from partialkd.dist import World
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
+from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main, parse_size
 from partialkd.planner.plan import Plan, Ranks, bytes_a_row, plan_phase, rows_that_fit
-from partialkd.planner.trace import network_cost
+from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.stopping import StopSignals
 from partialkd.trainer import Trainer
 
@@ -135,6 +138,29 @@ def test_centres_are_planned_to_the_byte() -> None:
     assert plan.resident["centres: moments"] == rows * dim * 4
     local = load_config(CONFIGS / "ms1mv2_arcface.toml").student.global_batch // 8
     assert plan.wire["all_gather of row weights"] == 7 * local * 2 * 4
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("store", ["fp32", "bf16"])
+def test_second_sweep_needs_at_most_256_mb(
+    store: str, optimizer: str, cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = NetworkCost(**{item.name: 0 for item in fields(NetworkCost)})
+    monkeypatch.setattr(planner, "network_cost", lambda *_, **__: nothing)  # takes seconds, and is not asked about here
+    config = load_config(CONFIGS / "ms1mv2_arcface.toml")
+    phase, needs = config.student, []
+    for batch, dim in product((64, 256, 1024, 8192), (128, 512, 1024)):
+        changes = {
+            "global_batch": batch,
+            "model": phase.model.model_copy(update={"embedding_dim": dim}),
+            "optimizer": phase.optimizer.model_copy(update={"name": optimizer}),
+            "centres": phase.centres.model_copy(update={"store": store}),
+        }
+        plan = plan_phase(phase.model_copy(update=changes), config.data, 10_000_000, Ranks(1, cuda))
+        needs.append(plan.update)
+    assert min(needs) > 5_000_000
+    assert max(needs) < 256_000_000
 
 
 def test_identities_that_fit_and_one_row_more() -> None:

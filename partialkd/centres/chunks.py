@@ -4,8 +4,12 @@ A chunk is as many rows as its logits have room for: a piece of the shard, or se
 Pieces are multiplied with where they lie, without a copy where the store's type is that of the lengths, and their
 logits stand side by side in one matrix, so that all else is done once a chunk.
 
-On CUDA a chunk's logits, with the copy that products take of them, fill half of the L2 cache: they are written once and
-read or written a few times more, by a kernel each, which then need not go to memory. Never run on a GPU yet.
+On CUDA a chunk fills half of the L2 cache: its logits, with the copy that products take of them, and its rows, in the
+second sweep with their gradient and one copy of the optimiser's. They are written once and read or written a few times
+more, by a kernel each, which then need not go to memory. Never run on a GPU yet.
+
+So a chunk's memory is bounded whatever N and D are; AdamW takes some copies of the rows more than are counted here
+(partialkd.planner.plan counts them).
 """
 
 from __future__ import annotations
@@ -88,15 +92,24 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, pr
         yield from _listed(store, torch.cat([f.outside for f in filters]).unique(), products)
 
 
-def rows_a_chunk(device: torch.device, samples: int, bytes_a_logit: int, logits: int) -> int:
-    """On CUDA as many as the L2 cache has room for; elsewhere, and where CUDA knows of none, about `logits` in all."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    return cached_rows(samples, bytes_a_logit, cache) if cache else max(LEAST_ROWS, logits // samples)
+@dataclass(frozen=True)
+class ChunkSize:
+    """How many rows a chunk of one of the two sweeps has."""
+
+    logits: int  # on the CPU
+    copies: int  # of a row, beside the one multiplied with, that should fit into the cache too
+
+    def rows(self, cache: int, samples: int, dim: int, number: int, copied: int) -> int:
+        """cache: bytes, 0 where there is none; number, copied: bytes of a logit and of its copy for products."""
+        if not cache:
+            return max(LEAST_ROWS, self.logits // max(samples, dim // 4))  # at most four numbers of rows a logit
+        bytes_a_row = samples * (number + copied) + dim * ((copied or number) + self.copies * number)
+        return max(1, cache // (2 * bytes_a_row * LEAST_ROWS)) * LEAST_ROWS
 
 
-def cached_rows(samples: int, bytes_a_logit: int, cache: int) -> int:
-    """Rows whose logits fill half of a cache of so many bytes."""
-    return max(1, cache // (2 * samples * bytes_a_logit * LEAST_ROWS)) * LEAST_ROWS
+def cache_of(device: torch.device) -> int:
+    """Bytes of a GPU's L2 cache; 0 elsewhere, and where CUDA knows of none."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
 
 def side_by_side(runs: Sequence[range], chunk_rows: int) -> Iterator[list[slice]]:

@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from partialkd.centres.chunks import Chunk, Queries, chunks, rows_a_chunk
+from partialkd.centres.chunks import Chunk, ChunkSize, Queries, cache_of, chunks
 from partialkd.centres.products import Products, make_products, rounds
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import RowOptimizer
@@ -32,7 +32,7 @@ from partialkd.config import CentresConfig
 
 # Logits in a chunk on the CPU: few chunks, for threads meet at the end of each; but the second sweep also passes over
 # the chunk's rows several times. Best of 2^19 to 2^23 on two CPU cores at N = 256 (benchmarks/centre_step.py).
-SUMS_CHUNK, GRADIENTS_CHUNK = 1 << 22, 1 << 20
+SUMS_CHUNK, GRADIENTS_CHUNK = ChunkSize(1 << 22, copies=0), ChunkSize(1 << 20, copies=2)
 LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
 
 
@@ -114,10 +114,10 @@ class ChunkedSweep(Sweep):
             for piece in chunk.pieces:
                 yield piece.rows, gradient[piece.columns]
 
-    def _rows_a_chunk(self, queries: Queries, logits: int) -> int:
+    def _rows_a_chunk(self, queries: Queries, size: ChunkSize) -> int:
         x = queries.embeddings
-        bytes_a_logit = x.element_size() + self.products.copied
-        return self.chunk_rows or rows_a_chunk(x.device, len(x), bytes_a_logit, logits)
+        usual = size.rows(cache_of(x.device), len(x), x.shape[1], x.element_size(), self.products.copied)
+        return self.chunk_rows or usual
 
     def _exponentiate(self, scaled: Tensor, chunk: Chunk, terms: Tensor) -> None:
         """terms (N, r) = exp(scale * cosine - offset)"""

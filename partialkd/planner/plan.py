@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from partialkd.centres.chunks import LEAST_ROWS, cached_rows
+from partialkd.centres.chunks import ChunkSize
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
@@ -184,7 +184,7 @@ def _centres(phase: PhaseConfig, rows: Rows, batch: int, cuda: bool) -> tuple[di
     return resident, {"centres: sums": sums}, update
 
 
-def _chunk(phase: PhaseConfig, batch: int, rows: Rows, logits: int, copies: int, cuda: bool) -> int:
+def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: int, cuda: bool) -> int:
     """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
 
     All but the gradient and what is multiplied with are copies of one piece at a time. Where rows are sampled, those of
@@ -192,7 +192,7 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, logits: int, copies: int,
     """
     dim, other = phase.model.embedding_dim, phase.centres.store != "fp32"
     copied = HALF if cuda and rounds(phase.centres.products, cuda) else 0
-    usual = cached_rows(batch, FLOAT + copied, L2_BYTES) if cuda else max(LEAST_ROWS, logits // batch)
+    usual = size.rows(L2_BYTES if cuda else 0, batch, dim, FLOAT, copied)
     width = min(rows.used, phase.centres.chunk_rows or usual)
     gathered = other + (copies > 1)
     chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
