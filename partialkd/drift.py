@@ -44,29 +44,37 @@ class Frozen:
 
 
 class CentreSweep:
-    """Looks at a slice of the shard a step, so that in `steps` steps every row was looked at."""
+    """Looks at a slice of the shard a step, so that in `steps` steps every row was looked at.
+
+    Where steps work on a window of the shard, at the window as they left it: no other row has changed.
+    """
 
     def __init__(self, store: CentreStore, steps: int) -> None:
         self.store = store
         self._rows = -(-len(store.shard) // steps)
         self._next = 0
-        self._sum = torch.zeros((), device=store.device)  # NaN or infinity once a row was
+        self._sums: dict[torch.device, Tensor] = {}  # NaN or infinity once a row was
 
-    def step(self) -> None:
-        """After an optimiser step. Does not wait for the device."""
-        rows = slice(self._next, self._next + self._rows)
-        for value in floating(self.store):
-            self._sum += value[rows].sum(dtype=torch.float32)
-        self._next = rows.stop if rows.stop < len(self.store.shard) else 0
+    def step(self, working: CentreStore) -> None:
+        """After an optimiser step, with what it worked on. Does not wait for the device."""
+        rows = slice(None)
+        if working is self.store:
+            rows = slice(self._next, self._next + self._rows)
+            self._next = rows.stop if rows.stop < len(self.store.shard) else 0
+        self._add(working, rows)
 
     def problem(self, everything: bool) -> str | None:
-        """Of the slices since the last time, or of everything."""
+        """Of what was looked at since the last time, or of everything. The store must be up to date."""
         if everything:
-            for value in floating(self.store):
-                self._sum += value.sum(dtype=torch.float32)
-        broken = not bool(self._sum.isfinite())
-        self._sum.zero_()
+            self._add(self.store, slice(None))
+        broken = not all(bool(total.isfinite()) for total in self._sums.values())
+        self._sums.clear()
         return centre_problem(self.store) if broken else None
+
+    def _add(self, store: CentreStore, rows: slice) -> None:
+        total = self._sums.setdefault(store.device, torch.zeros((), device=store.device))
+        for value in floating(store):
+            total += value[rows].sum(dtype=torch.float32)
 
 
 def replica_problem(network: nn.Module, world: World) -> str | None:

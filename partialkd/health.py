@@ -9,7 +9,8 @@ of them the phase ends. Skipping looks at every norm before the step, which wait
 Every `health.check_every` steps (and before each checkpoint, so that nothing bad is saved) the ranks look together:
 - at the norms since the last time. "stop" at ZeRO stage 0 learns of a bad step here; stages 1-3 and "skip" at once;
 - at the teacher: a checksum of its parameters and buffers;
-- at the centres and their moments: a slice of each shard a step, all of it in `check_every` steps;
+- at the centres and their moments: a slice of each shard a step, all of it in `check_every` steps; of centres in host
+  memory the rows that a step took, on the device;
 - at the student's parameters, which at stages 0-2 must be equal on all ranks, bit for bit (ranks of one kind of device;
   at stages 1-2 a changed copy is written over in the next step, so it is seen in the step that changed it only).
   At stage 3 each value is on one rank alone and there is nothing to compare; BatchNorm's buffers differ by design.
@@ -86,7 +87,7 @@ class Health:
         if self.student.phase.zero_stage == 0 and not self.skipping:  # otherwise the norm has been looked at
             self._unseen.append((self.student.steps, self.student.norm, self._micro_steps))
         self._micro_steps = []
-        self._sweep.step()
+        self._sweep.step(self.centres.working)
         if self.student.steps % self.config.check_every == 0:
             self.check()
 
@@ -109,7 +110,7 @@ class Health:
         for norm, (step, _, micro_steps) in zip(norms, unseen, strict=True):
             if not math.isfinite(norm):
                 raise PartialKDError(self._nonfinite(step, micro_steps))
-        self._sweep.store = self.centres.store  # up to date, also where it is in host memory
+        self.centres.settle()
         own = [self._teacher.problem() if self._teacher else None, self._sweep.problem(everything)]
         self._end(self.world.gather_objects("; ".join(problem for problem in own if problem)))
         if self.student.phase.zero_stage < 3 and self.world.size > 1:

@@ -89,7 +89,7 @@ def restore(
     student.world.agree(problem or None, CheckpointError)
     student.load_state(snapshot.student, snapshot.local)
     if snapshot.centres:
-        centres.store.load_state(snapshot.centres)
+        centres.load_state(snapshot.centres)
     centres.steps = snapshot.step
     _set_random_state(snapshot, seed, student.world)
     return Position(saved["epoch"], saved["samples"])

@@ -2,8 +2,8 @@
 
 Each rank fills its own shard. Class means take one pass over the embeddings of the records (the teacher's, or kept
 ones): a batch's normalised embeddings and labels are gathered, and every rank adds those of its classes to two
-accumulations, the sums (R, D) and the counts (R,); no rank ever holds (C, D). A class without records stays unseen:
-it is no negative.
+accumulations, the sums (R, D) and the counts (R,), float32, where the store is; beside the store nothing else grows
+with R, and no rank ever holds (C, D). A class without records stays unseen: it is no negative.
 
 A classifier is a file with one matrix (K, D): .npy, .safetensors or .pt. Which of its rows is which class is
 always said: `label_map` is a text file whose line k holds the class id of row k, or -1 for a row that is not
@@ -43,6 +43,7 @@ from partialkd.sharded_file import read_rows, write_rows
 from partialkd.tensor_file import sums_from_json, sums_to_json
 
 MANIFEST = "manifest.json"
+WRITTEN_AT_ONCE = 1 << 16  # rows: what writing needs beside the store and the means
 
 
 def class_means(
@@ -59,9 +60,11 @@ def class_means(
 
 def fill_means(store: CentreStore, means: Tensor) -> None:
     """means (R, D): rows of zeros stand for classes without a record, which stay unseen."""
-    present = means.any(1).nonzero().squeeze(1)
-    store.write(present, means[present])
-    store.seen[present] = True
+    for start in range(0, len(means), WRITTEN_AT_ONCE):
+        part = means[start : start + WRITTEN_AT_ONCE]
+        present = part.any(1).nonzero().squeeze(1)
+        store.replace(start + present, part[present])
+        store.seen[start + present] = True
     store.skip_unseen = True
 
 
@@ -90,7 +93,7 @@ def mean_rows(
         places = row[owned].to(sums.device)
         sums.index_add_(0, places, world.all_gather(embeddings)[owned].to(sums.device))
         counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
-    return sums / counts.clamp_min(1)[:, None]
+    return sums.div_(counts.clamp_min_(1)[:, None])
 
 
 def classifier_rows(

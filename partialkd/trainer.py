@@ -273,4 +273,4 @@ class Trainer:
 
 def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:
     optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if kind == "trainable" else None
-    return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer)
+    return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer, phase.accumulation)

@@ -92,7 +92,7 @@ def test_every_row_of_a_shard_is_looked_at_in_check_every_steps() -> None:
             assert sweep.problem(everything=False) is None
             tensor[row, -1] = float("nan")
             for _ in range(4):
-                sweep.step()
+                sweep.step(store)
             assert sweep.problem(everything=False) == f"NaN or infinity in the centres of classes {20 + row}"
             assert sweep.problem(everything=True) is not None
             tensor[row] = before

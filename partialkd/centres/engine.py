@@ -15,14 +15,16 @@ where the student does not step either: with `undoable`, moved averages go back 
 
 A sample whose embedding or gradient is not finite has a loss that is not finite, but no part in any centre's movement.
 
-Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes). On CUDA `contrast` does not
-wait for the labels: the error comes with the next `contrast` or `step`, and that sample's N is NaN (never run yet).
+Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes). On CUDA nobody waits for the
+labels: the error comes with the first call that finds the device's answer there, and that sample's N is NaN (never run
+yet).
 Source: Partial FC, arXiv:2203.15565. Differs: no logits, no maximum, own target row sent along (b, D) so that
 the target cosine is computed in float32 where its gradient is needed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,30 +86,41 @@ class Centres:
         config: CentresConfig,
         seed: int = 0,
         optimizer: RowOptimizer | None = None,
+        accumulation: int = 1,
     ) -> None:
+        """Collective where `config.memory` is host. `accumulation`: micro-steps a step, to have room for."""
         self.world, self.scale, self.seed = world, scale, seed
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
-        self._rows: Residence = InStore(store, self.sampling)
-        if config.memory == "host":
-            assert self.sampling is not None, "the configuration allows it with a sample alone"
-            self._rows = Windows(store, world.device, self.sampling)
+        self._rows = _residence(store, world, config, self.sampling, accumulation)
         self.sweep = make_sweep(config, scale, self._rows.device, store.length.dtype)
         self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
         self.undoable = False  # keep what `look` is about to move, until the optimiser step
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
-        self._asked: tuple[Tensor, Callable[[], None]] | None = (
-            None  # (2, b) wrong or not, labels; until they are there
-        )
+        self._asked: deque[tuple[Tensor, Callable[[], bool]]] = deque()  # (2, b) wrong or not, labels; once there
         self._looks = 0  # since the last optimiser step
 
     @property
     def store(self) -> CentreStore:
-        """All rows of this shard, as the last step left them."""
-        self._rows.settle()
+        """All rows of this shard, as the last step left them. Write to it before the first step, or by `load_state`."""
+        self.settle()
         return self._rows.store
+
+    def settle(self) -> None:
+        """Until the store has what the last step changed: with centres in host memory the host waits for copies."""
+        self._rows.settle()
+
+    @property
+    def working(self) -> CentreStore:
+        """At least the rows that the last step has moved, on the device: `store` itself, or a window of it."""
+        return self._rows.working
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """`CentreStore.load_state`, between two steps."""
+        self._rows.forget()
+        self._rows.store.load_state(state)
 
     def begin(self, student: Tensor, labels: Tensor) -> None:
         """Send what `contrast(student, labels)`, which must be called next, will wait for."""
@@ -216,34 +229,44 @@ class Centres:
         return [piece if part.dim() == 2 else piece.squeeze(1) for piece, part in zip(pieces, parts, strict=True)]
 
     def _check_labels(self, labels: Tensor) -> None:
-        """On the CPU at once. CUDA answers at the next call, so that nobody waits for it; until then N is NaN."""
+        """On the CPU at once. CUDA answers when it gets there, so that nobody waits for it; until then N is NaN."""
         self._raise_wrong_label()
         if labels.dtype != torch.int64:
             raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
-        found = torch.stack([self._wrong(labels).long(), labels])
-        if labels.is_cuda:
-            told = torch.empty(found.shape, dtype=torch.int64, pin_memory=True)
-            told.copy_(found, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._asked = (told, event.synchronize)
-        else:
-            self._asked = (found, lambda: None)
+        self._asked.append(_told(torch.stack([self._wrong(labels).long(), labels])))
+        if not labels.is_cuda:
             self._raise_wrong_label()
 
     def _raise_wrong_label(self) -> None:
-        """ValueError about the labels last asked about."""
-        if self._asked is None:
-            return
-        (found, wait), self._asked = self._asked, None
-        wait()
-        if found[0].any():
-            sample = int(found[0].argmax())
-            rule = f"label must be in [0, {self._rows.store.num_classes})"
-            raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(found[1, sample])}")
+        """ValueError about labels asked about, as far as there are answers."""
+        while self._asked and self._asked[0][1]():
+            found, _ = self._asked.popleft()
+            if found[0].any():
+                sample = int(found[0].argmax())
+                rule = f"label must be in [0, {self._rows.store.num_classes})"
+                raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(found[1, sample])}")
 
     def _wrong(self, labels: Tensor) -> Tensor:
         return (labels < 0) | (labels >= self._rows.store.num_classes)
+
+
+def _residence(
+    store: CentreStore, world: World, config: CentresConfig, sampling: Sampling | None, accumulation: int
+) -> Residence:
+    if config.memory == "device":
+        return InStore(store, sampling)
+    assert sampling is not None, "the configuration allows it with a sample alone"
+    return Windows(store, world, sampling, accumulation)
+
+
+def _told(x: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """-> x on the CPU, and whether it is complete there."""
+    if not x.is_cuda:
+        return x, lambda: True
+    told = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return told, event.query
 
 
 def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:

@@ -42,6 +42,9 @@ class Residence(Protocol):
     def settle(self) -> None:
         """Until `store` is what the last step made of it."""
 
+    def forget(self) -> None:
+        """`store` is about to become another one: whatever was read of it is not used any more."""
+
 
 class InStore(Residence):
     """Rows that are used where the store keeps them."""
@@ -80,3 +83,6 @@ class InStore(Residence):
 
     def settle(self) -> None:
         pass
+
+    def forget(self) -> None:
+        self._moved.clear()

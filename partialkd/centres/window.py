@@ -13,12 +13,15 @@ There are two windows. What a step samples is a function of (seed, step, class i
   whole window with its moments (trainable). The store itself is up to date after `settle`, which `Centres.store` does.
 - `Centres.skip`: the window is given up. The store still has everything as it was, so nothing is kept for it.
 
-Equal to a store on the device: bit for bit where the sweep's chunks hold the same rows (moving averages in any case,
-they read no sums), else up to the rounding of sums: side by side, all sampled rows are one piece. Extra memory of the
-device: two windows, each as many rows as a step can sample and N for every micro-step.
+Equal to a store on the device: bit for bit where the sweep's chunks hold the same rows in the same order (moving
+averages in any case, they read no sums), else up to the rounding of sums: side by side, all sampled rows are one piece,
+and the own classes of later micro-steps follow in order of arrival. Extra memory of the device: two windows, each as
+many rows as a step can sample and N for every micro-step.
 
-On CUDA the store is page-locked and copies have a stream of their own, beside the computation; on the CPU they are
-done at once, by the same calls. Never run on a GPU.
+On CUDA the store is page-locked, all of it, and copies have a stream of their own, beside the computation; on the CPU
+they are done at once, by the same calls. Every micro-step makes the host wait for the computation: it brings in the
+batch's classes that were not sampled, and has to know which. Never run on a GPU.
+Errors: PartialKDError on all ranks where the system refuses to page-lock that much.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,8 @@ from partialkd.centres.residence import Residence
 from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows
+from partialkd.dist import World
+from partialkd.errors import PartialKDError
 
 COPIED_AT_ONCE = 1 << 13  # rows from window to window, which goes through a copy of them
 # Bytes. From here on the C library maps memory for a tensor alone, which is locked as it lies; smaller ones, which may
@@ -129,9 +133,10 @@ class Window:
 class Windows(Residence):
     """Rows that come from host memory, a step ahead, and go back changed."""
 
-    def __init__(self, store: CentreStore, device: torch.device, sampling: Sampling) -> None:
+    def __init__(self, store: CentreStore, world: World, sampling: Sampling, accumulation: int) -> None:
         self.store = self.working = store
-        self.device, self.sampling = device, sampling
+        self.device, self.sampling, self.accumulation = world.device, sampling, accumulation
+        device = self.device
         self._now, self._next = Window(store, device), Window(store, device)
         self._lane = Lane(device)
         self._most, self._micro_steps, self._room = sampling.most_rows(store.shard), 0, 0
@@ -139,7 +144,7 @@ class Windows(Residence):
         self._changed: list[Tensor] = []  # that the last step has changed
         self._returning: list[dict[str, Tensor]] = []  # rows on their way, by tensor, with their class ids
         if device.type == "cuda":
-            _lock_pages(self, store)
+            world.together(lambda: _lock_pages(self, store))
 
     def enter(self, own: OwnRows, step: int) -> OwnRows:
         if self._now.step != step:  # else nothing is on its way back, and what comes is for the next step
@@ -171,6 +176,8 @@ class Windows(Residence):
             moving = [torch.arange(window.count, device=self.device)]
         if not moving:
             return
+        # What was compared with in earlier micro-steps has no `seen` of the rows that came later.
+        assert not everything or self.store.everything_seen, "trained centres are all negatives"
         places = torch.cat(moving)
         self._changed.append(places)
         with self._lane.copying():
@@ -183,6 +190,12 @@ class Windows(Residence):
         self._moving.clear()
         self._now.step = None  # to be filled from the store again
 
+    def forget(self) -> None:
+        self.undo()
+        self.settle()
+        self._changed.clear()
+        self._next.step = None
+
     def settle(self) -> None:
         self._lane.finish()
         returned, self._returning = self._returning, []
@@ -194,7 +207,7 @@ class Windows(Residence):
 
     def _turn_to(self, step: int, batch: int) -> None:
         """The window of this step, up to date; the one after it begins to be filled."""
-        self._room, self._micro_steps = max(self._room, batch), 0
+        self._room, self._micro_steps = max(self._room, self.accumulation * batch), 0
         if self._next.step == step:
             for places in self._changed:
                 self._next.copy_from(self._now, places)
@@ -240,25 +253,24 @@ class Lane:
 
 
 def _lock_pages(owner: Windows, store: CentreStore) -> None:
-    """So that copies go on by themselves; until `owner` is gone. An error of CUDA where the system has no room left."""
-    locked = []
-    for name, x in store.state().items():
-        if x.nbytes >= LOCKED_FROM:
-            _check(torch.cuda.cudart().cudaHostRegister(x.data_ptr(), x.nbytes, 0))
-            locked.append(x)
-        elif name.startswith("moment."):
-            store.moments[name.removeprefix("moment.")] = x.pin_memory()
-        else:
-            setattr(store, name, x.pin_memory())
+    """So that copies go on by themselves; until `owner` is gone."""
+    locked: list[Tensor] = []
     weakref.finalize(owner, _unlock_pages, locked).atexit = False
+    for name, x in store.state().items():
+        try:
+            if x.nbytes >= LOCKED_FROM:
+                torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(x.data_ptr(), x.nbytes, 0))
+                locked.append(x)
+            elif name.startswith("moment."):
+                store.moments[name.removeprefix("moment.")] = x.pin_memory()
+            else:
+                setattr(store, name, x.pin_memory())
+        except RuntimeError as error:
+            rule = 'centres.memory must be "device" where the system does not page-lock the store'
+            raise PartialKDError(f'{rule}, got "host": {name}, {x.nbytes} bytes: {error}') from error
 
 
 def _unlock_pages(tensors: Sequence[Tensor]) -> None:
     torch.cuda.synchronize()  # a window that nobody will read may still be filled
     for x in tensors:
-        _check(torch.cuda.cudart().cudaHostUnregister(x.data_ptr()))
-
-
-def _check(status: Any) -> None:
-    if int(status):
-        raise torch.cuda.CudaError(int(status))
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(x.data_ptr()))

@@ -20,7 +20,7 @@ class CentresConfig(Section):
     moments: Literal["fp32", "bf16"] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
     second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
-    # the device; for a sample_rate under 1. Never run on a GPU yet.
+    # the device; for a sample_rate under 0.5. Never run on a GPU yet.
     memory: Literal["device", "host"] = "device"
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA
     # whichever of chunked and fused was faster and agreed with it when the shape first came up.
@@ -32,9 +32,9 @@ class CentresConfig(Section):
 
     @model_validator(mode="after")
     def _sampled_from_host(self) -> CentresConfig:
-        if self.memory == "host" and self.sample_rate == 1:
-            rule = 'must be "device" with sample_rate = 1, for a step then reads every row'
-            raise ValueError(f'memory {rule}, got "host"')
+        if self.memory == "host" and self.sample_rate >= 0.5:
+            rule = f'must be "device" with sample_rate >= 0.5 ({self.sample_rate:g})'
+            raise ValueError(f'memory {rule}, where two steps take as many rows as there are, got "host"')
         return self
 
     @model_validator(mode="after")

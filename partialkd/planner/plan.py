@@ -19,6 +19,7 @@ from partialkd.centres.chunks import ChunkSize
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
+from partialkd.centres.shard import shard_of
 from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
@@ -56,12 +57,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of a rank's shard."""
+    """Of a rank's shard, the largest."""
 
     all: int
     used: int  # about so many in a step
     together: int  # of them at most in one piece
-    sampled: int  # never more in a step
+    sampled: int  # never more in a step, of any rank: shards are cut without regard to blocks
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def plan_phase(
     together = local if ranks.cuda else GROUP
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
-    shard = _rows(phase, classes, rows)
+    shard = _rows(phase, classes, ranks.size)
     centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks.cuda)
     host: dict[str, int] = {}
     copied: dict[str, int] = {}
@@ -139,15 +140,17 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
     return items
 
 
-def _rows(phase: PhaseConfig, classes: int, rows: int) -> Rows:
-    rate = phase.centres.sample_rate
+def _rows(phase: PhaseConfig, classes: int, ranks: int) -> Rows:
+    rows, rate = -(-classes // ranks), phase.centres.sample_rate
     if rate == 1:
         return Rows(rows, rows, rows, rows)
     block = block_rows(classes, rate)
     used = min(rows, int(rows * rate) + block)
     apart = rate <= 0.5 and phase.centres.memory == "device"
     together = min(used, 2 * block) if apart else used  # blocks of two groups may touch
-    return Rows(rows, used, together, Sampling(classes, rate, seed=0).most_rows(range(rows)))
+    sampling = Sampling(classes, rate, seed=0)
+    most = max(sampling.most_rows(shard_of(classes, rank, ranks)) for rank in range(ranks))
+    return Rows(rows, used, together, most)
 
 
 def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[dict[str, int], dict[str, int]]:
