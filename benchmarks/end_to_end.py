@@ -162,7 +162,8 @@ class Way:
         dim = config.student.model.embedding_dim
         store = CentreStore.random(shard, source.num_classes, dim, torch.float32, world.device, seed=0)
         folder = Path(config.run.folder) / name
-        taught_by = teacher or open_teacher(config.teacher, config.data.image_size, world.device)
+        local = config.student.global_batch // world.size
+        taught_by = teacher or open_teacher(config.teacher, config.data.image_size, world.device, local)
         self.trainer = Trainer("student", config.student, config, world, source, store, taught_by, folder, stop)
         self.clock = Clock(world.device)
         self.batches = self._batches()

@@ -43,7 +43,8 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     source = world.together(lambda: open_source(config.data))
     world.on_main(lambda: check_writable(source) if records else None)
     with StopSignals() as stop:
-        network = world.together(lambda: open_teacher(config.teacher, config.data.image_size, world.device))
+        size, batch = config.data.image_size, config.evaluate.batch
+        network = world.together(lambda: open_teacher(config.teacher, size, world.device, batch))
         look_at(network, config, source, world)
         if not world.on_main((folder / MANIFEST).exists):
             make_cache(network, config, source, folder, world, stop, "resume" if resume else "refuse")

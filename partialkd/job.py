@@ -125,7 +125,8 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
         if phase:
             plan_of(name, phase, config, source, world)
     compiled = [f"{key_of(name)}.compile" for name, phase in phases.items() if phase and phase.compile]
-    for key in ["teacher.compile"] * config.teacher.compile + compiled:
+    embeds = config.teacher.cache in (None, "auto") or bool(config.evaluate.sets)  # "auto": may still be to be made
+    for key in ["teacher.compile"] * (config.teacher.compile and embeds) + compiled:
         world.together(partial(require_compiler, world.device, key))
     folder, resumed = world.on_main(lambda: _open(config, world, resume))
     if isinstance(source, MergedSource):

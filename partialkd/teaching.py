@@ -79,7 +79,7 @@ def teach(job: Job, trained: nn.Module | None) -> Teaching:
         teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)
     else:
         cache = _cache(job, trained)
-        project = lambda rows: _open(job, None).project(rows)
+        project = lambda rows: _open(job, None, runs=False).project(rows)
         teaching = Teaching(cache.facts.teacher, cache.dim, project, kept=cache)
     wanted = job.config.student.model.embedding_dim
     if teaching.embedding_dim != wanted:
@@ -97,12 +97,16 @@ def open_network(job: Job, trained: nn.Module | None = None) -> Teacher:
     return job.world.together(lambda: _open(job, trained))
 
 
-def _open(job: Job, trained: nn.Module | None) -> Teacher:
-    config, device = job.config.teacher, job.world.device
+def _open(job: Job, trained: nn.Module | None, runs: bool = True) -> Teacher:
+    """Compiled where the configuration says so, unless it is not to embed anything (`runs`)."""
+    config, device, student = job.config.teacher, job.world.device, job.config.student
+    batch = student.global_batch // student.accumulation // job.world.size
+    if not runs:
+        config = config.model_copy(update={"compile": False})
     if config.source != "train":
-        return open_teacher(config, job.image_size, device)
+        return open_teacher(config, job.image_size, device, batch)
     network = open_model(job.folder / "teacher" / MODEL)[0] if trained is None else trained
-    return wrap_teacher(network, job.image_size, device, config.project_to, config.compile)
+    return wrap_teacher(network, job.image_size, device, config.project_to, config.compile, batch)
 
 
 def look_at(teacher: Teacher, config: Config, source: Source, world: World) -> None:
@@ -152,7 +156,7 @@ def _cache(job: Job, trained: nn.Module | None) -> TeacherCache:
     own = config.cache == "auto"
     folder = job.folder / CACHE if own else Path(config.cache or "")
     if trained is not None:
-        network = _open(job, trained)
+        network = _open(job, trained, runs=False)
         fingerprint, accepts = network.fingerprint, network.accepts
     else:
         fingerprint, accepts = world.on_main(lambda: described(config, job.image_size))

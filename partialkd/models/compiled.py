@@ -2,10 +2,10 @@
 
 `nn.Module.compile` replaces how a module is called and nothing else, so state_dict keys and parameter names get no
 prefix, and a deep copy (or what is pickled) is the plain network again. What the network computes differs from the
-plain one by rounding (about 1e-6 of an embedding in float32); with dropout other units are dropped, drawn from the same
-generator, so that a resumed run still goes on bit for bit.
-Compiling takes from ten seconds to minutes at the first call, once for every shape of input: callers keep to one.
-torch lets eight compiled networks or shapes in a process pass, and calls further ones uncompiled, with a warning.
+plain one by rounding (under 1e-5 of embeddings and gradients in float32, in the tests); with dropout other units are
+dropped, drawn from the same generator, so that a resumed run still goes on bit for bit.
+Compiling takes from seconds to minutes at the first call, once for every shape of input: callers keep to one.
+torch compiles one piece of code a few times in a process (`recompile_limit`), then calls it plainly, with a warning.
 CUDA graphs record the kernels of a call and replay them: only for calls without gradient, for a replay writes its
 results over those of the one before, which gradients under accumulation would not outlive. Never run on a GPU yet.
 Errors: ConfigError naming the key where the machine cannot compile: the CPU wants a C++ compiler (g++, or what CXX

@@ -10,8 +10,9 @@ On the CPU an image's embedding does not depend on the batch it comes in, bit fo
 of their input and round differently, so the network always sees `GROUP` images, the last group filled up by repetition.
 (The number of threads may change the last bits.) On CUDA it sees the batch as it is; there the last bits may differ.
 Compiled (`teacher.compile`, models/compiled.py) it always sees one number of images, on CUDA too: each shape would be
-compiled anew. Embeddings then differ by rounding, about 1e-6 of their norm, far less than what float16 rounds off in a
-cache: so the fingerprint is that of the plain network, and embeddings kept by either serve the other.
+compiled anew. There it is the `batch` it is opened for, or an equal part of that (`part_of`). Embeddings then differ by
+rounding, under 1e-5 of their norm in the tests, far less than what float16 rounds off in a cache: so the fingerprint is
+that of the plain network, and embeddings kept by either serve the other.
 Errors: TeacherError, naming the file, for a teacher that does not load, has another dimension than declared, or emits
 NaN, infinity, zeros or the same embedding for every image.
 """
@@ -39,7 +40,7 @@ from partialkd.models.weights import put_weights, read_weights
 
 PROJECTION_SEED = 20240701
 GROUP = 16  # images a forward pass on the CPU
-GRAPH_GROUP = 64  # on CUDA, compiled
+LARGEST_PART = 64  # images a forward pass on CUDA, compiled
 CONSTANT = 1e-6  # relative spread of the embeddings under which the teacher ignores its input
 
 
@@ -47,7 +48,7 @@ class Teacher:
     """A network (b, 3, accepts.size, accepts.size) -> (b, D), frozen.
 
     origin: its name in errors. digest: of its weights; `fingerprint` covers the input format and the projection too,
-    so that embeddings kept under it stay valid.
+    so that embeddings kept under it stay valid. batch: images that it will mostly be given at once.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Teacher:
         origin: str,
         digest: str,
         compiled: bool = False,
+        batch: int = LARGEST_PART,
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.accepts, self.image_size, self.device, self.origin = accepts, image_size, torch.device(device), origin
@@ -71,7 +73,7 @@ class Teacher:
         self.fingerprint = _fingerprint(digest, accepts, image_size, project_to)
         if compiled:
             compile_in_place(self.network, self.device, "teacher.compile", graphs=True)
-            self._group = self._group or GRAPH_GROUP
+            self._group = self._group or part_of(batch)
 
     def embed(self, images: Tensor) -> Tensor:
         """(b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
@@ -157,8 +159,18 @@ class Teacher:
         return [(id(buffer), buffer._version) for buffer in self.network.buffers()]
 
 
-def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | str) -> Teacher:
-    """The teacher of source "checkpoint" or "onnx", checked on noise. image_size: that of the data."""
+def part_of(batch: int) -> int:
+    """Images a call, when a batch is split into the fewest equal parts that are not larger than LARGEST_PART."""
+    return -(-batch // -(-batch // LARGEST_PART))
+
+
+def open_teacher(
+    config: TeacherConfig, image_size: int, device: torch.device | str, batch: int = LARGEST_PART
+) -> Teacher:
+    """The teacher of source "checkpoint" or "onnx", checked on noise.
+
+    image_size: that of the data. batch: as of Teacher.
+    """
     device = torch.device(device)
     if config.source not in ("checkpoint", "onnx") or config.path is None:
         raise TeacherError(f'teacher.source must be "checkpoint" or "onnx" with a path, got {config.source!r}')
@@ -166,7 +178,9 @@ def open_teacher(config: TeacherConfig, image_size: int, device: torch.device | 
         network, accepts, digest = _from_onnx(config, device) if config.source == "onnx" else _from_checkpoint(config)
     except CheckpointError as error:
         raise TeacherError(str(error)) from error
-    teacher = Teacher(network, accepts, image_size, device, config.project_to, config.path, digest, config.compile)
+    teacher = Teacher(
+        network, accepts, image_size, device, config.project_to, config.path, digest, config.compile, batch
+    )
     if config.embedding_dim not in (None, teacher.network_dim):
         rule = f"teacher.embedding_dim is {config.embedding_dim}"
         raise TeacherError(f"{config.path}: {rule}, but the network emits {teacher.network_dim} numbers")
@@ -197,12 +211,13 @@ def wrap_teacher(
     device: torch.device | str,
     project_to: int | None = None,
     compiled: bool = False,
+    batch: int = LARGEST_PART,
 ) -> Teacher:
     """A frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
     accepts = InputConfig(size=image_size)
     network, digest = copy.deepcopy(model), state_digest(model.state_dict())
     origin = "the trained teacher"
-    return Teacher(network, accepts, image_size, torch.device(device), project_to, origin, digest, compiled)
+    return Teacher(network, accepts, image_size, torch.device(device), project_to, origin, digest, compiled, batch)
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:
