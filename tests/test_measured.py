@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import ChunkedSweep, make_sweep
 from partialkd.centres.fused import FusedSweep
 from partialkd.centres.measured import MeasuredSweep, first_rows
+from partialkd.centres.products import Products
 from partialkd.centres.rounding import Draw
 from partialkd.centres.store import CentreStore
 from partialkd.centres.tuning import Tuner
@@ -47,6 +49,39 @@ class FakeKernels(FusedSweep):
         self.asked.append(len(store.shard))
         ChunkedSweep.move(self, store, *rest)
         store.length *= self.factor
+
+
+class Rounded(Products):
+    """As RoundedOnCUDA, for a CPU."""
+
+    def operand(self, x: Tensor) -> Tensor:
+        return x.bfloat16().float()
+
+
+class Stuck(FakeKernels):
+    """Moments as they should be; the rows stay."""
+
+    def move(self, store: CentreStore, *rest: Any) -> None:
+        unit, length = store.unit.clone(), store.length.clone()
+        super().move(store, *rest)
+        store.unit.copy_(unit)
+        store.length.copy_(length)
+
+
+class WrongGradient(FakeKernels):
+    """A fiftieth too long."""
+
+    def move(self, store: CentreStore, batches: Any, *rest: Any) -> None:
+        super().move(store, [(queries, 1.02 * weight, 1.02 * target) for queries, weight, target in batches], *rest)
+
+
+class Forgetful(FakeKernels):
+    """The gradient is right, the old centre is lost."""
+
+    def move(self, store: CentreStore, *rest: Any) -> None:
+        old = store.read(slice(None))
+        super().move(store, *rest)
+        store.write(slice(None), store.read(slice(None)) - old)
 
 
 class Clock:
@@ -110,6 +145,52 @@ def test_what_disagrees_is_not_used(tmp_path: Path, factor: float, dtype: str) -
     assert not (tmp_path / "tuning.json").exists()
 
 
+@pytest.mark.parametrize("rate", [0.1, 1e-4, 0.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kernels", "optimizer", "off"),
+    [
+        (Stuck(), "momentum", "way"),
+        (Stuck(), "sgd", "way"),
+        (Stuck(), "adamw", "way"),
+        (WrongGradient(), "momentum", "momentum"),
+        (WrongGradient(), "sgd", "way"),
+        (WrongGradient(), "adamw", "first"),
+        (Forgetful(), "sgd", "unit"),
+    ],
+)
+def test_kernels_that_move_wrongly_are_not_used(
+    kernels: FakeKernels, optimizer: str, off: str, dtype: str, rate: float, tmp_path: Path
+) -> None:
+    """However short the way is at the step's learning rate, beside what rounding moves."""
+    store, queries = kernel_cases.build(Case(rows=150, dtype=dtype), CPU, 1)
+    n, partition = len(queries.embeddings), ChunkedSweep(64.0).sums(store, queries)[1]
+    rule: Any = RowSGD(store, 0.9 if optimizer == "momentum" else 0.0, 0.01, store.unit.dtype)
+    if optimizer == "adamw":
+        rule = RowAdamW(store, (0.9, 0.999), 1e-8, 0.01, "row", store.unit.dtype)
+    sweep = MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(tmp_path / "tuning.json"), Clock(0.5))
+    kernels.asked.clear()
+    with pytest.warns(UserWarning, match=rf"chunked is used, for fused .*\b{off} is off by"):
+        sweep.move(store, [(queries, 64 / n / partition, torch.full_like(partition, -64 / n / 2))], rule, rate)
+    assert kernels.asked == [ROWS, ROWS]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "sgd", "adamw"])
+def test_movements_that_differ_by_rounding_agree(optimizer: str, tmp_path: Path) -> None:
+    """The chunked path with operands in bfloat16 against float32 ones."""
+    store, queries = kernel_cases.build(Case(samples=64, rows=150, dim=256, scale=30.0, dtype="bfloat16"), CPU, 1)
+    rounded = FakeKernels()
+    rounded.scale, rounded.products = 30.0, Rounded()
+    partition = ChunkedSweep(30.0).sums(store, queries)[1]
+    rule: Any = RowSGD(store, 0.9 if optimizer == "momentum" else 0.0, 0.01, torch.bfloat16)
+    if optimizer == "adamw":
+        rule = RowAdamW(store, (0.9, 0.999), 1e-8, 0.01, "row", torch.bfloat16)
+    sweep = MeasuredSweep(ChunkedSweep(30.0), rounded, Tuner(tmp_path / "tuning.json"), Clock(0.5))
+    with warnings.catch_warnings(action="error"):
+        sweep.move(store, [(queries, 30 / 64 / partition, torch.full_like(partition, -30 / 64 / 2))], rule, 0.1)
+    assert rounded.asked[-1] == 150
+
+
 @pytest.mark.parametrize(("dtype", "factor"), [("float32", 1 + 3e-6), ("bfloat16", 1.005)])
 def test_what_differs_by_rounding_agrees(tmp_path: Path, dtype: str, factor: float) -> None:
     store, queries = kernel_cases.build(Case(rows=150, dtype=dtype), CPU, 1)
@@ -131,6 +212,27 @@ def test_kernels_that_fail_are_not_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(got[0], ChunkedSweep(64.0).sums(store, queries)[0])
 
 
+@pytest.mark.parametrize("where", ["without_past", "norm", "seconds"])
+def test_nothing_that_fails_while_measuring_ends_the_run(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies that have no room, errors of the device that come to light when a result is read, or by the clock."""
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
+    sweep, kernels, _ = made(tmp_path, 0.1)
+    if where == "seconds":
+        sweep.seconds = fail  # type: ignore[assignment]  # that it returns nothing is the point
+    else:
+        monkeypatch.setattr(measured, "without_past" if where == "without_past" else "_error", fail)
+    with pytest.warns(UserWarning, match="for fused failed: OutOfMemoryError: no room"):
+        sweep.move(*moved(store, queries))
+    assert 150 not in kernels.asked
+    assert bool(store.moments["momentum"].any())  # the step itself was taken
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_rows_are_measured_on_copies(tmp_path: Path, optimizer: str) -> None:
     """And then move once, by the faster sweep."""
@@ -142,7 +244,7 @@ def test_rows_are_measured_on_copies(tmp_path: Path, optimizer: str) -> None:
         with store.rounding(Draw(3, 5)):
             (sweep if auto else ChunkedSweep(64.0)).move(*moved(store, queries, rule))
         assert rule.weight_decay == 0.1
-        assert (kernels.asked, clock.measured) == (([ROWS, ROWS, 150], 2) if auto else ([], 0))
+        assert (kernels.asked, clock.measured) == (([ROWS, ROWS, ROWS, 150], 2) if auto else ([], 0))
         results.append(store.state())
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
     assert [key.split(",")[0] for key in json.loads((tmp_path / "tuning.json").read_text())] == [
@@ -178,6 +280,10 @@ def test_shapes_are_told_apart(tmp_path: Path) -> None:
     assert clock.measured == 2 * 3
     sweep.sums(*kernel_cases.build(Case(rows=150, dtype="bfloat16"), CPU, 1))
     assert clock.measured == 2 * 4
+    store, queries = kernel_cases.build(Case(rows=600), CPU, 1)
+    for runs in ([range(150)], [range(30), range(200, 320)], [range(100)], [range(10), range(100, 300)]):
+        sweep.sums(store, replace(queries, filter=replace(queries.filter, sampled=runs)))
+    assert clock.measured == 2 * 5  # a window is one piece; two pieces were measured before
 
 
 @pytest.mark.parametrize("filter_", ["everything", "sampled"])

@@ -3,17 +3,22 @@
 The first time that a shape comes up, both work on the first TUNING_ROWS rows that the step compares with, with its
 batch: once to compare what they make, then for the clock. Of two that agree the faster is used from then on and kept
 in the file of partialkd.centres.tuning. A shape: sums or a kernel that moves rows, device, type of the rows, D, the
-power of two that N falls into, all rows or a sample, `chunk_rows`, versions of torch and Triton.
+power of two that N falls into, all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of
+torch and Triton.
 
 They agree if no result is off by more than TOLERANCE of its norm: O and Z, or, after one step of copied rows without a
-past, the moments, directions and lengths. If they do not, or the kernels fail, the chunked path is used for the rest of
-the run, a warning says so, and the next run measures again. It is also used, and nothing is measured, with torch's
-deterministic algorithms, with fewer rows, and for what has no kernel. The kernels are asked only where they multiply in
-the precision that `centres.products` asks of the chunked path, so that a step may mix the two.
+past, the moments, directions and lengths, and the way from the old centres to the new. Of the step at its own learning
+rate the way may drown in bfloat16's rounding of the rows, so it is compared after another at TRIAL_LR; at that rate the
+old centres drown in the way, and directions and lengths tell whether they were kept. If the sweeps do not agree, or any
+of this fails, be it for want of memory, the chunked path is used for the rest of the run, a warning says so, and the
+next run measures again; but what breaks the process's use of the device ends the run at what it asks next.
+The chunked path is also used, and nothing is measured, with torch's deterministic algorithms, with fewer rows, and for
+what has no kernel. The kernels are asked only where they multiply in the precision that `centres.products` asks of the
+chunked path, so that a step may mix the two.
 
 Every rank decides for itself. That is harmless: no collective is within, and what differs is the order of sums and
-the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, one for each
-sweep. Never run on a GPU yet.
+the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, two for each
+sweep, and a few of the rows in float32. Never run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -36,12 +42,22 @@ from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import Tuner
 from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
 
-Run = Callable[[], dict[str, Tensor]]  # -> results by name
+Run = Callable[[], object]  # to be timed
+Results = dict[str, Tensor]  # of one run, by name
 Backend = Literal["chunked", "fused"]
 BACKENDS = get_args(Backend)
 
 # Relative, at scales up to 64; errors of a term grow with the scale. bfloat16: x is rounded before or after scaling.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+TRIAL_LR = 1e6  # a row's gradient may be a millionth of the row, which bfloat16 rounds by 2^-9 of itself
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Of one sweep on the first rows; neither changes anything else."""
+
+    results: Callable[[], Results]
+    run: Run
 
 
 class MeasuredSweep(Sweep):
@@ -62,9 +78,10 @@ class MeasuredSweep(Sweep):
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """-> O (N, D), Z (N,) of this shard."""
 
-        def prepare(sweep: ChunkedSweep) -> Run:
+        def prepare(sweep: ChunkedSweep) -> Trial:
             part, asked = first_rows(store, queries)
-            return lambda: dict(zip("OZ", sweep.sums(part, asked), strict=True))
+            run = partial(sweep.sums, part, asked)
+            return Trial(lambda: dict(zip("OZ", run(), strict=True)), run)
 
         return self._faster("sums", store, queries, prepare).sums(store, queries)
 
@@ -87,23 +104,27 @@ class MeasuredSweep(Sweep):
         if kernel and len(batches) == 1:
             queries, weight, target = batches[0]
 
-            def prepare(sweep: ChunkedSweep) -> Run:
+            def prepare(sweep: ChunkedSweep) -> Trial:
                 part, asked = first_rows(store, queries)
-                trial, rule = without_past(part), without_decay(optimizer)
+                near, rule = without_past(part), without_decay(optimizer)
 
-                def run() -> dict[str, Tensor]:
-                    sweep.move(trial, [(asked, weight, target)], rule, lr)
-                    return {"unit": trial.unit, "length": trial.length, **trial.moments}
+                def move(rows: CentreStore, lr: float) -> None:
+                    sweep.move(rows, [(asked, weight, target)], rule, lr)
 
-                return run
+                def results() -> Results:
+                    move(near, lr)
+                    move(far := without_past(part), TRIAL_LR)
+                    way = far.read(slice(None)) - part.read(slice(None))
+                    return {"unit": near.unit, "length": near.length, **near.moments, "way": way}
+
+                return Trial(results, partial(move, near, lr))
 
             sweep = self._faster(kernel, store, queries, prepare)
         sweep.move(store, batches, optimizer, lr)
 
     def _faster(
-        self, kernel: str, store: CentreStore, queries: Queries, prepare: Callable[[ChunkedSweep], Run]
+        self, kernel: str, store: CentreStore, queries: Queries, prepare: Callable[[ChunkedSweep], Trial]
     ) -> ChunkedSweep:
-        """prepare(sweep): a run of it on the first rows, which changes nothing else."""
         few = sum(len(run) for run in queries.filter.runs) < TUNING_ROWS
         if few or torch.are_deterministic_algorithms_enabled() or not self.fused.suits(store):
             return self.sweeps["chunked"]
@@ -113,19 +134,24 @@ class MeasuredSweep(Sweep):
             self._chosen[key] = kept if kept in BACKENDS else self._measure(key, store, prepare)
         return self.sweeps[self._chosen[key]]
 
-    def _measure(self, key: str, store: CentreStore, prepare: Callable[[ChunkedSweep], Run]) -> Backend:
-        runs = {name: prepare(sweep) for name, sweep in self.sweeps.items()}
+    def _measure(self, key: str, store: CentreStore, prepare: Callable[[ChunkedSweep], Trial]) -> Backend:
         allowed = TOLERANCE[store.unit.dtype] * max(1.0, self.fused.scale / LARGEST_SCALE)
-        if problem := _problem(runs["fused"], runs["chunked"](), allowed):
+        try:
+            trials = {name: prepare(sweep) for name, sweep in self.sweeps.items()}
+            problem = _problem(trials["fused"].results(), trials["chunked"].results(), allowed)
+            times = {name: 0.0 if problem else self.seconds(trial.run) for name, trial in trials.items()}
+        except Exception as error:  # of a compiler, a driver, a device: what goes on without kernels need not end
+            problem = f"failed: {type(error).__name__}: {error}"
+        if problem:
             warnings.warn(f"{key}: chunked is used, for fused {problem}", stacklevel=2)
             return "chunked"
-        times = {name: self.seconds(run) for name, run in runs.items()}
         best: Backend = "fused" if times["fused"] < times["chunked"] else "chunked"
         self.tuner.keep(key, best)
         return best
 
     def _key(self, kernel: str, store: CentreStore, queries: Queries) -> str:
-        rows = "all rows" if queries.filter.sampled is None else "a sample"
+        pieces = "one piece" if len(queries.filter.runs) == 1 else "pieces"
+        rows = "all rows" if queries.filter.sampled is None else f"a sample in {pieces}"
         chunk_rows = self.fused.chunk_rows or "any"
         shape = shape_of(kernel, store, len(queries.embeddings))
         return f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}"
@@ -176,12 +202,8 @@ def without_decay(optimizer: RowOptimizer) -> RowOptimizer:
     return rule
 
 
-def _problem(run: Run, wanted: dict[str, Tensor], allowed: float) -> str | None:
+def _problem(got: Results, wanted: Results, allowed: float) -> str | None:
     """What speaks against these kernels."""
-    try:
-        got = run()
-    except Exception as error:  # of a compiler, a driver, a device: what goes on without kernels need not end
-        return f"failed: {type(error).__name__}: {error}"
     errors = {name: _error(got[name].float(), value.float()) for name, value in wanted.items()}
     found = [f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= allowed]
     return f"{', '.join(found)} of its norm, allowed are {allowed:.0e}" if found else None
