@@ -11,13 +11,14 @@ import torch
 from ranks import RankFailure, run
 from safetensors.torch import save_file
 
+from partialkd import teacher_centres
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.data.order import SequentialPlan
 from partialkd.dist import World
 from partialkd.errors import TeacherError
-from partialkd.teacher_centres import class_means, classifier_rows, load_or_make, read_matrix
+from partialkd.teacher_centres import class_means, classifier_rows, fill_means, load_or_make, read_matrix
 
 CLASSES, DIM, RECORDS = 7, 6, 23
 LABELS = torch.randint(CLASSES - 1, (RECORDS,), generator=torch.Generator().manual_seed(0))  # the last has no record
@@ -50,6 +51,19 @@ def test_class_means(size: int) -> None:
     assert seen.tolist() == [True] * (CLASSES - 1) + [False]
     assert means[-1].abs().max() == 0
     assert all(r[2] for r in results)
+
+
+def test_means_are_written_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at once, in int8 too; rows of zeros at the ends of blocks stay unseen."""
+    means = torch.randn(10, DIM, generator=torch.Generator().manual_seed(2))
+    means[[2, 3, 9]] = 0
+    stores = [CentreStore.empty(range(5, 15), 20, DIM, torch.int8, torch.device("cpu")) for _ in range(2)]
+    for store, rows in zip(stores, (10, 3), strict=True):
+        monkeypatch.setattr(teacher_centres, "WRITTEN_AT_ONCE", rows)
+        fill_means(store, means)
+        assert store.seen.tolist() == [row not in (2, 3, 9) for row in range(10)]
+    assert all(torch.equal(value, stores[1].state()[key]) for key, value in stores[0].state().items())
+    torch.testing.assert_close(stores[1].read(slice(None)), means, rtol=0.05, atol=0.02)
 
 
 def _classifier(world: World, path: Path, label_map: str, doubled: bool) -> torch.Tensor:

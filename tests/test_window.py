@@ -25,7 +25,7 @@ from torch import Tensor
 from partialkd.centres import Centres, window
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import shard_of
-from partialkd.centres.store import DTYPES
+from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.centres.window import Window, Windows
 from partialkd.config import CentresConfig
@@ -309,7 +309,7 @@ def by_kernels() -> None:
     for case in ("ema, bf16", "SGD, all bf16"):
         name, settings = CASES[case]
         centres = [made(World(), name, {**settings, "backend": "fused"}, memory) for memory in ("device", "host")]
-        told = [go_on(one, name, STEPS) for one in centres]
+        told = [go_on(one, name, STEPS[:3]) for one in centres]
         assert all(torch.equal(a, b) for a, b in zip(*told, strict=True))
         there, here = (state_of(one) for one in centres)
         assert all(torch.equal(value, here[key]) for key, value in there.items())
@@ -325,6 +325,30 @@ def test_the_fused_kernels_work_on_a_window_as_on_a_store() -> None:
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_large_tensors_on_a_gpu() -> None:
+    """Never run yet. Rows and momentum are page-locked as they lie, the rest is moved to memory of its own."""
+    classes, dim = 140_000, 64
+    world, method = World(device=torch.device("cuda", 0)), method_of("arcface")
+    told = []
+    for memory in ("device", "host"):
+        device = torch.device("cpu") if memory == "host" else world.device
+        store = CentreStore.random(range(classes), classes, dim, torch.float32, device, SEED)
+        config = CentresConfig.model_validate({"sample_rate": 0.1, "memory": memory})
+        centres = Centres(store, world, SCALE, config, SEED, make_row_optimizer(store, SGD, config))
+        assert memory == "device" or all(value.is_pinned() for value in store.state().values())
+        for step in range(12):
+            torch.manual_seed(step)
+            x, labels = torch.randn(64, dim).cuda().requires_grad_(), torch.randint(classes, (64,)).cuda()
+            loss = method.loss(centres, x, labels, x.detach()).loss
+            loss.backward()
+            centres.step(0.1)
+            told.append(loss.detach())
+    assert store.unit.nbytes >= window.LOCKED_FROM
+    torch.testing.assert_close(told[12:], told[:12], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu
