@@ -2,6 +2,9 @@
 
 python launch/plan.py configs/webface42m_adadistill_8gpu.toml --identities 2000000 --ranks 8 --device a100-80
 python launch/plan.py configs/ms1mv2_adadistill.toml --identities 85742 --memory 24GB student.centres.store=bf16
+python launch/plan.py configs/webface42m_adadistill_8gpu.toml student.centres.store=int8 --memory 80GB
+
+The last one, without data and --identities, asks how many identities there could be.
 """
 
 from __future__ import annotations

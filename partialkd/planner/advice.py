@@ -1,4 +1,7 @@
-"""What to change when a rank has too little memory: single changes, each with what a rank would need then."""
+"""What to change when a rank has too little memory, each with what a rank would need then; how many identities fit.
+
+Changes are single ones, and one of two keys: rows that few of a step are sampled of, kept in the host's memory.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
 STORES = ("fp32", "bf16", "int8")  # from large to small
+RATES = (0.3, 0.1)
+WITH = " with "  # between the keys of one change
+WORTH = 0.99  # of the peak, at most, is left by a change that is named
 Part = TypeVar("Part", bound=BaseModel)
 
 
@@ -27,7 +33,7 @@ def memory_advice(
     items = {**plan.resident, "activations": plan.activations, **plan.needs, "gradients of rows": plan.update}
     largest = sorted(items.items(), key=lambda item: -item[1])[:4]
     changes = [
-        f"{change if change.endswith('ranks') else f'{key}.{change}'} ({_size(then.peak)})"
+        f"{change if change.endswith('ranks') else _under(key, change)} ({_size(then.peak)})"
         for change, then in savings(phase, data, classes, ranks, teacher, memory=plan.peak - 1)
     ]
     held = f"the plan for {plan.rows} of {classes} centres a rank is {_size(plan.peak)}: "
@@ -38,14 +44,14 @@ def memory_advice(
 def savings(
     phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None, memory: float
 ) -> Iterator[tuple[str, Plan]]:
-    """(what to set, the plan then) for each single change that is allowed and makes a rank need less.
+    """(what to set, the plan then) for each change that is allowed and makes a rank need 1 % less or better.
 
     The last one is the smallest number of ranks at which `memory` bytes do, or the largest that the batch allows.
     """
     now = plan_phase(phase, data, classes, ranks, teacher).peak
     for change, changed in _changes(phase, ranks.size):
         plan = plan_phase(changed, data, classes, ranks, teacher)
-        if plan.peak < now:
+        if plan.peak <= WORTH * now:
             yield change, plan
     size = 2 * ranks.size
     while _divides(phase, phase.accumulation * size):
@@ -56,34 +62,72 @@ def savings(
         size *= 2
 
 
+def sampling(
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
+) -> Iterator[tuple[str, Plan]]:
+    """(what to set, the plan then) for lower sample rates, where most of a step's products are those of the centres."""
+    flops = plan_phase(phase, data, classes, ranks, teacher).flops
+    if 2 * flops["centres"] <= sum(flops.values()):
+        return
+    for rate in RATES:
+        if rate < phase.centres.sample_rate:
+            changed = _having(phase, "centres.sample_rate", rate)
+            yield f"centres.sample_rate = {rate}", plan_phase(changed, data, classes, ranks, teacher)
+
+
+def identities_that_fit(
+    phase: PhaseConfig, data: DataConfig, ranks: Ranks, teacher: ModelConfig | None, memory: float
+) -> int:
+    """The most for which `memory` bytes a rank do, as the plan says, a multiple of the ranks; 0 if none does."""
+
+    def fits(rows: int) -> bool:
+        return plan_phase(phase, data, rows * ranks.size, ranks, teacher).peak <= memory
+
+    most, too_many = 0, 1
+    while fits(too_many):
+        most, too_many = too_many, 2 * too_many
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
+    return most * ranks.size
+
+
 def _changes(phase: PhaseConfig, size: int) -> Iterator[tuple[str, PhaseConfig]]:
-    for key, value in _values(phase, size):
+    for values in _values(phase, size):
+        changed = phase
         try:
-            changed = _having(phase, key, value)
+            for key, value in values.items():
+                changed = _having(changed, key, value)
         except ValidationError:  # the configuration refuses it beside what else is set
             continue
-        yield f"{key} = {json.dumps(value)}", changed
+        yield WITH.join(f"{key} = {json.dumps(value)}" for key, value in values.items()), changed
 
 
-def _values(phase: PhaseConfig, size: int) -> Iterator[tuple[str, str | int]]:
+def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
     """Keys that may save something, with the value to try."""
-    for store in STORES[STORES.index(phase.centres.store) + 1 :]:
-        yield "centres.store", store
-    if phase.centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
-        yield "centres.moments", "bf16"
-    if phase.centres.memory == "device":
-        yield "centres.memory", "host"
+    centres = phase.centres
+    for store in STORES[STORES.index(centres.store) + 1 :]:
+        yield {"centres.store": store}
+    if centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
+        yield {"centres.moments": "bf16"}
+    if centres.memory == "device":
+        yield {"centres.memory": "host"}
+    for rate in RATES:
+        if rate < centres.sample_rate:
+            yield {"centres.sample_rate": rate}
+    if centres.memory == "device" and centres.sample_rate > RATES[-1]:
+        yield {"centres.sample_rate": RATES[-1], "centres.memory": "host"}
     if not phase.model.activation_checkpointing:
-        yield "model.activation_checkpointing", True
+        yield {"model.activation_checkpointing": True}
     if _divides(phase, 2 * phase.accumulation * size):
-        yield "accumulation", 2 * phase.accumulation
+        yield {"accumulation": 2 * phase.accumulation}
     if phase.zero_stage < 2 and size > 1:
-        yield "zero_stage", 2
+        yield {"zero_stage": 2}
     if phase.precision == "fp32":
-        yield "precision", "bf16"
+        yield {"precision": "bf16"}
 
 
-def _having(section: Part, key: str, value: str | int) -> Part:
+def _having(section: Part, key: str, value: str | float) -> Part:
     """ValidationError where the configuration does not allow it."""
     name, _, rest = key.partition(".")
     part = _having(getattr(section, name), rest, value) if rest else value
@@ -110,6 +154,11 @@ def beside_student(config: Config) -> ModelConfig | None:
     if source.cache is not None or source.source not in ("train", "checkpoint"):
         return None
     return source.train.model if source.source == "train" and source.train else source.model
+
+
+def _under(key: str, change: str) -> str:
+    """With the phase's name before each key."""
+    return WITH.join(f"{key}.{part}" for part in change.split(WITH))
 
 
 def _size(size: int) -> str:

@@ -1,4 +1,8 @@
-"""`launch/plan.py`: will it fit, what does a step cost at least, and what to change if it does not fit.
+"""`launch/plan.py`: will it fit, how many identities would, what does a step cost at least, and what would help.
+
+Where neither --identities nor the data say how many there are, the plan is that of the most that fit. "At least" is
+the largest of the times that nothing but its own device, link or direction can shorten: products, what is sent, what
+is copied each way; as if all of it went on side by side.
 
 Errors: one line on the error output and status 2 for wrong options or a wrong configuration; status 1 when a phase
 does not fit.
@@ -19,8 +23,8 @@ from partialkd.config_files import load_config
 from partialkd.data.layout import PROPERTY, read_property
 from partialkd.errors import ConfigError
 from partialkd.launching import configured
-from partialkd.planner.advice import phases, savings
-from partialkd.planner.plan import Plan, Ranks, plan_phase, rows_that_fit
+from partialkd.planner.advice import identities_that_fit, phases, sampling, savings
+from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
 
@@ -47,27 +51,38 @@ DEVICES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     config = configured(lambda: load_config(options.config, options.overrides))
     device = DEVICES[options.device]
     memory = options.memory or device.memory
-    classes = options.identities or configured(lambda: _classes(config.data))
+    known = options.identities or configured(lambda: _classes(config.data))
     ranks = Ranks(options.ranks, cuda=True)
     fits = True
     for name, phase, teacher in phases(config):
         configured(lambda phase=phase, name=name: _divisible(phase, ranks.size, name))  # type: ignore[misc]
+        room = identities_that_fit(phase, config.data, ranks, teacher, memory)
+        classes = known or max(room, ranks.size)
         plan = plan_phase(phase, config.data, classes, ranks, teacher)
-        print(f"\n{name}: {classes} identities on {ranks.size} x {options.device}, {_size(memory)} each")
+        most = "" if known else ", the most that fit" if room else ", and not even these fit"
+        print(f"\n{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each")
         print(memory_table(plan, memory))
         print(cost_table(plan, device))
-        print(f"room for {rows_that_fit(plan, phase, int(memory)) * ranks.size} identities in all")
+        print(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
+        for change, then in sampling(phase, config.data, classes, ranks, teacher):
+            print(f"most products are the centres'; {change}: {_least_text(then, device)}")
         if plan.peak > memory:
             fits = False
-            print("does not fit; what would help, one change at a time:")
+            print("does not fit; what would help, one line at a time:")
             for change, then in savings(phase, config.data, classes, ranks, teacher, memory):
-                host = f" and {_size(sum(then.host.values()))} of the host's memory" if then.host else ""
-                print(f"  {change}: {_size(then.peak)} a rank{host}{', fits' if then.peak <= memory else ''}")
+                fitting = ", fits" if then.peak <= memory else ""
+                print(f"  {change}: {_size(then.peak)} a rank{_beside(then)}, {_least_text(then, device)}{fitting}")
     return 0 if fits else 1
+
+
+def least_seconds(plan: Plan, device: Device) -> float:
+    """Of an optimiser step, if everything that can go on side by side does."""
+    products, sent = sum(plan.flops.values()) / device.flops, sum(plan.wire.values()) / device.link
+    return max(products, sent, *(size / device.host for size in plan.copied.values()))
 
 
 def memory_table(plan: Plan, memory: float) -> PrettyTable:
@@ -97,22 +112,26 @@ def cost_table(plan: Plan, device: Device) -> PrettyTable:
         table.add_row([f"sent: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.link:.2f}"])
     for name, size in plan.copied.items():
         table.add_row([f"copied beside it: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.host:.2f}"])
-    seconds = sum(plan.flops.values()) / device.flops + sum(plan.wire.values()) / device.link
-    seconds = max(seconds, sum(plan.copied.values()) / device.host)
-    table.add_row(["together", "", f"{1000 * seconds:.2f}"])
+    table.add_row(["all of it side by side", "", f"{1000 * least_seconds(plan, device):.2f}"])
     return table
 
 
-def _classes(data: DataConfig) -> int:
-    """As the configuration says, if it makes the data; else as the data do."""
+def _classes(data: DataConfig) -> int | None:
+    """As the configuration says, if it makes the data; else as the data do; None where there are none."""
     if data.source == "synthetic":
         return data.synthetic_identities
     if isinstance(data.prepare, ProceduralConfig):
         return data.prepare.identities
     path = Path(data.path) / PROPERTY
-    if data.source != "recordio" or not path.is_file():
-        raise ConfigError(f"--identities: is needed where there is no {path} to read the number from")
-    return read_property(path)[0]
+    return read_property(path)[0] if data.source == "recordio" and path.is_file() else None
+
+
+def _beside(plan: Plan) -> str:
+    return f" and {_size(sum(plan.host.values()))} of the host's memory a rank" if plan.host else ""
+
+
+def _least_text(plan: Plan, device: Device) -> str:
+    return f"a step at least {1000 * least_seconds(plan, device):.2f} ms"
 
 
 def _divisible(phase: PhaseConfig, ranks: int, name: str) -> None:
@@ -148,7 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="launch/plan.py", description=description)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--identities", type=_positive, help="instead of the number in the configuration or the data")
+    parser.add_argument(
+        "--identities",
+        type=_positive,
+        help="instead of the number in the configuration or the data; with none of them, as many as fit",
+    )
     parser.add_argument("--ranks", type=_positive, default=8)
     parser.add_argument("--device", choices=DEVICES, default="h100-80")
     parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB; instead of the device's")

@@ -110,16 +110,6 @@ def plan_phase(
     )
 
 
-def rows_that_fit(plan: Plan, phase: PhaseConfig, memory: int) -> int:
-    """How many rows a rank of `memory` bytes has room for beside everything else of this plan.
-
-    Of a store in the host's memory: for how many its windows have room, to within a group of blocks.
-    """
-    centres = {name: bytes_ for name, bytes_ in plan.resident.items() if name.startswith("centres")}
-    free = memory - plan.peak + sum(centres.values())
-    return max(0, free * plan.rows // sum(centres.values()) if plan.host else free // bytes_a_row(phase))
-
-
 def bytes_a_row(phase: PhaseConfig) -> int:
     """Of the store, moments included."""
     return sum(_row_items(phase).values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class _Allocations(TorchDispatchMode):
         self.alive -= size
 
 
+@lru_cache(maxsize=64)  # plans of one network are asked for many numbers of centres
 def network_cost(model: ModelConfig, image_size: int, batch: int, precision: str, training: bool) -> NetworkCost:
     """What `batch` images cost in a network of ours; `precision` as of a phase ("fp32" or "bf16")."""
     network = build_model(model, image_size).train(training)
