@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from ranks import run
 from safetensors.torch import load_file
 from student_cases import DIM, Case, Net, Outcome, advance, assert_close, make_student, reference
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from partialkd import job as module
 from partialkd.config_files import check_same_run, parse_config, save_config
 from partialkd.dist import World
 from partialkd.errors import ConfigError
-from partialkd.job import run_job
+from partialkd.job import prepare_job, run_job
 from partialkd.models import compiled
-from partialkd.models.teacher import GROUP, wrap_teacher
+from partialkd.models.teacher import GROUP, LARGEST_PART, part_of, wrap_teacher
+from partialkd.stopping import StopSignals
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -39,36 +42,89 @@ PLAIN, COMPILED = {"freeze_batchnorm": True}, {"freeze_batchnorm": True, "compil
 
 
 def train(world: World, stages: list[int]) -> list[Outcome]:
-    """Two steps compiled, then two plain from what was saved; and the other way round."""
+    """Two steps compiled, then two plain from what was saved; at stage 1 the other way round."""
     with patch.object(compiled, "BACKEND", "aot_eager"):
-        return _train(world, stages)
+        return [_train(world, stage, *((PLAIN, COMPILED) if stage == 1 else (COMPILED, PLAIN))) for stage in stages]
 
 
-def _train(world: World, stages: list[int]) -> list[Outcome]:
-    outcomes = []
-    for stage in stages:
-        for first, second in ((COMPILED, PLAIN), (PLAIN, COMPILED)):
-            case = Case(stage, accumulation=2, phase=first)
-            student = make_student(case, world)
-            begun = advance(student, case, world, 0, 2)
-            full, local = world.broadcast_object(student.state()), student.local_state()
-            student.close()
-            case = replace(case, phase=second)
-            student = make_student(case, world, Net(seed=8))
-            student.load_state(full, local)
-            ended = advance(student, case, world, 2, 4)
-            state = student.network().state_dict()
-            outcomes.append(Outcome(begun.losses + ended.losses, begun.norms + ended.norms, state))
-            student.close()
-    return outcomes
+def _train(world: World, stage: int, first: dict[str, Any], second: dict[str, Any]) -> Outcome:
+    case = Case(stage, accumulation=2, phase=first)
+    student = make_student(case, world)
+    begun = advance(student, case, world, 0, 2)
+    full, local = world.broadcast_object(student.state()), student.local_state()
+    student.close()
+    case = replace(case, phase=second)
+    student = make_student(case, world, Net(seed=8))
+    student.load_state(full, local)
+    ended = advance(student, case, world, 2, 4)
+    state = student.network().state_dict()
+    student.close()
+    return Outcome(begun.losses + ended.losses, begun.norms + ended.norms, state)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_compiled_student_trains_as_plain_torch_does_and_either_resumes_the_other() -> None:
     expected = reference(Case())
-    for got in run(train, 2, [0, 1, 2])[0]:
+    for got in run(train, 2, [1, 2])[0]:  # stage 0: below, compiled to C++
         assert_close(got, expected)
+
+
+class Few(nn.Module):
+    """Layers that C++ is soon made of."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.fc, self.act, self.dropout = nn.Linear(3 * 8 * 8, DIM), nn.PReLU(DIM), nn.Dropout(dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.dropout(self.act(self.fc(images.flatten(1))))
+
+
+@patch("torch._inductor.config.compile_threads", 1)  # helpers would take longer to start than they save
+def in_c(world: World, phase: dict[str, Any], dropout: float) -> tuple[list[Tensor], list[Tensor]]:
+    """-> embeddings and gradients of a micro-step, then the parameters two steps later; these again, resumed."""
+    torch.set_num_threads(1)
+    graphs = counters["stats"]["unique_graphs"]
+    case = Case(phase=phase)
+    student = make_student(case, world, Few(dropout))
+    torch.manual_seed(5)
+    embeddings = student.embed(torch.randn(12, 3, 8, 8))
+    first = [embeddings.detach().clone()]
+    student.backward(embeddings, torch.randn(12, DIM))
+    first += [parameter.grad.clone() for parameter in student.engine.module.parameters() if parameter.grad is not None]
+    student.step()
+    full, local, drawn = student.state(), student.local_state(), torch.get_rng_state()
+    advance(student, case, world, 1, 3)
+    ended = [parameter.detach() for parameter in student.network().parameters()]
+    student.close()
+    student = make_student(case, world, Few(dropout))
+    student.load_state(full, local)
+    torch.set_rng_state(drawn)
+    advance(student, case, world, 1, 3)
+    resumed = [parameter.detach() for parameter in student.network().parameters()]
+    student.close()
+    assert (counters["stats"]["unique_graphs"] > graphs) == student.phase.compile
+    return first + ended, first + resumed
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_what_a_student_compiled_to_c_computes_is_what_the_plain_one_does_up_to_rounding() -> None:
+    (plain, _), (fast, _) = (run(in_c, 1, {"compile": flag}, 0.0)[0] for flag in (False, True))
+    assert len(fast) == len(plain) == 1 + 2 * 3  # the gradients and the parameters of three
+    for got, expected in zip(fast, plain, strict=True):
+        assert float((got - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_with_dropout_a_compiled_student_goes_on_bit_for_bit() -> None:
+    whole, resumed = run(in_c, 1, {"compile": True}, 0.5)[0]
+    assert 0 < int((whole[0] == 0).sum()) < whole[0].numel()
+    for got, expected in zip(resumed, whole, strict=True):
+        assert torch.equal(got, expected)
 
 
 # --------------------------------------------------------------------------------------------------- the teacher
@@ -101,6 +157,13 @@ def test_a_compiled_teacher_is_the_plain_one_up_to_rounding_and_compiled_once() 
     assert list(fast.network.state_dict()) == list(network.state_dict())
     with torch.compiler.set_stance("fail_on_recompile"):  # a copy is the plain network
         assert torch.equal(wrap_teacher(copy.deepcopy(fast.network), SIDE, CPU).embed(images), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32, 63, 64, 65, 96, 128, 500])
+def test_on_gpus_a_batch_is_split_into_few_equal_parts(batch: int) -> None:
+    part, calls = part_of(batch), -(-batch // LARGEST_PART)
+    assert part <= LARGEST_PART
+    assert batch <= calls * part < batch + calls  # less than an image too many in each call
 
 
 # --------------------------------------------------------------------------------------------------- a whole job
@@ -160,6 +223,30 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_made(tmp_path: 
     ):
         run_job(config, World())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize(
+    ("cache", "sets", "wanted"),
+    [("auto", [], True), ("kept", ["lfw.bin"], True), ("kept", [], False)],
+    ids=["to be made", "scored", "kept"],
+)
+def test_the_teacher_wants_a_compiler_where_its_network_embeds(
+    cache: str, sets: list[str], wanted: bool, tmp_path: Path
+) -> None:
+    tree = settings(tmp_path, False)
+    tree["teacher"] |= {"compile": True, "cache": cache}
+    tree["evaluate"] = {"sets": sets}
+    refused: AbstractContextManager[Any] = (
+        pytest.raises(ConfigError, match=r"^teacher\.compile must be false") if wanted else nullcontext()
+    )
+    with (
+        patch("torch._inductor.config.cpp.cxx", ("no-such-compiler",)),
+        patch.object(module, "open_sets"),
+        StopSignals() as stop,
+        refused,
+    ):
+        prepare_job(parse_config(tree), World(), "never", stop)
 
 
 @pytest.mark.parametrize(
