@@ -6,14 +6,18 @@
 
 One rank. The records are procedural faces in an InsightFace folder, read, decoded and mirrored by the loader that
 trains; the student is DeepSpeed's, the method AdaDistill over moving-average centres, the teacher a network of the
-named kind with random weights, whose cost is that of a trained one. The ways run in turn, `steps` steps a run.
+named kind with random weights, whose cost is that of a trained one. The ways run in turn, `steps` steps a run without
+any clock within, and as many with one around every part.
 
 - live: each batch goes through the teacher. cached: the teacher's embeddings come from a teacher cache (float16).
 - compiled (--compile): live, with teacher.compile and student.compile. What compiling takes lies before the first step
   that is measured: `compile_seconds`, which opening the teacher and the first step take beyond those of "live".
-- parts: seconds of a step spent waiting for the loader, in the teacher (or in waiting for what was kept, which is part
-  of the loader's), in the student (forward, backward and step) and in the centres (the loss over them and their move),
-  medians over all steps of a way; what is left is the trainer's own.
+- images/s, speed-ups of the step (`step_seconds`): medians over the runs without clocks, in which a device may still be
+  at work on one part while the host begins the next.
+- parts (`seconds`): of a step with clocks, which wait for the device before and after every part: in waiting for the
+  loader, in the teacher (or in waiting for what was kept, which is part of the loader's), in the student (forward,
+  backward and step) and in the centres (the loss over them and their move), medians over all such steps of a way; what
+  is left of their "step" is the trainer's own.
 - cache: seconds and bytes of making it, an image; after how many epochs it has paid for itself.
 """
 
@@ -126,16 +130,18 @@ def make_inputs(args: argparse.Namespace, config: Config, folder: Path) -> None:
 
 
 class Clock:
-    """Seconds by part, of one way."""
+    """Seconds by part, of one way, while it is on."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.step = device, defaultdict[str, float](float)
+        self.device, self.step, self.on = device, defaultdict[str, float](float), False
         self.steps: list[dict[str, float]] = []
 
     def around(self, part: str, act: Callable[..., Any]) -> Callable[..., Any]:
         """`act`, whose seconds are added to its part of the step."""
 
         def timed(*arguments: Any) -> Any:
+            if not self.on:
+                return act(*arguments)
             wait_for(self.device)
             start = time.perf_counter()
             result = act(*arguments)
@@ -169,8 +175,8 @@ class Way:
         self.batches = self._batches()
         self._put_clocks()
         self.run(1)  # warms up
-        self.clock.steps.clear()
         self.opening = time.perf_counter() - start  # seconds, with the first step
+        self.step_seconds: list[float] = []  # of each run
 
     def _put_clocks(self) -> None:
         trainer, around = self.trainer, self.clock.around
@@ -190,11 +196,22 @@ class Way:
             yield from self.trainer.loader.epoch(epoch)
             epoch += 1
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int) -> float:
+        """Without clocks within -> seconds of a step."""
+        wait_for(self.clock.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.trainer.micro_step(self.next())
+        wait_for(self.clock.device)
+        return (time.perf_counter() - start) / steps
+
+    def run_clocked(self, steps: int) -> None:
+        self.clock.on = True
         for _ in range(steps):
             self.clock.step = defaultdict(float)
             self.clock.around("step", lambda: self.trainer.micro_step(self.next()))()
             self.clock.steps.append(dict(self.clock.step))
+        self.clock.on = False
 
 
 def measure(args: argparse.Namespace, folder: Path, world: World) -> dict[str, Any]:
@@ -212,39 +229,32 @@ def measure(args: argparse.Namespace, folder: Path, world: World) -> dict[str, A
             ways["compiled"] = Way(compiled(config), world, stop, "compiled")
         for _ in range(args.runs):
             for way in ways.values():
-                way.run(args.steps)
-        seconds = {name: way.clock.medians() for name, way in ways.items()}
+                way.step_seconds.append(way.run(args.steps))
+                way.run_clocked(args.steps)
+        parts = {name: way.clock.medians() for name, way in ways.items()}
+        seconds = {name: statistics.median(way.step_seconds) for name, way in ways.items()}
         opening = {name: way.opening for name, way in ways.items()}
         for way in ways.values():
             way.batches.close()  # type: ignore[attr-defined]
             way.trainer.close()
     finally:
         stop.forget()
-    return result_of(args, seconds, made, cache, world) | compared(seconds, opening)
+    result = result_of(args, seconds, made, cache, world) | compared(seconds, parts, opening)
+    return result | {"seconds": parts}
 
 
 def result_of(
-    args: argparse.Namespace, seconds: dict[str, dict[str, float]], made: float, cache: TeacherCache, world: World
+    args: argparse.Namespace, seconds: dict[str, float], made: float, cache: TeacherCache, world: World
 ) -> dict[str, Any]:
-    keys = (
-        "teacher",
-        "student",
-        "width",
-        "dim",
-        "size",
-        "batch",
-        "classes",
-        "records",
-        "loader",
-        "workers",
-        "precision",
-    )
-    saved = (seconds["live"]["step"] - seconds["cached"]["step"]) / args.batch
+    """seconds: of a whole step, by way."""
+    keys = ["teacher", "student", "width", "dim", "size", "batch", "classes"]
+    keys += ["records", "loader", "workers", "precision"]
+    saved = (seconds["live"] - seconds["cached"]) / args.batch
     return {
         **{key: getattr(args, key) for key in keys},
-        "images_per_second": {name: args.batch / parts["step"] for name, parts in seconds.items()},
-        "speedup": seconds["live"]["step"] / seconds["cached"]["step"],
-        "seconds": seconds,
+        "images_per_second": {name: args.batch / step for name, step in seconds.items()},
+        "speedup": seconds["live"] / seconds["cached"],
+        "step_seconds": seconds,
         "cache_seconds_per_record": made,
         "cache_bytes_per_record": cache.facts.record_bytes,
         "cache_pays_after_epochs": made / saved if saved > 0 else None,
@@ -254,19 +264,23 @@ def result_of(
     }
 
 
-def compared(seconds: dict[str, dict[str, float]], opening: dict[str, float]) -> dict[str, Any]:
+def compared(
+    seconds: dict[str, float], parts: dict[str, dict[str, float]], opening: dict[str, float]
+) -> dict[str, Any]:
     """What compiling gained and took, if that was asked for."""
     if "compiled" not in seconds:
         return {}
-    gained = {part: seconds["live"][part] / seconds["compiled"][part] for part in ("teacher", "student", "step")}
+    gained = {part: parts["live"][part] / parts["compiled"][part] for part in ("teacher", "student")}
+    gained["step"] = seconds["live"] / seconds["compiled"]
     return {"compiled_speedup": gained, "compile_seconds": opening["compiled"] - opening["live"]}
 
 
 def table_of(result: dict[str, Any]) -> PrettyTable:
-    table = PrettyTable(["teacher", "images/s", *(f"{part}, ms" for part in PARTS), "other, ms", "step, ms"])
+    table = PrettyTable(["teacher", "images/s", "step, ms", *(f"{part}, ms" for part in PARTS), "other, ms"])
     for name, parts in result["seconds"].items():
         other = parts["step"] - sum(parts[part] for part in PARTS)
-        times = [f"{1e3 * value:.1f}" for value in (*(parts[part] for part in PARTS), other, parts["step"])]
+        shown = (result["step_seconds"][name], *(parts[part] for part in PARTS), other)
+        times = [f"{1e3 * value:.1f}" for value in shown]
         table.add_row([name, f"{result['images_per_second'][name]:.1f}", *times])
     return table
 
