@@ -15,7 +15,7 @@ from ranks import run
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import make_row_optimizer
-from partialkd.config import Config, ModelConfig
+from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config_files import load_config, parse_config
 from partialkd.data.sources import open_source
 from partialkd.dist import World
@@ -24,7 +24,7 @@ from partialkd.models.teacher import wrap_teacher
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main, parse_size
-from partialkd.planner.plan import Plan, Ranks, bytes_a_row, plan_phase
+from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.stopping import StopSignals
 from partialkd.trainer import Trainer
@@ -72,29 +72,41 @@ def config_of(case: dict[str, Any]) -> Config:
     )  # fmt: skip
 
 
+def two_steps(world: World, config: Config, source: Any) -> None:
+    """A store, a trainer, a teacher where the method has one, and two steps with them."""
+    shard, dtype = shard_of(source.num_classes, world.rank, world.size), DTYPES[config.student.centres.store]
+    store = CentreStore.random(shard, source.num_classes, DIM, dtype, world.device, 0)
+    network = build_model(TEACHER, SIZE) if taught(config) else None
+    teacher = wrap_teacher(network, SIZE, world.device, None) if network else None
+    trainer = Trainer("student", config.student, config, world, source, store, teacher, Path("none"), StopSignals())
+    batches = trainer.loader.epoch(0)
+    for _ in range(2):
+        trainer.micro_step(next(batches))
+    trainer.close()
+
+
+def taught(config: Config) -> bool:
+    return config.student.method.name == "adadistill"
+
+
+def planned(config: Config, ranks: Ranks) -> Plan:
+    teacher = TEACHER if taught(config) else None
+    return plan_phase(config.student, config.data, config.data.synthetic_identities, ranks, teacher)
+
+
 def measured(world: World, name: str) -> tuple[int, int]:
     """-> most bytes that torch held at once from before the store was made to the end of a second step; planned."""
-    case = CASES[name]
-    config, classes = config_of(case), case["classes"]
-    taught = config.student.method.name == "adadistill"
+    config = config_of(CASES[name])
     source = open_source(config.data)
     gc.collect()  # what earlier cases left would be let go of, and counted, below
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        shard, dtype = shard_of(classes, world.rank, world.size), DTYPES[config.student.centres.store]
-        store = CentreStore.random(shard, classes, DIM, dtype, world.device, 0)
-        teacher = wrap_teacher(build_model(TEACHER, SIZE), SIZE, world.device, None) if taught else None
-        trainer = Trainer("student", config.student, config, world, source, store, teacher, Path("none"), StopSignals())
-        batches = trainer.loader.epoch(0)
-        for _ in range(2):
-            trainer.micro_step(next(batches))
-        trainer.close()
+        two_steps(world, config, source)
     held = peak = 0
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    ranks = Ranks(world.size, cuda=False)
-    return peak, plan_phase(config.student, config.data, classes, ranks, TEACHER if taught else None).peak
+    return peak, planned(config, Ranks(world.size, cuda=False)).peak
 
 
 def measured_all(world: World, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -111,6 +123,25 @@ def test_peak_of_real_ranks_is_within_ten_percent(world_size: int) -> None:
             print(name, rank, f"{peak:,} {planned:,}")
             assert peak > 50_000_000, (name, peak)  # nothing is shown by a small one
             assert abs(planned - peak) < 0.1 * peak, f"{name}, rank {rank}: measured {peak:,}, planned {planned:,}"
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_peak_of_a_gpu_is_within_ten_percent() -> None:
+    """Of what torch allocates, so without CUDA's context. Never run on a GPU yet."""
+    off = {}
+    with World.start(DistConfig(device="cuda")) as world:
+        for name in ("activations", *CASES):  # the first one twice: what libraries keep is then there
+            config = config_of(CASES[name])
+            source = open_source(config.data)
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            two_steps(world, config, source)
+            peak = torch.cuda.max_memory_allocated() - before
+            off[name] = (planned(config, Ranks(1, cuda=True)).peak - CONTEXT_BYTES) / peak
+    assert all(0.9 < ratio < 1.1 for ratio in off.values()), off
 
 
 def plan_of(classes: int, ranks: int = 8, **changes: Any) -> Plan:
