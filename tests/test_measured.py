@@ -286,17 +286,25 @@ def test_shapes_are_told_apart(tmp_path: Path) -> None:
     assert clock.measured == 2 * 5  # a window is one piece; two pieces were measured before
 
 
-@pytest.mark.parametrize("filter_", ["everything", "sampled"])
-def test_first_rows_are_those_that_a_step_compares_with(filter_: str) -> None:
-    store, queries = kernel_cases.build(Case(rows=600, filter=filter_), CPU, 1)
+@pytest.mark.parametrize(
+    "runs", [None, [range(75, 150)], [range(30), range(200, 320)], [range(9, 20), range(500, 600)]]
+)
+def test_first_rows_are_those_that_a_step_compares_with(runs: list[range] | None) -> None:
+    """No others are held, however far apart they lie."""
+    store, queries = kernel_cases.build(Case(rows=600, samples=300), CPU, 1)
+    queries = replace(queries, filter=replace(queries.filter, sampled=runs))
+    rows = torch.cat([torch.arange(600)[run.start : run.stop] for run in runs or [range(600)]])[:ROWS]
     part, asked = first_rows(store, queries)
-    kept = queries.filter.keep(0, 600).nonzero().squeeze(1)
+    assert len(part.shard) == ROWS
+    assert torch.equal(part.unit, store.unit[rows])
+    assert torch.equal(part.length, store.length[rows])
+    assert len(asked.filter.runs) == len(runs or [0])
     assert sum(len(run) for run in asked.filter.runs) == ROWS
-    assert len(part.shard) == (ROWS if filter_ == "everything" else 600 // 8 + ROWS)
-    assert torch.equal(asked.filter.keep(0, len(part.shard)).nonzero().squeeze(1), kept[kept < len(part.shard)])
-    assert torch.equal(asked.owned, queries.owned & (queries.row < len(part.shard)))
-    assert torch.equal(asked.row[asked.owned], queries.row[asked.owned])
-    assert part.unit.data_ptr() == store.unit.data_ptr()
+    assert asked.filter.keep(0, ROWS).all()
+    assert torch.equal(asked.owned, queries.owned & torch.isin(queries.row, rows))
+    assert asked.owned.sum() > 10
+    assert torch.equal(rows[asked.row[asked.owned]], queries.row[asked.owned])
+    assert (part.unit.data_ptr() == store.unit[rows[0]].data_ptr()) == (len(runs or [0]) == 1)
 
 
 def test_on_the_cpu_auto_is_chunked() -> None:

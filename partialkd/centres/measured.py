@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -166,26 +167,37 @@ def make_measured(chunked: ChunkedSweep, rounded: bool) -> Sweep:
 
 
 def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queries]:
-    """The store up to the TUNING_ROWS-th row that the step compares with, seen or not; shares the store's memory."""
+    """The first TUNING_ROWS rows that the step compares with, seen or not, as a store and a batch of their own.
+
+    They share the store's memory where they lie side by side; else they are a copy, as many pieces as they were.
+    """
     runs, left = [], TUNING_ROWS
     for run in queries.filter.runs:
         runs.append(run[:left])
         left -= len(runs[-1])
     runs = [run for run in runs if run]
-    stop = runs[-1].stop
+    device = store.device
+    rows: slice | Tensor = slice(runs[0].start, runs[0].stop)
+    if len(runs) > 1:
+        rows = torch.cat([torch.arange(run.start, run.stop, device=device) for run in runs])
+    count = sum(map(len, runs))
     part = replace(
         store,
-        shard=range(store.shard.start, store.shard.start + stop),
-        unit=store.unit[:stop],
-        length=store.length[:stop],
-        seen=store.seen[:stop],
-        moments={name: value[:stop] for name, value in store.moments.items()},
+        shard=range(count),
+        unit=store.unit[rows],
+        length=store.length[rows],
+        seen=store.seen[rows],
+        moments={name: value[rows] for name, value in store.moments.items()},
+        ids=None,  # they tell random bits apart, and a trial draws none
         draw=None,
     )
-    owned = queries.owned & (queries.row < stop)
-    row = torch.where(owned, queries.row, 0)
-    sampled = None if queries.filter.sampled is None else runs
-    return part, Queries(queries.embeddings, owned, row, RowFilter(stop, row[owned], sampled))
+    place = RowFilter(len(store.shard), queries.row[:0], runs).place(queries.row)
+    owned = queries.owned & (place >= 0)
+    row = torch.where(owned, place, 0)
+    ends = list(accumulate(map(len, runs)))
+    pieces = [range(stop - len(run), stop) for run, stop in zip(runs, ends, strict=True)]
+    sampled = None if queries.filter.sampled is None else pieces
+    return part, Queries(queries.embeddings, owned, row, RowFilter(count, row[owned], sampled))
 
 
 def without_past(store: CentreStore) -> CentreStore:
