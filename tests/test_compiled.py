@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -35,6 +37,9 @@ from partialkd.stopping import StopSignals
 CPU = torch.device("cpu")
 SIDE = 16
 MODEL = {"name": "iresnet18", "embedding_dim": 9, "width": 0.125, "depth": 0.1}
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler (g++, or what CXX names)"
+)
 PLAIN, COMPILED = {"freeze_batchnorm": True}, {"freeze_batchnorm": True, "compile": True}
 
 
@@ -109,6 +114,7 @@ def in_c(world: World, phase: dict[str, Any], dropout: float) -> tuple[list[Tens
     return first + ended, first + resumed
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_what_a_student_compiled_to_c_computes_is_what_the_plain_one_does_up_to_rounding() -> None:
@@ -118,6 +124,7 @@ def test_what_a_student_compiled_to_c_computes_is_what_the_plain_one_does_up_to_
         assert float((got - expected).norm()) < 1e-5 * float(expected.norm())
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_with_dropout_a_compiled_student_goes_on_bit_for_bit() -> None:
@@ -140,6 +147,7 @@ def small_network() -> nn.Module:
     return network
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @patch("torch._inductor.config.compile_threads", 1)  # helpers would take longer to start than they save
