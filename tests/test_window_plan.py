@@ -13,6 +13,7 @@ from test_window import BATCH, CLASSES, DIM, RATE, go_on, made
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import shard_of
 from partialkd.centres.window import Windows
+from partialkd.config import sampled_share
 from partialkd.config_files import load_config, parse_config
 from partialkd.dist import World
 from partialkd.errors import ConfigError
@@ -34,12 +35,27 @@ def config_of(accumulation: int = 1, **centres: Any) -> Any:
     return parse_config(tree).student
 
 
-def test_host_memory_is_for_samples() -> None:
-    for rate in (0.5, 1.0):
-        rule = rf'student.centres.memory: must be "device" with sample_rate >= 0.5 \({rate:g}\), .* got "host"'
-        with pytest.raises(ConfigError, match=rule):
-            config_of(memory="host", sample_rate=rate)
-    assert config_of(memory="host", sample_rate=0.4).centres.memory == "host"
+@pytest.mark.parametrize(("rate", "share"), [(0.487, "1/2"), (0.49, "1/2"), (0.5, "1/2"), (0.51, "1/2"), (1.0, "1")])
+def test_host_memory_is_for_samples_of_less_than_half(rate: float, share: str) -> None:
+    """Of what a step really takes: two windows of half are as many rows as there are."""
+    rule = (
+        rf'student.centres.memory: must be "device" with sample_rate = {rate:g}, which takes {share} of .*, got "host"'
+    )
+    with pytest.raises(ConfigError, match=rule):
+        config_of(memory="host", sample_rate=rate)
+    assert config_of(memory="device", sample_rate=rate).centres.memory == "device"
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.4, 0.47, 0.475, 0.486])
+def test_host_memory_is_allowed_for_less(rate: float) -> None:
+    assert config_of(memory="host", sample_rate=rate).centres.memory == "host"
+    shard = range(1_000_000)
+    assert 2 * Sampling(1_000_000, rate, seed=0).most_rows(shard) < len(shard)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.003, 0.1, 0.3, 1 / 3, 0.475, 0.49, 0.975, 0.99, 1.0])
+def test_the_configuration_knows_what_a_rate_amounts_to(rate: float) -> None:
+    assert sampled_share(rate) == Sampling(10, rate, seed=0).fraction
 
 
 @pytest.mark.parametrize(("cuda", "accumulation"), [(True, 1), (False, 3)])

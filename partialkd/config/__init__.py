@@ -19,7 +19,7 @@ from partialkd.config.methods import (
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
-from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig
+from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, sampled_share
 
 __all__ = [
     "METHODS_WITH_TEACHER",
@@ -48,4 +48,5 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "TeacherConfig",
+    "sampled_share",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,11 @@ from pydantic import Field, model_validator
 from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
 from partialkd.config.methods import METHODS_WITH_TEACHER, MarginDistillationConfig, MethodConfig
 from partialkd.config.models import ModelConfig
+
+
+def sampled_share(rate: float) -> Fraction:
+    """m / T, what a sample_rate amounts to: a step takes m of every T blocks of neighbouring rows."""
+    return Fraction(rate).limit_denominator(max(20, 2 * math.ceil(1 / rate)))
 
 
 class CentresConfig(Section):
@@ -20,7 +27,7 @@ class CentresConfig(Section):
     moments: Literal["fp32", "bf16"] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
     second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
-    # the device; for a sample_rate under 0.5. Never run on a GPU yet.
+    # the device; for samples of less than half (a sample_rate under 0.487). Never run on a GPU yet.
     memory: Literal["device", "host"] = "device"
     # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA
     # whichever of chunked and fused was faster and agreed with it when the shape first came up.
@@ -32,9 +39,10 @@ class CentresConfig(Section):
 
     @model_validator(mode="after")
     def _sampled_from_host(self) -> CentresConfig:
-        if self.memory == "host" and self.sample_rate >= 0.5:
-            rule = f'must be "device" with sample_rate >= 0.5 ({self.sample_rate:g})'
-            raise ValueError(f'memory {rule}, where two steps take as many rows as there are, got "host"')
+        share = sampled_share(self.sample_rate)
+        if self.memory == "host" and 2 * share >= 1:
+            takes = f"sample_rate = {self.sample_rate:g}, which takes {share} of the rows in a step"
+            raise ValueError(f'memory must be "device" with {takes}: two steps take them all, got "host"')
         return self
 
     @model_validator(mode="after")
