@@ -14,14 +14,21 @@ import torch
 
 
 def interleaved_seconds(
-    variants: dict[str, Callable[[], Any]], runs: int, device: torch.device
+    variants: dict[str, Callable[[], Any]],
+    runs: int,
+    device: torch.device,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Run every variant once to warm up, then all of them in turn `runs` times -> seconds of each run."""
+    """Run every variant once to warm up, then all of them in turn `runs` times -> seconds of each run.
+
+    `before`: called ahead of each of these, untimed; for ranks a barrier.
+    """
     for step in variants.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(runs):
         for name, step in variants.items():
+            before()
             wait_for(device)
             start = time.perf_counter()
             step()

@@ -1,4 +1,4 @@
-"""How a centre step grows with the ranks: bytes sent, against the planner's, and seconds; one rank's share alone.
+"""How a centre step grows with the ranks: bytes against the planner's, seconds against a model; one rank's share alone.
 
     python benchmarks/scaling.py --ranks 1 2 4 --classes 100000 [--json] [--out FILE]
     python benchmarks/scaling.py --share-of 8 --classes 1000000000 --store bf16 --local-batch 128 [--json]
@@ -7,7 +7,9 @@ The first starts that many processes joined by gloo on this machine, each with a
 runs the engine: contrast, an ArcFace margin, backward, step. Bytes are what each rank would send by ring algorithms,
 from the tensors that World was handed; the planner's are those of its plan. A rank sweeps C / W rows for a batch of
 W b samples, so the work of a rank stays what it was: seconds stay level as far as there is a core for every rank.
-There is no model of the time here: ranks of one machine share its cores and memory, so only bytes are compared.
+Ranks of one machine share its cores and memory, so the model of the time is measured by the same ranks in the same
+runs: the step's matrix products and its collectives, each alone. scaling_model.py says what it leaves out.
+"seconds" and the model's are the slowest rank's of each run, medians over runs; `over_model` is their ratio.
 
 The second runs on one device what one of W ranks would compute, C / W rows against W b samples, without the ranks'
 collectives. All of the batch's classes are its own, which is more than its share of them. 10^9 classes on 8 ranks are
@@ -19,18 +21,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from centre_step import FILLED_AT_ONCE, LR, MARGIN, SCALE, SGD
-from measure import machine, peak_extra_bytes, wait_for
+from centre_step import FILLED_AT_ONCE, LR, MARGIN, SCALE, SGD, Step
+from measure import interleaved_seconds, machine, medians, peak_extra_bytes
 from prettytable import PrettyTable
+from scaling_model import NotingWorld, against_model, calls_of, side_by_side
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
@@ -44,25 +44,6 @@ from partialkd.margin import arc_margin, margin_softmax
 from partialkd.planner.plan import centre_wire
 
 METHODS = {"fixed": "arcdistill", "ema": "adadistill", "trainable": "arcface"}
-
-
-class CountingWorld(World):
-    """Adds up the bytes that this rank would send in a ring."""
-
-    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
-        self._count((self.size - 1) * x.nbytes)
-        return super().start_all_gather(x)
-
-    def reduce_scatter(self, x: Tensor) -> Tensor:
-        self._count((self.size - 1) * x.nbytes // self.size)
-        return super().reduce_scatter(x)
-
-    def take_bytes(self) -> int:
-        """Sent since the last time."""
-        return int(self.__dict__.pop("sent", 0))
-
-    def _count(self, sent: int) -> None:
-        self.__dict__["sent"] = self.__dict__.get("sent", 0) + sent
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,16 +61,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)  # in the processes that this starts
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.share_of and args.classes < max(args.ranks):
+        parser.error(f"--classes: at least one a rank, got {args.classes} for {max(args.ranks)} ranks")
+    return args
 
 
-def engine_step(args: argparse.Namespace, world: World, shard: range, samples: int) -> Any:
-    """The step of one rank that owns `shard` and has `samples` samples."""
-    store = CentreStore.empty(shard, args.classes, args.dim, DTYPES[args.store], world.device)
+def make_store(args: argparse.Namespace, shard: range, device: torch.device) -> CentreStore:
+    """Random centres, all seen."""
+    store = CentreStore.empty(shard, args.classes, args.dim, DTYPES[args.store], device)
     for start in range(0, len(shard), FILLED_AT_ONCE):
         stop = min(start + FILLED_AT_ONCE, len(shard))
-        store.write(slice(start, stop), torch.randn(stop - start, args.dim, device=world.device))
+        store.write(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
     store.seen[:] = True
+    return store
+
+
+def engine_step(args: argparse.Namespace, world: World, store: CentreStore, samples: int) -> Step:
+    """The step of one rank that owns `store` and has `samples` samples."""
     config = CentresConfig(sample_rate=args.sample_rate, store=args.store, backend=args.backend)
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
     centres = Centres(store, world, SCALE, config, optimizer=optimizer)
@@ -108,34 +97,21 @@ def engine_step(args: argparse.Namespace, world: World, shard: range, samples: i
     return step
 
 
-def seconds_of(step: Any, runs: int, world: World) -> float:
-    step()
-    seconds = []
-    for _ in range(runs):
-        world.barrier()
-        start = time.perf_counter()
-        step()
-        wait_for(world.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def run_rank(args: argparse.Namespace) -> None:
     """One of the processes: prints its figures."""
     torch.set_num_threads(1)
     with World.start(DistConfig(device="cpu")) as started:
-        world = CountingWorld(started.rank, started.size, started.local_rank, started.device)
+        world = NotingWorld(started.rank, started.size, started.local_rank, started.device)
         torch.manual_seed(world.rank)
-        step = engine_step(args, world, shard_of(args.classes, world.rank, world.size), args.local_batch)
-        step()
-        world.take_bytes()
-        step()
-        sent = world.take_bytes()
-        print(json.dumps({"bytes": sent, "seconds": seconds_of(step, args.runs, world)}), flush=True)
+        store = make_store(args, shard_of(args.classes, world.rank, world.size), world.device)
+        step = engine_step(args, world, store, args.local_batch)
+        calls = calls_of(step, world)
+        seconds = side_by_side(args, step, store, calls, started)
+        print(json.dumps({"bytes": sum(call.sent(world.size) for call in calls), "seconds": seconds}), flush=True)
 
 
 def on_ranks(args: argparse.Namespace, size: int) -> dict[str, Any]:
-    """-> figures of `size` processes: the same bytes on all, the slowest one's seconds."""
+    """-> figures of `size` processes: the same bytes on all, seconds against the model."""
     command = [sys.executable, __file__, *sys.argv[1:], "--rank-of", str(size)]
     places = {
         "OMP_NUM_THREADS": "1",
@@ -163,7 +139,7 @@ def on_ranks(args: argparse.Namespace, size: int) -> dict[str, Any]:
         "ranks": size,
         "bytes": max(one["bytes"] for one in figures),
         "planned_bytes": planned,
-        "seconds": max(one["seconds"] for one in figures),
+        **against_model([one["seconds"] for one in figures]),
     }
 
 
@@ -174,8 +150,8 @@ def share(args: argparse.Namespace) -> dict[str, Any]:
     rows, batch = len(shard_of(args.classes, 0, args.share_of)), args.share_of * args.local_batch
     alone = argparse.Namespace(**{**vars(args), "classes": rows})
     world = World(device=device)
-    step = engine_step(alone, world, range(rows), batch)
-    seconds = seconds_of(step, args.runs, world)
+    step = engine_step(alone, world, make_store(alone, range(rows), device), batch)
+    seconds = medians(interleaved_seconds({"step": step}, args.runs, device))["step"]
     used = peak_extra_bytes(step, device)
     return {"ranks": args.share_of, "rows": rows, "batch": batch, "seconds": seconds, "peak_extra_bytes": used}
 
@@ -198,6 +174,8 @@ def main() -> None:
     if args.rank_of:
         run_rank(args)
         return
+    if not args.share_of:
+        torch.set_num_threads(1)  # as the ranks do, for the result file
     results = [share(args)] if args.share_of else [on_ranks(args, size) for size in args.ranks]
     device = torch.device("cuda" if args.share_of and torch.cuda.is_available() else "cpu")
     asked = {

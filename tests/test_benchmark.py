@@ -125,6 +125,61 @@ def test_bytes_sent_are_those_of_the_plan(kind: str) -> None:
     alone, three = json.loads(got.stdout)["measurements"]
     assert alone["bytes"] == alone["planned_bytes"] == 0
     assert three["bytes"] == three["planned_bytes"] > 0
+    for one in (alone, three):
+        assert all(one[part] > 0 for part in ("seconds", "products_seconds", "collectives_seconds"))
+        assert one["model_seconds"] == pytest.approx(one["products_seconds"] + one["collectives_seconds"])
+        assert one["over_model"] == pytest.approx(one["seconds"] / one["model_seconds"])
+
+
+def test_the_model_takes_the_slowest_rank_of_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    model: Any = importlib.import_module("scaling_model")
+    one = {"step": [9.0, 6.0, 7.0], "products": [3.0, 1.0, 1.0], "collectives": [1.0, 1.0, 1.0]}
+    other = {"step": [8.0, 8.0, 8.0], "products": [1.0, 2.0, 1.0], "collectives": [0.5, 2.0, 3.0]}
+    expected = {"seconds": 8.0, "model_seconds": 4.0, "over_model": 2.0}
+    assert model.against_model([one, other]) == {**expected, "products_seconds": 2.0, "collectives_seconds": 2.0}
+
+
+def test_the_model_calls_the_collectives_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row weights are gathered after the sums are reduced: trainable centres."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    model: Any = importlib.import_module("scaling_model")
+    scaling: Any = importlib.import_module("scaling")
+    args = SimpleNamespace(kind="trainable", classes=12, dim=8, store="fp32", sample_rate=1.0, backend="auto")
+    world = model.NotingWorld()
+    store = scaling.make_store(args, range(12), world.device)
+    calls = model.calls_of(scaling.engine_step(args, world, store, 4), world)
+    assert [call.name for call in calls] == ["all_gather", "reduce_scatter", "all_gather"]
+    assert [tuple(call.shape) for call in calls] == [(4, 8 + 2), (4, 2 * 8 + 2), (4, 2)]
+    assert model.calls_of(model.collectives_alone(calls, world), world) == calls
+
+
+@pytest.mark.parametrize(("kind", "rate", "scale"), [("ema", 1.0, 1), ("trainable", 1.0, 2), ("fixed", 0.25, 0.25)])
+@pytest.mark.parametrize("multiplied", [40, 20])
+def test_the_models_products_are_those_of_the_steps_flops(
+    kind: str, rate: float, scale: float, multiplied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of 40 rows; with a limit of 20 the two products are half of what they stand for."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    model: Any = importlib.import_module("scaling_model")
+    scaling: Any = importlib.import_module("scaling")
+    monkeypatch.setattr(importlib.import_module("centre_step"), "MULTIPLIED", multiplied)
+    args = SimpleNamespace(kind=kind, classes=80, dim=8, store="bf16", sample_rate=rate)
+    store = scaling.make_store(args, range(40, 80), torch.device("cpu"))
+    step, times = model.products_alone(args, store, 6)
+    assert step().shape == (6, 8)
+    assert times == pytest.approx(scale * 40 / multiplied)
+
+
+def test_fewer_classes_than_ranks_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    scaling: Any = importlib.import_module("scaling")
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--ranks", "1", "4", "--classes", "3"])
+    with pytest.raises(SystemExit):
+        scaling.parse_args()
+    assert "at least one a rank, got 3 for 4 ranks" in capsys.readouterr().err
 
 
 @pytest.mark.slow
