@@ -13,10 +13,11 @@ machine share its cores, caches and memory, in the products as in the step: with
 together. So the model explains the time on this machine. It does not foretell that of a cluster: gloo over loopback
 is no network.
 
-Left out: the exponential, the row sums and the chunks' ends; normalising and joining what is sent; movement of the
-centres, read and written row by row; the margin, the loss and its backward; rows of the batch's classes that were not
-sampled; waiting for ranks late in the middle of a step, beyond the slowest one's products. All that is in a step alone,
-and keeps `over_model` above 1. If it is level over W, products and wire explain how the time grows.
+Left out: the exponential, the row sums and the chunks' ends; float32 copies of bfloat16 and int8 rows; normalising and
+joining what is sent; movement of the centres, read and written row by row; the margin, the loss and its backward; rows
+of the batch's classes that were not sampled; waiting for ranks late in the middle of a step, beyond the slowest one's
+products. All that is in a step alone, and keeps `over_model` above 1. If that is level over W, products and wire
+explain how the time grows.
 """
 
 from __future__ import annotations
