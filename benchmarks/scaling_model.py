@@ -16,8 +16,8 @@ is no network.
 Left out: the exponential, the row sums and the chunks' ends; float32 copies of bfloat16 and int8 rows; normalising and
 joining what is sent; movement of the centres, read and written row by row; the margin, the loss and its backward; rows
 of the batch's classes that were not sampled; waiting for ranks late in the middle of a step, beyond the slowest one's
-products. All that is in a step alone, and keeps `over_model` above 1. If that is level over W, products and wire
-explain how the time grows.
+products. All that is in a step alone, so `over_model` is above 1 as a rule; what speaks for the step is that its chunks
+stay in the cache. If the ratio is level over W, products and wire explain how the time grows.
 """
 
 from __future__ import annotations
