@@ -187,7 +187,7 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
 
 
 def _memory_advice(job: Job, name: str, phase: PhaseConfig) -> str:
-    ranks = Ranks(job.world.size, job.world.device.type == "cuda")
+    ranks = Ranks.of(job.config, job.world.size, job.world.device.type == "cuda")
     beside = beside_student(job.config) if name == "student" else None
     return memory_advice(key_of(name), phase, job.config.data, job.source.num_classes, ranks, beside)
 

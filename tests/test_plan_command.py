@@ -120,5 +120,5 @@ def test_sample_rates_are_advised_where_they_save_time(capsys: pytest.CaptureFix
 )
 def test_the_least_time_is_that_of_what_takes_longest(part: dict[str, dict[str, int]], seconds: float) -> None:
     nothing: dict[str, dict[str, int]] = {"wire": {}, "flops": {}, "copied": {}}
-    plan = Plan(rows=1, resident={}, activations=0, needs={}, update=0, backward=0, **{**nothing, **part})
+    plan = Plan(rows=1, resident={}, activations=0, needs={}, update={}, backward=0, **{**nothing, **part})
     assert least_seconds(plan, DEVICES["h100-80"]) == pytest.approx(seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from partialkd.planner.plan import Plan, Ranks, plan_phase
 GB = 10**9
 STORES = ("fp32", "bf16", "int8")  # from large to small
 RATES = (0.3, 0.1)
+AT_ONCE = "run.checkpoint_async = false"
 WITH = " with "  # between the keys of one change
 WORTH = 0.99  # of the peak, at most, is left by a change that is named
 Part = TypeVar("Part", bound=BaseModel)
@@ -30,14 +32,18 @@ def memory_advice(
     `key`: the phase's name in the configuration.
     """
     plan = plan_phase(phase, data, classes, ranks, teacher)
-    items = {**plan.resident, "activations": plan.activations, **plan.needs, "gradients of rows": plan.update}
+    items = {**plan.resident, "activations": plan.activations, **plan.needs, **plan.update}
     largest = sorted(items.items(), key=lambda item: -item[1])[:4]
     changes = [
-        f"{change if change.endswith('ranks') else _under(key, change)} ({_size(then.peak)})"
+        f"{_under(key, change)} ({_size(then.peak)})"
         for change, then in savings(phase, data, classes, ranks, teacher, memory=plan.peak - 1)
     ]
     held = f"the plan for {plan.rows} of {classes} centres a rank is {_size(plan.peak)}: "
     held += ", ".join(f"{name} {_size(size)}" for name, size in largest)
+    if plan.host:
+        held += f", and {_size(sum(plan.host.values()))} of the host's memory"
+        freed = behind_the_step(phase, data, classes, ranks, teacher)
+        held += f" ({_size(freed)} less with {AT_ONCE})" if freed else ""
     return f"{held}; any of these lowers it: {', '.join(changes)}" if changes else held
 
 
@@ -49,17 +55,28 @@ def savings(
     The last one is the smallest number of ranks at which `memory` bytes do, or the largest that the batch allows.
     """
     now = plan_phase(phase, data, classes, ranks, teacher).peak
+    at_once = plan_phase(phase, data, classes, replace(ranks, checkpoint_async=False), teacher)
+    if at_once.peak <= WORTH * now:
+        yield AT_ONCE, at_once
     for change, changed in _changes(phase, ranks.size):
         plan = plan_phase(changed, data, classes, ranks, teacher)
         if plan.peak <= WORTH * now:
             yield change, plan
     size = 2 * ranks.size
     while _divides(phase, phase.accumulation * size):
-        plan = plan_phase(phase, data, classes, Ranks(size, ranks.cuda), teacher)
+        plan = plan_phase(phase, data, classes, replace(ranks, size=size), teacher)
         if plan.peak <= memory or not _divides(phase, 2 * phase.accumulation * size):
             yield f"{size} ranks", plan
             return
         size *= 2
+
+
+def behind_the_step(
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
+) -> int:
+    """Bytes of the host's memory that a GPU's rank would not need if it wrote its checkpoints in the step."""
+    plans = [plan_phase(phase, data, classes, how, teacher) for how in (ranks, replace(ranks, checkpoint_async=False))]
+    return sum(plans[0].host.values()) - sum(plans[1].host.values())
 
 
 def sampling(
@@ -110,6 +127,8 @@ def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
         yield {"centres.store": store}
     if centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
         yield {"centres.moments": "bf16"}
+    if centres.backend == "auto":
+        yield {"centres.backend": "chunked"}
     if centres.memory == "device":
         yield {"centres.memory": "host"}
     for rate in RATES:
@@ -157,7 +176,9 @@ def beside_student(config: Config) -> ModelConfig | None:
 
 
 def _under(key: str, change: str) -> str:
-    """With the phase's name before each key."""
+    """With the phase's name before each of its keys."""
+    if change == AT_ONCE or change.endswith("ranks"):
+        return change
     return WITH.join(f"{key}.{part}" for part in change.split(WITH))
 
 

@@ -23,7 +23,7 @@ from partialkd.config_files import load_config
 from partialkd.data.layout import PROPERTY, read_property
 from partialkd.errors import ConfigError
 from partialkd.launching import configured
-from partialkd.planner.advice import identities_that_fit, phases, sampling, savings
+from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = DEVICES[options.device]
     memory = options.memory or device.memory
     known = options.identities or configured(lambda: _classes(config.data))
-    ranks = Ranks(options.ranks, cuda=True)
+    ranks = Ranks.of(config, options.ranks, cuda=True)
     fits = True
     for name, phase, teacher in phases(config):
         configured(lambda phase=phase, name=name: _divisible(phase, ranks.size, name))  # type: ignore[misc]
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(memory_table(plan, memory))
         print(cost_table(plan, device))
         print(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
+        if freed := behind_the_step(phase, config.data, classes, ranks, teacher):
+            print(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
         for change, then in sampling(phase, config.data, classes, ranks, teacher):
             print(f"most products are the centres'; {change}: {_least_text(then, device)}")
         if plan.peak > memory:
@@ -94,8 +96,8 @@ def memory_table(plan: Plan, memory: float) -> PrettyTable:
     table.add_row(["activations of the student", f"{plan.activations / GB:.3f}"])
     for name, size in plan.needs.items():
         table.add_row([f"for a while: {name}", f"{size / GB:.3f}"])
-    if plan.update:
-        table.add_row(["after the backward: rows' gradients", f"{plan.update / GB:.3f}"])
+    for name, size in plan.update.items():
+        table.add_row([f"after the backward: {name}", f"{size / GB:.3f}"])
     table.add_row([f"peak, {100 * plan.peak / memory:.0f} % of the device", f"{plan.peak / GB:.3f}"])
     for name, size in plan.host.items():
         table.add_row([f"in the host's memory: {name}", f"{size / GB:.3f}"])

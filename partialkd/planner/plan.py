@@ -2,9 +2,10 @@
 
 Counts what the code allocates, item by item: the store (unit rows, lengths, scales, seen, moments), the student with
 its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what
-the sweep needs beside the store, and the batches that the loader reads ahead. With `centres.memory = "host"` the store
-is counted apart, as memory of the host, and its two windows as the device's; without CUDA both are one. C classes,
-D embedding, W ranks, R = rows of the largest shard, b local batch, N global batch of a micro-step.
+the sweep needs beside the store, and the batches that the loader reads ahead; copies for checkpoints and the measuring
+of sweeps (beside.py). With `centres.memory = "host"` the store is counted apart, as memory of the host, and its two
+windows as the device's; without CUDA both are one. C classes, D embedding, W ranks, R = rows of the largest shard,
+b local batch, N global batch of a micro-step.
 
 Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
 NCCL's buffers; like every figure for CUDA here it has not been compared with a GPU yet. With activation
@@ -20,9 +21,10 @@ from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
 from partialkd.centres.shard import shard_of
-from partialkd.config import DataConfig, ModelConfig, PhaseConfig
+from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
+from partialkd.planner.beside import checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.student import BUCKET
 
@@ -41,7 +43,7 @@ class Plan:
     resident: dict[str, int]  # bytes held all the time, by item
     activations: int  # bytes held from the student's forward to its backward
     needs: dict[str, int]  # bytes beside both of these that one part of a step needs, by part
-    update: int  # bytes that the second sweep needs, when the activations are gone
+    update: dict[str, int]  # bytes that the movement of rows needs, when the activations are gone, by part
     backward: int  # most bytes of the student's forward and backward alone
     wire: dict[str, int]  # bytes a rank sends in an optimiser step, by collective
     flops: dict[str, int] = field(default_factory=dict)  # of an optimiser step, by part
@@ -52,7 +54,7 @@ class Plan:
     def peak(self) -> int:
         """Most bytes at once."""
         beside_activations = self.activations + max(self.needs.values(), default=0)
-        return sum(self.resident.values()) + max(beside_activations, self.backward, self.update)
+        return sum(self.resident.values()) + max(beside_activations, self.backward, *self.update.values())
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What the phase runs on."""
+    """What the phase runs on, and how."""
 
     size: int
     cuda: bool
+    checkpoint_async: bool = False
+    deterministic: bool = False
+
+    @classmethod
+    def of(cls, config: Config, size: int, cuda: bool) -> Ranks:
+        """Those of a run."""
+        return cls(size, cuda, config.run.checkpoint_async, config.run.deterministic)
 
 
 def plan_phase(
@@ -83,13 +92,17 @@ def plan_phase(
     beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
     rows = -(-classes // ranks.size)
     shard = _rows(phase, classes, ranks.size)
-    centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks.cuda)
+    centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks)
     host: dict[str, int] = {}
     copied: dict[str, int] = {}
     if phase.centres.memory == "host":
         windows, copied = _windows(phase, shard, local, ranks.size)
         host, centre_items = (centre_items, windows) if ranks.cuda else ({}, centre_items | windows)
     resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
+    if ranks.checkpoint_async:
+        whole = student.parameters * FLOAT * (1 + _moments(phase)) + student.buffers
+        locked = ranks.cuda and phase.centres.memory == "device"
+        (host if ranks.cuda else resident).update(checkpoint_copies(phase, rows, whole, locked))
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
         needs["teacher forward"] = beside.peak
@@ -159,22 +172,31 @@ def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[di
     return windows, {"to the device": there * bytes_, "to the host": back * bytes_}
 
 
-def _centres(phase: PhaseConfig, rows: Rows, batch: int, cuda: bool) -> tuple[dict[str, int], dict[str, int], int]:
+def _centres(
+    phase: PhaseConfig, rows: Rows, batch: int, ranks: Ranks
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """-> resident items; needs of the first sweep; of the second one with its optimiser.
 
     `batch`: N.
     """
+    cuda, measuring = ranks.cuda, ranks.cuda and not ranks.deterministic
     dim = phase.model.embedding_dim
     resident = {name: rows.all * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
     both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
-    sums = (2 * both + 6) * matrix + _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
-    update = 0
+    chunk = _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
+    needs, update = {"centres: sums": (2 * both + 6) * matrix + chunk}, {}
+    # Gathered, split, x times the scale, a product to add to O, and the O of both sweeps.
+    if measuring and (measured := measuring_sums(phase, rows.sampled, (2 * both + 4) * matrix + chunk)):
+        needs["centres: measuring both sweeps' sums"] = measured
     if METHODS[phase.method.name].kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
-        update = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies, cuda)
-    return resident, {"centres: sums": sums}, update
+        moves = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies, cuda)
+        update["gradients of rows"] = moves
+        if measuring and (measured := measuring_moves(phase, rows.sampled, moves)):
+            update["measuring both sweeps' movement of rows"] = measured
+    return resident, needs, update
 
 
 def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: int, cuda: bool) -> int:
@@ -198,18 +220,20 @@ def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int
     """Weights, gradients and optimiser state of a rank, as DeepSpeed's ZeRO keeps them in float32."""
     stage, whole = phase.zero_stage, cost.parameters * FLOAT
     share = -(-whole // ranks)
-    moments = (2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)) * (
-        share if stage else whole
-    )
     items = {
         "student: weights": (share if stage == 3 else whole) + cost.buffers,
         "student: gradients": share if stage >= 2 else whole,
-        "student: moments": moments,
+        "student: moments": _moments(phase) * (share if stage else whole),
     }
     if stage:
         bucket = BUCKET * FLOAT  # stage 3 takes it at once, the others no more than there is to reduce
         items["student: DeepSpeed's copies and buckets"] = share + (bucket if stage == 3 else min(bucket, whole))
     return items
+
+
+def _moments(phase: PhaseConfig) -> int:
+    """Of each number of the student."""
+    return 2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)
 
 
 def _batches(data: DataConfig, local: int, cuda: bool) -> int:

@@ -1,0 +1,82 @@
+"""What a rank takes beside its training: checkpoints written behind the step, and the measuring of both sweeps.
+
+`run.checkpoint_async` keeps a copy of all that a rank writes in host memory, from the first save on (snapshot.Staging):
+of the centres where anything moves them, and on rank 0 of the student and its moments. What leaves a GPU goes to
+page-locked memory, of which torch takes the next power of two for each tensor; what is in host memory already does not.
+Not counted: the student's state as it is gathered for the copy, which is let go of after it, and is there for every
+save, in the background or not.
+
+`centres.backend = "auto"` on CUDA works on copies of TUNING_ROWS rows when a shape comes up (centres.measured), in the
+first step of a phase unless an earlier run has kept what it found. Counted by the moment at which it holds most. A run
+that has no room for it goes on with the chunked sweep. D embedding, N global batch of a micro-step; bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of
+from partialkd.centres.products import rounds
+from partialkd.centres.store import DTYPES, CentreStore
+from partialkd.centres.update import RowOptimizer, make_row_optimizer
+from partialkd.config import PhaseConfig
+from partialkd.methods import METHODS
+
+FLOAT = 4
+
+
+def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool) -> dict[str, int]:
+    """Of rank 0. `student`: bytes of its weights, moments and buffers; `locked`: centres leave a GPU."""
+    copies = {"copy for checkpoints: student": student}
+    if METHODS[phase.method.name].kind != "fixed":  # those are made again from the teacher
+        sizes = [rows * x.nbytes for x in _one_row(phase)[0].state().values()]
+        copies["copy for checkpoints: centres"] = sum(_power_of_two(size) if locked else size for size in sizes)
+    return copies
+
+
+def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int) -> int:
+    """While the sweeps' sums are compared; 0 where they are not. `sampled`: most rows of a step; `sweep`: its needs."""
+    store, _ = _one_row(phase)
+    return sweep + _copied(phase, store) if _measured(phase, sampled, store) else 0
+
+
+def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
+    """While the movement of rows by both sweeps is compared; as `measuring_sums`.
+
+    Both sweeps have rows to move as often as they like, and keep the way that others went (float32). The second one
+    adds others that go, and takes the way from two matrices; then results are compared, in float32, with one more.
+    """
+    store, optimizer = _one_row(phase)
+    if not _measured(phase, sampled, store) or phase.accumulation > 1 or not (optimizer and kernel_of(optimizer)):
+        return 0
+    state = store.state()
+    moving = TUNING_ROWS * (sum(x.nbytes for x in state.values()) - store.seen.nbytes)
+    matrix = TUNING_ROWS * store.dim * FLOAT
+    rounded = any(x.dtype == torch.bfloat16 for x in state.values())
+    going = 3 * moving + matrix + max(sweep, 3 * matrix)
+    comparing = 2 * moving + 2 * matrix + (3 if rounded else 1) * matrix
+    return _copied(phase, store) + max(going, comparing)
+
+
+def _measured(phase: PhaseConfig, sampled: int, store: CentreStore) -> bool:
+    types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
+    return phase.centres.backend == "auto" and sampled >= TUNING_ROWS and FusedSweep(1.0, types=types).suits(store)
+
+
+def _copied(phase: PhaseConfig, store: CentreStore) -> int:
+    """The first rows, for each sweep, where they do not lie side by side."""
+    apart = phase.centres.sample_rate < 1 and phase.centres.memory == "device"
+    return 2 * TUNING_ROWS * sum(x.nbytes for x in store.state().values()) if apart else 0
+
+
+def _one_row(phase: PhaseConfig) -> tuple[CentreStore, RowOptimizer | None]:
+    """A store of one row as the phase would keep it, with what moves it by gradient."""
+    dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
+    store = CentreStore.empty(range(1), 1, dim, dtype, torch.device("cpu"))
+    if METHODS[phase.method.name].kind != "trainable":
+        return store, None
+    return store, make_row_optimizer(store, phase.optimizer, phase.centres)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length() if size else 0
