@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_planner import peak_of
 
 from partialkd.centres import measured
 from partialkd.centres.chunks import Queries
@@ -62,18 +63,6 @@ class NoKernels(FusedSweep):
 def once(run: Callable[[], object]) -> float:
     run()
     return 1.0
-
-
-def peak_of(run: Callable[[], object]) -> int:
-    """Most bytes that torch held at once beside those of before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    held = peak = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def sweep_of(phase: PhaseConfig, path: Path, monkeypatch: pytest.MonkeyPatch) -> MeasuredSweep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -103,18 +104,24 @@ def planned(config: Config, ranks: Ranks) -> Plan:
     return plan_phase(config.student, config.data, config.data.synthetic_identities, ranks, teacher)
 
 
-def measured(world: World, name: str) -> tuple[int, int]:
-    """-> most bytes that torch held at once from before the store was made to the end of a second step; planned."""
-    config = config_of(CASES[name])
-    source = open_source(config.data)
-    gc.collect()  # what earlier cases left would be let go of, and counted, below
+def peak_of(run: Callable[[], object]) -> int:
+    """Most bytes that torch held at once on the CPU while this ran, beside those of before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        two_steps(world, config, source)
+        run()
     held = peak = 0
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
+    return peak
+
+
+def measured(world: World, name: str) -> tuple[int, int]:
+    """-> most bytes that torch held at once from before the store was made to the end of a second step; planned."""
+    config = config_of(CASES[name])
+    source = open_source(config.data)
+    gc.collect()  # what earlier cases left would be let go of, and counted, below
+    peak = peak_of(lambda: two_steps(world, config, source))
     return peak, planned(config, Ranks.of(config, world.size, cuda=False)).peak
 
 

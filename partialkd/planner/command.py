@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each")
         print(memory_table(plan, memory))
         print(cost_table(plan, device))
-        print(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
         if freed := behind_the_step(phase, config.data, classes, ranks, teacher):
             print(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
+        print(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
         for change, then in sampling(phase, config.data, classes, ranks, teacher):
             print(f"most products are the centres'; {change}: {_least_text(then, device)}")
         if plan.peak > memory:
