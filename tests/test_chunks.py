@@ -76,7 +76,7 @@ def test_a_logit_counts_with_its_copy(
     sweep = ChunkedSweep(64.0, None, products)
     sweep.sums(store, queries)
     weight = torch.zeros_like(queries.embeddings[:, 0])
-    pieces = [rows for rows, _ in sweep.row_gradients(store, [(queries, weight, weight)])]
+    pieces = [piece.rows for piece in sweep.row_gradients(store, [(queries, weight, weight)])]
     assert asked == [(size, 0, 37, 48, number, products.copied) for size in (SUMS_CHUNK, GRADIENTS_CHUNK)]
     assert pieces == [slice(0, 50), slice(50, 100), slice(100, 101)]
     assert RoundedOnCUDA.copied == torch.bfloat16.itemsize

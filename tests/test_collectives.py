@@ -11,8 +11,11 @@ import pytest
 import torch
 from ranks import run
 from test_centres import METHODS, method_of, store_of
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from partialkd.centres import Centres, CentreStore, engine
+from partialkd.centres import store as store_module
+from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.dist import World
@@ -103,15 +106,56 @@ def test_what_was_begun_must_go_on() -> None:
         centres.contrast(student.clone(), p.labels)
 
 
+STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("arcdistill", "sgd", "int8", {}),
+    ("margindistillation", "sgd", "fp32", {"sample_rate": 0.3}),
+    ("ada_weighted", "sgd", "fp32", {}),
+    ("ada_weighted", "sgd", "int8", SETTINGS[1]),
+    ("arcface", "sgd", "bf16", {"moments": "bf16"}),
+    ("arcface", "sgd", "fp32", SETTINGS[1]),
+    ("arcface", "adamw", "bf16", {"second_moment": "row", "sample_rate": 0.3}),
+)
+
+
+def centres_on(world: World, method: Method, optimizer: str, kept: str, settings: dict[str, Any]) -> Centres:
+    """Of moving averages none is seen yet."""
+    store = CentreStore.empty(range(40), 40, 8, DTYPES[kept], world.device)
+    store.write(torch.arange(40, device=world.device), torch.ones(40, 8, device=world.device))
+    store.skip_unseen = method.kind == "ema"
+    config = CentresConfig.model_validate({"store": kept, **settings})
+    rule = make_row_optimizer(store, OptimizerConfig(name=optimizer), config) if method.kind == "trainable" else None
+    centres = Centres(store, world, method.scale, config, optimizer=rule, accumulation=2)
+    centres.undoable = True
+    return centres
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize(("name", "optimizer", "kept", "settings"), STEPS)
+def test_a_step_asks_the_device_nothing(
+    name: str, optimizer: str, kept: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without content: whatever would depend on it, be it a number of rows, is an error. Two micro-steps."""
+    for module in (engine, store_module):  # as on CUDA, with an answer that does not come
+        monkeypatch.setattr(module, "told", lambda x: (x, lambda: False))
+    method = method_of(name)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        centres = centres_on(World(), method, optimizer, kept, settings)
+        student, teacher = torch.randn(12, 8, requires_grad=True), torch.randn(12, 8)
+        labels = torch.zeros(12, dtype=torch.int64)
+        for end in (lambda: centres.step(0.1), centres.skip):
+            for _ in range(2):
+                method.loss(centres, student, labels, teacher).loss.backward()
+            end()
+        with pytest.raises(DynamicOutputShapeException):  # so would any of these have been
+            labels.nonzero()
+
+
 @on_a_gpu
-@pytest.mark.parametrize("name", ["arcdistill", "arcface", "margindistillation"])
-def test_no_host_synchronisation_in_a_step(name: str) -> None:
-    """Of centres all of whose rows take part. EMA centres and sampled rows ask the device how many rows there are."""
-    world = World(device=torch.device("cuda"))
-    p, method = dense.make_problem(40, 12, 8), method_of(name)
-    store = CentreStore.random(range(40), 40, 8, torch.float32, world.device, 0)
-    optimizer = make_row_optimizer(store, OptimizerConfig()) if method.kind == "trainable" else None
-    centres = Centres(store, world, method.scale, CentresConfig(), optimizer=optimizer)
+@pytest.mark.parametrize(("name", "optimizer", "kept", "settings"), STEPS)
+def test_no_host_synchronisation_in_a_step(name: str, optimizer: str, kept: str, settings: dict[str, Any]) -> None:
+    world, method = World(device=torch.device("cuda")), method_of(name)
+    p = dense.make_problem(40, 12, 8)
+    centres = centres_on(world, method, optimizer, kept, settings)
     p.student, p.teacher, p.labels = p.student.cuda(), p.teacher.cuda(), p.labels.cuda()
     one_step(centres, method, p, slice(None))  # libraries start
     mode = torch.cuda.get_sync_debug_mode()
@@ -125,7 +169,7 @@ def test_no_host_synchronisation_in_a_step(name: str) -> None:
 def test_a_wrong_label_is_named_once_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, whose event is said to happen at the fourth call; nobody waits for it, and nothing is overlooked."""
     happened = False
-    monkeypatch.setattr(engine, "_told", lambda found: (found, lambda: happened))
+    monkeypatch.setattr(engine, "told", lambda found: (found, lambda: happened))
     store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
     centres = Centres(store, World(), 16.0, CentresConfig())
     for labels in ([1, 40, 2], [3, 4, 5]):

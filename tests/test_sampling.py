@@ -108,13 +108,16 @@ def test_sampled_rows_are_used_where_they_lie_and_the_batchs_own_once() -> None:
     sampling = Sampling(400, 0.1, seed=0)
     runs = sampling.runs(range(400), 3)
     inside, outside = runs[0].start, next(row for row in range(400) if not any(row in rows for rows in runs))
-    kept = RowFilter(400, torch.tensor([outside, inside, outside]), runs)
+    kept = RowFilter(400, torch.tensor([outside, inside, -1, outside]), runs)
     found = list(chunks(store, [kept], 3, Products()))
-    *slices, own = [piece for chunk in found for piece in chunk.pieces]
+    listed = [chunk for chunk in found if chunk.kept is not None]
+    slices = [piece for chunk in found[: -len(listed)] for piece in chunk.pieces]
+    own = torch.cat([chunk.pieces[0].rows[chunk.kept] for chunk in listed])
+    assert [len(chunk) for chunk in listed] == [3, 1]
     assert all(isinstance(piece.rows, slice) for piece in slices)
     assert all(piece.unit.data_ptr() == store.unit[piece.rows].data_ptr() for piece in slices)
-    assert own.rows.tolist() == [outside]
-    rows = torch.cat([torch.arange(400)[piece.rows] for piece in [*slices, own]])
+    assert own.tolist() == [outside]
+    rows = torch.cat([*(torch.arange(400)[piece.rows] for piece in slices), own])
     assert torch.equal(rows.sort().values, kept.keep(0, 400).nonzero().squeeze(1))
     assert kept.counts().tolist() == [400, len(rows)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from partialkd.centres import store as store_module
 from partialkd.centres.hashing import hash_words
 from partialkd.centres.shard import local_rows, shard_of
 from partialkd.centres.store import DTYPES, CentreStore
@@ -87,3 +88,39 @@ def test_hash_is_uniform_over_steps_and_classes() -> None:
     for axis in (0, 1):
         assert words.mean(axis).sub(0.5).abs().max() < 6 * 0.29 / words.shape[axis] ** 0.5
     assert words.flatten().unique().numel() > 0.999 * words.numel()
+
+
+def test_what_is_written_on_a_condition() -> None:
+    """Every tensor, repeats among the rows."""
+    for wanted in (False, True):
+        store = CentreStore.random(range(6), 6, 4, torch.int8, CPU, 0)
+        store.moments["first"] = torch.zeros(6, 4)
+        before = {name: value.clone() for name, value in store.state().items()}
+        rows = torch.tensor([2, 5, 2])
+        with store.only_if(torch.tensor(wanted), rows):
+            store.write(rows, torch.eye(4)[[1, 3, 1]])
+            store.seen[rows] = True
+            store.moments["first"][rows] = 1.0
+        for name, value in store.state().items():
+            changed = (value != before[name]).view(6, -1).any(1).nonzero().squeeze(1).tolist()
+            assert changed == ([2, 5] if wanted else []), name
+
+
+def test_late_answers_whether_all_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: nobody waits, and an answer to what is no longer so is not listened to."""
+    there = False
+    monkeypatch.setattr(store_module, "told", lambda x: (x.clone(), lambda: there))
+    store = CentreStore.empty(range(3), 3, 2, torch.float32, CPU)
+    store.skip_unseen = True
+    assert not store.everything_seen  # asked: no
+    store.seen[:] = True
+    there = True
+    assert not store.everything_seen  # the old answer; asked again at the next call
+    there = False
+    assert not store.everything_seen
+    store.seen[1] = False  # a step is undone
+    store.look_again(skip_unseen=True)
+    there = True
+    assert not store.everything_seen
+    store.seen[:] = True
+    assert store.everything_seen

@@ -13,7 +13,6 @@ from test_window import BATCH, CLASSES, DIM, RATE, go_on, made
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import shard_of
 from partialkd.centres.window import Windows
-from partialkd.config import sampled_share
 from partialkd.config_files import load_config, parse_config
 from partialkd.dist import World
 from partialkd.errors import ConfigError
@@ -51,11 +50,6 @@ def test_host_memory_is_allowed_for_less(rate: float) -> None:
     assert config_of(memory="host", sample_rate=rate).centres.memory == "host"
     shard = range(1_000_000)
     assert 2 * Sampling(1_000_000, rate, seed=0).most_rows(shard) < len(shard)
-
-
-@pytest.mark.parametrize("rate", [1e-6, 0.003, 0.1, 0.3, 1 / 3, 0.475, 0.49, 0.975, 0.99, 1.0])
-def test_the_configuration_knows_what_a_rate_amounts_to(rate: float) -> None:
-    assert sampled_share(rate) == Sampling(10, rate, seed=0).fraction
 
 
 @pytest.mark.parametrize(("cuda", "accumulation"), [(True, 1), (False, 3)])

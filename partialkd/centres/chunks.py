@@ -2,7 +2,8 @@
 
 A chunk is as many rows as its logits have room for: a piece of the shard, or several sampled pieces that lie apart.
 Pieces are multiplied with where they lie, without a copy where the store's type is that of the lengths, and their
-logits stand side by side in one matrix, so that all else is done once a chunk.
+logits stand one below the other in one matrix (rows, N), so that all else is done once a chunk. A row's logits lie
+together: of the products with the rows only O then reads a matrix across its lines, which BLAS pays for.
 
 On CUDA a chunk fills half of the L2 cache: its logits, with the copy that products take of them, and its rows, in the
 second sweep with their gradient and one copy of the optimiser's. They are written once and read or written a few times
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.products import Products
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.sampling import RowFilter, outside_of
 from partialkd.centres.store import CentreStore
 
 LEAST_ROWS = 256  # of a chunk; on CUDA it is a multiple of them
@@ -42,12 +43,17 @@ class Queries:
         """(N,) int64: where the sample's class stands among the sampled rows, -1 where it does not."""
         return torch.where(self.owned, self.filter.place(self.row), -1)
 
+    @cached_property
+    def number(self) -> Tensor:
+        """(N,) int64: 0 to N - 1"""
+        return torch.arange(len(self.row), device=self.row.device)
+
 
 @dataclass(frozen=True)
 class Piece:
     """Rows that lie together, or a list of rows."""
 
-    columns: slice  # of the chunk's logits
+    lines: slice  # of the chunk's logits
     rows: slice | Tensor  # where they lie in the store; (r,) ascending
     unit: Tensor  # (r, D), as an operand of products
 
@@ -58,38 +64,46 @@ class Chunk:
 
     pieces: Sequence[Piece]
     first: int = 0  # place of the first row among the sampled ones; of slices
+    kept: Tensor | None = None  # (rows,) bool: those that take part; None: all
 
     def __len__(self) -> int:
-        return int(self.pieces[-1].columns.stop)
+        return int(self.pieces[-1].lines.stop)
 
-    def columns(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Position of each sample's own class in this chunk -> inside (N,) bool, column (N,) int64."""
-        rows = self.pieces[0].rows
+    @cached_property
+    def rows(self) -> Tensor:
+        """(rows,) int64: where they lie in the store."""
+        device = self.pieces[0].unit.device
+        parts = (piece.rows for piece in self.pieces)
+        return torch.cat([x if isinstance(x, Tensor) else torch.arange(x.start, x.stop, device=device) for x in parts])
+
+    def own(self, queries: Queries) -> Tensor:
+        """Where each sample's own class stands in the logits, read line by line (N,) int64; outside: not in them."""
+        rows, samples = self.pieces[0].rows, len(queries.row)
         if isinstance(rows, Tensor):
-            column = torch.searchsorted(rows, queries.row).clamp_max_(len(rows) - 1)
-            inside = queries.owned & (rows[column] == queries.row)
+            line = torch.searchsorted(rows, queries.row).clamp_max_(len(rows) - 1)
+            line = torch.where(queries.owned & (rows[line] == queries.row), line, -1)
         else:
-            column = queries.place - self.first
-            inside = (column >= 0) & (column < len(self))
-        return inside, torch.where(inside, column, 0)
+            line = queries.place - self.first
+        return line * samples + queries.number
 
 
 def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, products: Products) -> Iterator[Chunk]:
     """Every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
 
-    Sampled rows come as slices, or as lists where some are no negatives yet; then, as one list, those of the batch's
-    classes that were not sampled.
+    Sampled rows come as slices; then, as lists, the batch's classes that were not sampled. Which of them take part is
+    a mask, so that their number is known to the host.
     """
     first = 0
+    unseen = any(f.seen is not None for f in filters)
     for slices in side_by_side(filters[0].runs, chunk_rows):
-        if all(f.seen is None for f in filters):
-            chunk = Chunk(_pieces(store, slices, products), first)
-            yield chunk
-            first += len(chunk)
-        else:
-            yield from _listed(store, torch.cat([_kept(filters, rows) for rows in slices]), products)
-    if filters[0].sampled is not None:
-        yield from _listed(store, torch.cat([f.outside for f in filters]).unique(), products)
+        kept = torch.cat([_kept(filters, rows) for rows in slices]) if unseen else None
+        chunk = Chunk(_pieces(store, slices, products), first, kept)
+        yield chunk
+        first += len(chunk)
+    if filters[0].sampled is not None and len(store.shard):
+        outside = outside_of(filters)
+        for rows, valid in zip(outside.rows.split(chunk_rows), outside.valid.split(chunk_rows), strict=True):
+            yield Chunk([Piece(slice(0, len(rows)), rows, products.rows(store, rows))], kept=valid)
 
 
 @dataclass(frozen=True)
@@ -137,12 +151,6 @@ def _pieces(store: CentreStore, slices: Sequence[slice], products: Products) -> 
     return pieces
 
 
-def _listed(store: CentreStore, rows: Tensor, products: Products) -> Iterator[Chunk]:
-    if len(rows):
-        yield Chunk([Piece(slice(0, len(rows)), rows, products.rows(store, rows))])
-
-
 def _kept(filters: Sequence[RowFilter], rows: slice) -> Tensor:
-    """Those of a slice that at least one filter keeps (r,) int64."""
-    kept = torch.stack([f.keep(rows.start, rows.stop) for f in filters]).any(0)
-    return kept.nonzero().squeeze(1) + rows.start
+    """Which rows of a slice at least one filter keeps (r,) bool."""
+    return torch.stack([f.keep(rows.start, rows.stop) for f in filters]).any(0)

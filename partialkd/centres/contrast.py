@@ -19,13 +19,14 @@ tests). `auto` is `chunked` on the CPU, on CUDA the faster of the two (partialkd
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from partialkd.centres.chunks import Chunk, ChunkSize, Queries, cache_of, chunks
 from partialkd.centres.products import Products, make_products, rounds
+from partialkd.centres.sampling import one_for_all
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import RowOptimizer
 from partialkd.config import CentresConfig
@@ -41,6 +42,14 @@ def offset_of(scale: float) -> float:
     return max(0.0, scale - LARGEST_SCALE)
 
 
+class RowGradient(NamedTuple):
+    """Of some rows; of a list, those that are not valid are to be left alone."""
+
+    rows: slice | Tensor  # (r,) int64
+    gradient: Tensor  # (r, D) dL/du; its memory may be reused
+    valid: Tensor | None = None  # (r,) bool; None: all
+
+
 class Sweep(Protocol):
     """What the engine asks of a backend. `batches`: (queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)) a micro-step."""
 
@@ -49,8 +58,8 @@ class Sweep(Protocol):
 
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """-> (rows, dL/du (r, D)) piece by piece; the rows may be changed before the next piece is asked for."""
+    ) -> Iterator[RowGradient]:
+        """Piece by piece; the rows may be changed before the next piece is asked for."""
 
     def move(
         self,
@@ -60,8 +69,14 @@ class Sweep(Protocol):
         lr: float,
     ) -> None:
         """Move trainable rows by their gradients, piece by piece."""
-        for rows, gradient in self.row_gradients(store, batches):
-            optimizer.step(store, rows, gradient, lr)
+        for rows, gradient, valid in self.row_gradients(store, batches):
+            if valid is None:
+                optimizer.step(store, rows, gradient, lr)
+                continue
+            assert isinstance(rows, Tensor)
+            rows, entry = one_for_all(rows, valid)
+            with store.only_if(valid.any(), rows):
+                optimizer.step(store, rows, gradient[entry], lr)
 
 
 class ChunkedSweep(Sweep):
@@ -74,55 +89,63 @@ class ChunkedSweep(Sweep):
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """-> O (N, D), Z (N,) of this shard."""
-        scaled = queries.embeddings * self.scale
-        total = torch.zeros_like(queries.embeddings)
-        partition = scaled.new_zeros(len(scaled))
+        x = queries.embeddings
+        total, partition = torch.zeros_like(x), torch.zeros_like(x[:, 0])
         rows = self._rows_a_chunk(queries, SUMS_CHUNK)
-        workspace = _Workspace()
-        operand = self.products.operand(scaled)
+        workspace, nothing = _Workspace(), torch.zeros_like(x[:, 0])
+        columns = self._columns(queries)
         for chunk in chunks(store, [queries.filter], rows, self.products):
-            terms = workspace.take(scaled, len(scaled), len(chunk))
-            self._exponentiate(operand, chunk, terms)
-            _set_targets(terms, *chunk.columns(queries), value=None)
-            partition += terms.sum(1)
+            terms = workspace.take(x, len(chunk), len(x))
+            self._exponentiate(columns, chunk, terms)
+            if chunk.kept is not None:
+                terms.masked_fill_(~chunk.kept[:, None], 0.0)
+            workspace.put(chunk.own(queries), nothing)
+            partition += terms.sum(0)
             factors = self.products.operand(terms)
             for piece in chunk.pieces:
-                self.products.add(factors[:, piece.columns], piece.unit, total)
+                self.products.add(factors[piece.lines].T, piece.unit, total)
         return total, partition
 
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """(rows, dL/du (r, D)) chunk by chunk, over what the batches' filters keep."""
+    ) -> Iterator[RowGradient]:
+        """Chunk by chunk, over what the batches' filters keep."""
         rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
         operand = self.products.operand
-        scaled = [operand(queries.embeddings * self.scale) for queries, _, _ in batches]
+        columns = [self._columns(queries) for queries, _, _ in batches]
         plain = [operand(queries.embeddings) for queries, _, _ in batches]
         workspace = _Workspace()
         for chunk in chunks(store, filters, rows, self.products):
             gradient = store.length.new_empty(len(chunk), store.dim)
             for k, (queries, weight, target_gradient) in enumerate(batches):
-                terms = workspace.take(weight, len(weight), len(chunk))
-                self._exponentiate(scaled[k], chunk, terms)
-                terms *= weight[:, None]
-                if len(batches) > 1 and isinstance(chunk.pieces[0].rows, Tensor):
-                    terms *= queries.filter.holds(chunk.pieces[0].rows)
-                _set_targets(terms, *chunk.columns(queries), value=target_gradient)
+                terms = workspace.take(weight, len(chunk), len(weight))
+                self._exponentiate(columns[k], chunk, terms)
+                terms *= weight
+                if len(batches) > 1 and chunk.kept is not None:
+                    terms *= queries.filter.holds(chunk.rows)[:, None]
+                workspace.put(chunk.own(queries), target_gradient)
                 combine = self.products.add if k else self.products.multiply
-                combine(operand(terms).T, plain[k], gradient)
+                combine(operand(terms), plain[k], gradient)
+            if chunk.kept is not None:
+                yield RowGradient(chunk.rows, gradient, chunk.kept)
+                continue
             for piece in chunk.pieces:
-                yield piece.rows, gradient[piece.columns]
+                yield RowGradient(piece.rows, gradient[piece.lines])
 
     def _rows_a_chunk(self, queries: Queries, size: ChunkSize) -> int:
         x = queries.embeddings
         usual = size.rows(cache_of(x.device), len(x), x.shape[1], x.element_size(), self.products.copied)
         return self.chunk_rows or usual
 
-    def _exponentiate(self, scaled: Tensor, chunk: Chunk, terms: Tensor) -> None:
-        """terms (N, r) = exp(scale * cosine - offset)"""
+    def _columns(self, queries: Queries) -> Tensor:
+        """What rows are multiplied with to give logits, (D, N) line by line."""
+        return self.products.operand((queries.embeddings * self.scale).T.contiguous())
+
+    def _exponentiate(self, columns: Tensor, chunk: Chunk, terms: Tensor) -> None:
+        """terms (r, N) = exp(scale * cosine - offset)"""
         for piece in chunk.pieces:
-            self.products.multiply(scaled, piece.unit.T, terms[:, piece.columns])
+            self.products.multiply(piece.unit, columns, terms[piece.lines])
         if offset_of(self.scale):
             terms -= offset_of(self.scale)
         terms.exp_()
@@ -145,7 +168,7 @@ class ReferenceSweep(Sweep):
 
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    ) -> Iterator[RowGradient]:
         """As ChunkedSweep.row_gradients, all rows at once."""
         used = torch.stack([queries.filter.keep(0, len(store.shard)) for queries, _, _ in batches]).any(0)
         with torch.enable_grad():
@@ -158,7 +181,7 @@ class ReferenceSweep(Sweep):
             (gradient,) = torch.autograd.grad(loss, unit)
         rows = used.nonzero().squeeze(1)
         if len(rows):
-            yield rows, gradient[rows]
+            yield RowGradient(rows, gradient[rows])
 
     def _negative(self, x: Tensor, unit: Tensor, queries: Queries) -> Tensor:
         if not len(unit):
@@ -192,20 +215,20 @@ def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype:
 
 
 class _Workspace:
-    """Memory for one chunk of logits at a time, used again for the next; grows when a chunk keeps more rows."""
+    """Memory for one chunk of logits at a time, used again for the next; grows when a chunk has more rows."""
+
+    MARGIN = 64  # numbers on either side, where what is put outside goes; lines begin where products like them
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory, self._used = torch.empty(0), 0
 
     def take(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """(rows, columns), contiguous, of the type and device of `like`; its content is left over."""
-        if self._memory.numel() < rows * columns:
-            self._memory = like.new_empty(rows * columns)
-        return self._memory[: rows * columns].view(rows, columns)
+        self._used = rows * columns
+        if self._memory.numel() < self._used + 2 * self.MARGIN:
+            self._memory = like.new_empty(self._used + 2 * self.MARGIN)
+        return self._memory[self.MARGIN : self.MARGIN + self._used].view(rows, columns)
 
-
-def _set_targets(terms: Tensor, inside: Tensor, column: Tensor, value: Tensor | None) -> None:
-    """terms (N, r): at each sample's own class write `value` (N,) or zero; elsewhere nothing."""
-    old = terms.gather(1, column[:, None]).squeeze(1)
-    new = torch.where(inside, 0.0 if value is None else value, old)
-    terms.scatter_(1, column[:, None], new[:, None])
+    def put(self, at: Tensor, values: Tensor) -> None:
+        """Write values (n,) at these places (n,) of what was taken, read line by line; outside of it nothing."""
+        self._memory.scatter_(0, at.clamp(-1, self._used).add_(self.MARGIN), values)

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from partialkd.centres.answers import told
 from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import make_sweep, offset_of
 from partialkd.centres.residence import InStore, Residence
@@ -233,7 +234,7 @@ class Centres:
         self._raise_wrong_label()
         if labels.dtype != torch.int64:
             raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
-        self._asked.append(_told(torch.stack([self._wrong(labels).long(), labels])))
+        self._asked.append(told(torch.stack([self._wrong(labels).long(), labels])))
         if not labels.is_cuda:
             self._raise_wrong_label()
 
@@ -257,16 +258,6 @@ def _residence(
         return InStore(store, sampling)
     assert sampling is not None, "the configuration allows it with a sample alone"
     return Windows(store, world, sampling, accumulation)
-
-
-def _told(x: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    """-> x on the CPU, and whether it is complete there."""
-    if not x.is_cuda:
-        return x, lambda: True
-    told = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return told, event.query
 
 
 def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:

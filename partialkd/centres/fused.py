@@ -1,7 +1,7 @@
 """The sweep by the Triton kernels, behind the interface of `ChunkedSweep`. Never run on a GPU yet (see `kernels`).
 
 Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen a list of those
-kept, four bytes a row. Rows are listed by asking the filter for pieces of them.
+kept, four bytes a row, in which the filter marks those that are not, piece by piece.
 
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, AdamW with
 a full second moment, and the movement of rows by several micro-steps at once.
@@ -165,15 +165,16 @@ def check_fused(device: torch.device) -> None:
 def kept_rows(kept: RowFilter) -> Tensor | None:
     """Rows that the filter keeps -> (n,) int32, those of the batch that were not sampled last; None: all rows.
 
-    Asks the device how many where rows are sampled or unseen.
+    -1 stands where a row is not kept, so that the host knows n.
     """
     if kept.everything:
         return None
     rows = _rows_of(kept.runs, kept.positives.device)
     if kept.seen is not None:
-        rows = torch.cat([part[kept.holds(part.long())] for part in rows.split(LISTED_AT_ONCE)])
+        rows = torch.cat([part.where(kept.holds(part.long()), -1) for part in rows.split(LISTED_AT_ONCE)])
     if kept.sampled is not None:
-        rows = torch.cat([rows, kept.outside.to(torch.int32)])
+        outside = kept.outside
+        rows = torch.cat([rows, outside.rows.to(torch.int32).where(outside.valid, -1)])
     return rows
 
 

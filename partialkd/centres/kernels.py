@@ -22,8 +22,8 @@ pace with 790 TFLOP/s: this, and not the arithmetic, is expected to be the limit
 are no matter of matrix units and spill heavily: they are there to be exact, not fast.
 
 Shapes: unit (R, D) float32 or bfloat16, contiguous; x (N, D) of the same type; own (N,) int32, the row of the sample's
-class or -1; rows (n,) int32, each once, or None for all R. Any N, R, and D up to 1024; offsets are 64-bit. Products
-in the type of `unit` (float32: no TF32), sums and exp in float32. Importing this module imports Triton.
+class or -1; rows (n,) int32, each once, -1 for none, or None for all R. Any N, R, and D up to 1024; offsets are 64-bit.
+Products in the type of `unit` (float32: no TF32), sums and exp in float32. Importing this module imports Triton.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def sums_kernel(
         there = place < last
         row = place
         if LISTED:
-            row = tl.load(rows_ptr + place, mask=there, other=0)
+            row = tl.load(rows_ptr + place, mask=there, other=-1)
+            there = row >= 0
         at_unit = row[:, None].to(tl.int64) * D + dim[None, :]
         unit = tl.load(unit_ptr + at_unit, mask=there[:, None] & (dim < D)[None, :], other=0.0)
         if UPCAST:

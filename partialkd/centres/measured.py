@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import LARGEST_SCALE, ChunkedSweep, Sweep
+from partialkd.centres.contrast import LARGEST_SCALE, ChunkedSweep, RowGradient, Sweep
 from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
@@ -88,7 +88,7 @@ class MeasuredSweep(Sweep):
 
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    ) -> Iterator[RowGradient]:
         """As ChunkedSweep.row_gradients."""
         return self.sweeps["chunked"].row_gradients(store, batches)
 
@@ -197,7 +197,7 @@ def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queri
     ends = list(accumulate(map(len, runs)))
     pieces = [range(stop - len(run), stop) for run, stop in zip(runs, ends, strict=True)]
     sampled = None if queries.filter.sampled is None else pieces
-    return part, Queries(queries.embeddings, owned, row, RowFilter(count, row[owned], sampled))
+    return part, Queries(queries.embeddings, owned, row, RowFilter(count, place.where(owned, -1), sampled))
 
 
 def without_past(store: CentreStore) -> CentreStore:

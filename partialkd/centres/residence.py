@@ -69,14 +69,15 @@ class InStore(Residence):
         if self.sampling is None and seen is None:
             return RowFilter(count, own.row[:0])
         sampled = self.sampling.runs(self.store.shard, step) if self.sampling else None
-        return RowFilter(count, own.row[own.owned], sampled, seen)
+        return RowFilter(count, torch.where(own.owned, own.row, -1), sampled, seen)
 
     def leave(self, everything: bool) -> None:
         self._moved.clear()
 
     def undo(self) -> None:
         store = self.store
-        for rows, before, store.skip_unseen in reversed(self._moved):
+        for rows, before, skip_unseen in reversed(self._moved):
+            store.look_again(skip_unseen)
             for name, tensor in store.tensors().items():
                 tensor[rows] = before[name]
         self._moved.clear()

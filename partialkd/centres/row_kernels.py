@@ -101,7 +101,8 @@ def held_rows(
     there = place < count
     row = place
     if LISTED:
-        row = tl.load(rows_ptr + place, mask=there, other=0)
+        row = tl.load(rows_ptr + place, mask=there, other=-1)
+        there = row >= 0
     class_id = first_class + row
     if NAMED:
         class_id = tl.load(ids_ptr + row, mask=there, other=0).to(tl.int32)

@@ -15,17 +15,18 @@ Differs from Partial FC (arXiv:2203.15565), which draws rows at random on every 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from partialkd.config import sampled_share
 from partialkd.data.permutation import hash64, permute
 
 LARGEST_BLOCK, USUAL_BLOCK = 4096, 256
@@ -43,7 +44,7 @@ class Sampling:
     @cached_property
     def fraction(self) -> Fraction:
         """m / T."""
-        return Fraction(self.rate).limit_denominator(max(20, 2 * math.ceil(1 / self.rate)))
+        return sampled_share(self.rate)
 
     @cached_property
     def block(self) -> int:
@@ -83,12 +84,19 @@ def block_rows(num_classes: int, rate: float) -> int:
     return max(1, min(LARGEST_BLOCK, max(rows // 64, min(USUAL_BLOCK, rows // 8))))
 
 
+class Listed(NamedTuple):
+    """Rows of a shard, as many entries as there might be: the device is not asked how many there are."""
+
+    rows: Tensor  # (n,) int64 ascending; entries that stand for no row name one nevertheless
+    valid: Tensor  # (n,) bool: entries that stand for a row, each row once: its first entry
+
+
 @dataclass(frozen=True)
 class RowFilter:
     """The rows of one shard that are compared with in one step: those sampled and seen, and the batch's own."""
 
     count: int  # rows of the shard
-    positives: Tensor  # (P,) rows of this shard in the global batch, any order, repeats allowed
+    positives: Tensor  # (P,) rows of this shard in the global batch, any order, repeats allowed; -1: not of this shard
     sampled: Sequence[range] | None = None  # None: all
     seen: Tensor | None = None  # (R,) bool: only these may be negatives
     elsewhere: Callable[[], int] = lambda: 0  # rows beside all of these that may be compared with
@@ -103,16 +111,16 @@ class RowFilter:
         return [range(self.count)] if self.sampled is None else self.sampled
 
     @cached_property
-    def outside(self) -> Tensor:
-        """Rows of the batch's classes that are not in `runs`, ascending. Asks the device how many."""
-        return self.positives[~self._in_runs(self.positives)].unique()
+    def outside(self) -> Listed:
+        """Rows of the batch's classes that are not in `runs`."""
+        return outside_of([self])
 
     def holds(self, rows: Tensor) -> Tensor:
         """rows (n,) int64 -> (n,) bool."""
-        kept = self._in_runs(rows)
+        kept = self.sampled_rows(rows)
         if self.seen is not None:
             kept &= self.seen[rows]
-        return kept | torch.isin(rows, self.positives)
+        return kept | self._own(rows)
 
     def keep(self, start: int, stop: int) -> Tensor:
         """Rows start..stop -> (stop - start,) bool."""
@@ -131,15 +139,30 @@ class RowFilter:
     def counts(self) -> Tensor:
         """(2,) float64: rows that may be compared with, and those that are."""
         if self.seen is None:
-            used = sum(len(run) for run in self.runs) + len(self.outside)
-            return torch.tensor([self.count + self.elsewhere(), used], dtype=torch.float64)
-        able = self.seen.index_fill(0, self.positives, True).sum() + self.elsewhere()
-        return torch.stack([able, self.keep(0, self.count).sum()]).double()
+            able = self.positives.new_full((), self.count)
+            used = self.outside.valid.sum() + sum(len(run) for run in self.runs)
+        else:
+            rows = torch.arange(self.count, device=self.positives.device)
+            able = (self.seen | self._own(rows)).sum()
+            used = self.holds(rows).sum()
+        return torch.stack([able + self.elsewhere(), used]).double()
 
-    def _in_runs(self, rows: Tensor) -> Tensor:
+    def sampled_rows(self, rows: Tensor) -> Tensor:
+        """rows (n,) int64 -> (n,) bool: whether they are in `runs`."""
         if self.sampled is None:
             return torch.ones_like(rows, dtype=torch.bool)
         return torch.bucketize(rows, self._edges, right=True) % 2 == 1
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """Whether they are in `positives`. By a search: torch.isin asks CUDA for a number."""
+        if not len(self.positives):
+            return torch.zeros_like(rows, dtype=torch.bool)
+        at = torch.searchsorted(self._ordered, rows).clamp_max_(len(self._ordered) - 1)
+        return self._ordered[at] == rows
+
+    @cached_property
+    def _ordered(self) -> Tensor:
+        return self.positives.sort().values
 
     @cached_property
     def _shifts(self) -> Tensor:
@@ -152,3 +175,25 @@ class RowFilter:
     def _edges(self) -> Tensor:
         edges = torch.tensor([edge for run in self.runs for edge in (run.start, run.stop)], dtype=torch.int64)
         return edges.to(self.positives.device, non_blocking=True)
+
+
+def outside_of(filters: Sequence[RowFilter]) -> Listed:
+    """Rows of these batches' classes that are not in the runs, which are the same in all.
+
+    A window may have grown from one filter to the next.
+    """
+    count = max(f.count for f in filters)
+    rows = torch.cat([f.positives for f in filters])
+    rows = torch.where((rows < 0) | filters[0].sampled_rows(rows), count, rows).sort().values
+    valid = rows < count
+    valid[1:] &= rows[1:] != rows[:-1]
+    return Listed(rows.clamp_max_(max(0, count - 1)), valid)
+
+
+def one_for_all(rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """-> rows (n,) where one that is valid stands for all that are not, and the entry that each is taken from (n,).
+
+    What is then written for rows is the same wherever one repeats. If none is valid the rows are arbitrary.
+    """
+    entry = torch.where(valid, torch.arange(len(rows), device=rows.device), valid.int().argmax())
+    return rows[entry], entry

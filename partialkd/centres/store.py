@@ -17,13 +17,14 @@ Random centres depend on (seed, class id) alone: not on the rank, the world size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from partialkd.centres.answers import told
 from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 
 INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish
@@ -48,6 +49,7 @@ class CentreStore:
     scale: Tensor | None = None  # of int8 rows
     draw: Draw | None = None  # random bits of writes; None: to nearest
     ids: Tensor | None = None  # class ids of the rows (R,) int64, where they are not those of `shard` in order
+    _asked: tuple[Tensor, Callable[[], bool]] | None = field(default=None, init=False)  # whether all are seen
 
     @classmethod
     def empty(cls, shard: range, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> CentreStore:
@@ -126,11 +128,27 @@ class CentreStore:
         """Bring these centres to length one."""
         self.length[rows] = 1.0
 
+    @contextmanager
+    def only_if(self, condition: Tensor, rows: Tensor) -> Iterator[None]:
+        """What is written to these rows within stays only if `condition` () bool, which the host does not look at."""
+        before = {name: value[rows] for name, value in self.state().items()}
+        yield
+        for name, value in self.state().items():
+            value[rows] = torch.where(condition, value[rows], before[name])
+
     @property
     def everything_seen(self) -> bool:
-        """True when every row may be a negative. Asks the device only until no centre is missing any more."""
-        self.skip_unseen = self.skip_unseen and not bool(self.seen.all())
+        """True when every row may be a negative. Asks the device until no centre is missing any more, and on CUDA does
+        not wait for the answer: a call that finds one is told the truth of an earlier call."""
+        if self.skip_unseen:
+            answer, there = self._asked = self._asked or told(self.seen.all())
+            if there():
+                self.skip_unseen, self._asked = not bool(answer), None
         return not self.skip_unseen
+
+    def look_again(self, skip_unseen: bool) -> None:
+        """What has been seen is about to change by other means than `look`."""
+        self.skip_unseen, self._asked = skip_unseen, None
 
     def tensors(self) -> dict[str, Tensor]:
         """What the centres are, without their optimiser's moments; leading dimension R. The tensors themselves."""
@@ -143,6 +161,7 @@ class CentreStore:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over tensors of this shard, moments included. What is kept in another precision is converted."""
+        self.look_again(self.skip_unseen)
         if state["unit"].dtype == self.unit.dtype:
             for name, own in self.tensors().items():
                 own.copy_(state[name])

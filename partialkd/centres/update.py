@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from partialkd.centres.sampling import one_for_all
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.config import CentresConfig, OptimizerConfig
 
@@ -41,23 +42,35 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
     (a = 0). The published code draws centres at random, knows no first sight, and lets one of several equal
     labels win.
     """
-    store, sample = own.store, own.owned.nonzero().squeeze(1)
-    row, f_s, f_t = own.row[sample], own.student[sample], own.teacher[sample]
-    centre = store.read(row)
+    store = own.store
+    if not len(store.shard):
+        return torch.zeros_like(own.student[:, 0])
+    rows, _ = one_for_all(own.row, own.owned)
+    f_s, f_t, centre = own.student, own.teacher, store.read(rows)
     alpha = (f_s * f_t).sum(1)
     if weighted:
-        alpha = alpha * (store.directions(row) * f_t).sum(1)
+        alpha = alpha * (store.directions(rows) * f_t).sum(1)
     alpha = alpha.clamp(0, 1)
     if first_sight:
-        alpha = alpha * store.seen[row]
-    rows, group, count = row.unique(return_inverse=True, return_counts=True)
-    step = torch.zeros(len(rows), store.dim, dtype=centre.dtype, device=centre.device)
-    step.index_add_(0, group, where_finite((1 - alpha)[:, None] * (f_t - centre)))
-    store.write(rows, store.read(rows) + step / count[:, None])
-    store.seen[rows] = True
-    if renormalise:
-        store.renormalise(rows)
-    return torch.zeros_like(own.student[:, 0]).index_copy_(0, sample, alpha)
+        alpha = alpha * store.seen[rows]
+    step = where_finite((1 - alpha)[:, None] * (f_t - centre)) * own.owned[:, None]
+    group = _groups(rows)
+    steps = torch.zeros_like(step).index_add_(0, group, step)
+    count = torch.zeros_like(alpha).index_add_(0, group, own.owned.to(alpha)).clamp_min_(1)
+    with store.only_if(own.owned.any(), rows):
+        store.write(rows, centre + (steps / count[:, None])[group])
+        store.seen[rows] = True
+        if renormalise:
+            store.renormalise(rows)
+    return alpha.where(own.owned, 0)
+
+
+def _groups(rows: Tensor) -> Tensor:
+    """rows (n,) -> a number in [0, n) for each, the same where rows are the same. Their count stays on the device."""
+    ordered, order = rows.sort(stable=True)
+    new = torch.ones_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(0) - 1)
 
 
 class RowOptimizer(Protocol):

@@ -167,7 +167,7 @@ class Windows(Residence):
         seen = None if self.store.everything_seen else self.working.seen
         window = self._now
         runs = [range(window.sampled)] if window.sampled else []
-        return RowFilter(window.count, own.row[own.owned], runs, seen, window.seen_elsewhere)
+        return RowFilter(window.count, torch.where(own.owned, own.row, -1), runs, seen, window.seen_elsewhere)
 
     def leave(self, everything: bool) -> None:
         window, moving = self._now, self._moving
