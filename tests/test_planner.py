@@ -197,12 +197,12 @@ def test_second_sweep_needs_at_most_256_mb(
     monkeypatch.setattr(planner, "network_cost", lambda *_, **__: nothing)  # takes seconds, and is not asked about here
     config = load_config(CONFIGS / "ms1mv2_arcface.toml")
     phase, needs = config.student, []
-    for batch, dim in product((64, 256, 1024, 8192), (128, 512, 1024)):
+    for batch, dim, rate in product((64, 256, 1024, 8192), (128, 512, 1024), (1.0, 0.1)):
         changes = {
             "global_batch": batch,
             "model": phase.model.model_copy(update={"embedding_dim": dim}),
             "optimizer": phase.optimizer.model_copy(update={"name": optimizer}),
-            "centres": phase.centres.model_copy(update={"store": store}),
+            "centres": phase.centres.model_copy(update={"store": store, "sample_rate": rate}),
         }
         plan = plan_phase(phase.model_copy(update=changes), config.data, 10_000_000, Ranks(1, cuda))
         needs.extend(plan.update.values())

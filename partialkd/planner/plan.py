@@ -186,7 +186,10 @@ def _centres(
     both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
     chunk = _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
-    needs, update = {"centres: sums": (2 * both + 6) * matrix + chunk}, {}
+    sums = (2 * both + 6) * matrix + chunk
+    if METHODS[phase.method.name].kind == "ema":  # moved before: f_t - w and what becomes of it, w before and after
+        sums = max(sums, (2 * both + 8) * matrix)
+    needs, update = {"centres: sums": sums}, {}
     # Gathered, split, x times the scale, a product to add to O, and the O of both sweeps.
     if measuring and (measured := measuring_sums(phase, rows.sampled, (2 * both + 4) * matrix + chunk)):
         needs["centres: measuring both sweeps' sums"] = measured
@@ -203,16 +206,20 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
     """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
 
     All but the gradient and what is multiplied with are copies of one piece at a time. Where rows are sampled, those of
-    the batch that were not are a chunk of copies. Products of bfloat16 take copies of rows and logits on CUDA.
+    the batch that were not are listed, a chunk at a time: copies throughout, and where they move a second gradient and
+    what the rows were before. Products of bfloat16 take copies of rows and logits on CUDA.
     """
     dim, other = phase.model.embedding_dim, phase.centres.store != "fp32"
     copied = HALF if cuda and rounds(phase.centres.products, cuda) else 0
     usual = size.rows(L2_BYTES if cuda else 0, batch, dim, FLOAT, copied)
-    width = min(rows.used, phase.centres.chunk_rows or usual)
+    most = phase.centres.chunk_rows or usual
+    width = min(rows.used, most)
     gathered = other + (copies > 1)
     chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
     if phase.centres.sample_rate < 1:
-        chunk, width = max(chunk, batch * (batch + dim * copies)), max(width, batch)
+        listed = min(phase.accumulation * batch, most)
+        before = dim + bytes_a_row(phase) // FLOAT if copies > 1 else 0
+        chunk, width = max(chunk, listed * (batch + dim * copies + before)), max(width, listed)
     return chunk * FLOAT + copied * width * (batch + dim)
 
 
