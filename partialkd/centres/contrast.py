@@ -11,9 +11,10 @@ ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep
 
 For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
 
-Backends: `chunked` (matrix products over chunks of rows, in the precision of partialkd.centres.products), `fused`
-(Triton, CUDA: partialkd.centres.fused) and `reference` (one materialised logits matrix, logsumexp and autograd; for
-tests). `auto` is `chunked` on the CPU, on CUDA the faster of the two (partialkd.centres.measured).
+Backends: `chunked` (matrix products over chunks of rows, in the precision of partialkd.centres.products), `graphed`
+(the same, its full sums captured as a CUDA graph: partialkd.centres.graphed), `fused` (Triton, CUDA:
+partialkd.centres.fused) and `reference` (one materialised logits matrix, logsumexp and autograd; for tests). `auto` is
+`chunked` on the CPU, on CUDA the fastest of the three (partialkd.centres.measured).
 """
 
 from __future__ import annotations
@@ -207,6 +208,11 @@ def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype:
 
         check_fused(device)
         return FusedSweep(scale, config.chunk_rows, chunked.products, KERNEL_TYPES[config.products])
+    if config.backend == "graphed":
+        from partialkd.centres.graphed import GraphedSweep, check_graphed
+
+        check_graphed(device)
+        return GraphedSweep(scale, config.chunk_rows, chunked.products)
     if config.backend == "auto" and device.type == "cuda":
         from partialkd.centres.measured import make_measured
 

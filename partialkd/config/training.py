@@ -29,9 +29,10 @@ class CentresConfig(Section):
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
     # the device; for samples of less than half (a sample_rate under 0.487). Never run on a GPU yet.
     memory: Literal["device", "host"] = "device"
-    # Of the sweep. fused: Triton kernels, CUDA only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA
-    # whichever of chunked and fused was faster and agreed with it when the shape first came up.
-    backend: Literal["chunked", "fused", "auto", "reference"] = "chunked"
+    # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; fused: Triton kernels; both CUDA
+    # only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and
+    # agreed with chunked when the shape first came up.
+    backend: Literal["chunked", "graphed", "fused", "auto", "reference"] = "chunked"
     # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;
     # in the Triton kernels as the store.
     products: Literal["auto", "fp32", "bf16"] = "auto"
