@@ -1,4 +1,7 @@
-"""centres.backend = "auto": which sweep is used for which shape. Times are made up; nothing here needs Triton."""
+"""centres.backend = "auto": which sweep is used for which shape. Times are made up; nothing here needs Triton.
+
+On the CPU nothing is captured: there are two, chunked and fused. test_fastest.py has all three.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,11 @@ def made(path: Path, fused_seconds: float, factor: float = 1.0) -> tuple[Measure
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_few_rows(monkeypatch)
+
+
+def of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure with these, and without Triton."""
     monkeypatch.setattr(measured, "TUNING_ROWS", ROWS)
     monkeypatch.setattr(measured, "shape_of", lambda kernel, store, n: f"{kernel}, {store.unit.dtype}, N {n}")
 
@@ -135,11 +143,11 @@ def test_what_disagrees_is_not_used(tmp_path: Path, factor: float, dtype: str) -
     for _ in range(2):  # the next run finds the same: it is not kept
         sweep, kernels, _ = made(tmp_path, 0.1, factor)
         off = "nan" if factor != factor else "2.0e-02"
-        with pytest.warns(UserWarning, match=f"sums, .*: chunked is used, for fused O is off by {off} of its norm"):
+        with pytest.warns(UserWarning, match=f"sums, .*: fused is not used: O is off by {off} of its norm"):
             sweep.sums(store, queries)
         with warnings.catch_warnings(action="error"):  # said once
             sweep.sums(store, queries)
-        with pytest.warns(UserWarning, match=r"sgd, .*: chunked is used, for fused length is off by"):
+        with pytest.warns(UserWarning, match=r"sgd, .*: fused is not used: length is off by"):
             sweep.move(*moved(store, queries))
         assert set(kernels.asked) == {ROWS}
     assert not (tmp_path / "tuning.json").exists()
@@ -170,7 +178,7 @@ def test_kernels_that_move_wrongly_are_not_used(
         rule = RowAdamW(store, (0.9, 0.999), 1e-8, 0.01, "row", store.unit.dtype)
     sweep = MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(tmp_path / "tuning.json"), Clock(0.5))
     kernels.asked.clear()
-    with pytest.warns(UserWarning, match=rf"chunked is used, for fused .*\b{off} is off by"):
+    with pytest.warns(UserWarning, match=rf"fused is not used: .*\b{off} is off by"):
         sweep.move(store, [(queries, 64 / n / partition, torch.full_like(partition, -64 / n / 2))], rule, rate)
     assert kernels.asked == [ROWS, ROWS]
 
@@ -207,7 +215,7 @@ def test_kernels_that_fail_are_not_used(tmp_path: Path, monkeypatch: pytest.Monk
     store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
     sweep, kernels, _ = made(tmp_path, 0.1)
     monkeypatch.setattr(kernels, "sums", fail)
-    with pytest.warns(UserWarning, match="for fused failed: RuntimeError: no such instruction"):
+    with pytest.warns(UserWarning, match="fused is not used: failed: RuntimeError: no such instruction"):
         got = sweep.sums(store, queries)
     assert torch.equal(got[0], ChunkedSweep(64.0).sums(store, queries)[0])
 
@@ -227,7 +235,7 @@ def test_nothing_that_fails_while_measuring_ends_the_run(
         sweep.seconds = fail  # type: ignore[assignment]  # that it returns nothing is the point
     else:
         monkeypatch.setattr(measured, "without_past" if where == "without_past" else "_error", fail)
-    with pytest.warns(UserWarning, match="for fused failed: OutOfMemoryError: no room"):
+    with pytest.warns(UserWarning, match="fused is not used: failed: OutOfMemoryError: no room"):
         sweep.move(*moved(store, queries))
     assert 150 not in kernels.asked
     assert bool(store.moments["momentum"].any())  # the step itself was taken

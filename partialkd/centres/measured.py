@@ -1,24 +1,25 @@
-"""centres.backend = "auto" on CUDA: for each shape the faster of the chunked and the fused sweep, measured once.
+"""centres.backend = "auto" on CUDA: for each shape the fastest of the chunked, graphed and fused sweeps, measured once.
 
-The first time that a shape comes up, both work on the first TUNING_ROWS rows that the step compares with, with its
-batch: once to compare what they make, then for the clock. Of two that agree the faster is used from then on and kept
-in the file of partialkd.centres.tuning. A shape: sums or a kernel that moves rows, device, type of the rows, D, the
-power of two that N falls into, all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of
-torch and Triton.
+The first time that a shape comes up, chunked and each of the others that can do it work on the first TUNING_ROWS rows
+that the step compares with, with its batch: once to compare what they make, then for the clock. Of those that agree
+with chunked the fastest is used from then on and kept in the file of partialkd.centres.tuning. A shape: sums or a
+kernel that moves rows, what can do it, device, type of the rows and of products, D, the power of two that N falls into,
+all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of torch and Triton. graphed is chunked
+but for the sums of all rows, and is not asked for anything else.
 
 They agree if no result is off by more than TOLERANCE of its norm: O and Z, or, after one step of copied rows without a
 past, the moments, directions and lengths, and the way from the old centres to the new. Of the step at its own learning
 rate the way may drown in bfloat16's rounding of the rows, so it is compared after another at TRIAL_LR; at that rate the
-old centres drown in the way, and directions and lengths tell whether they were kept. If the sweeps do not agree, or any
-of this fails, be it for want of memory, the chunked path is used for the rest of the run, a warning says so, and the
-next run measures again; but what breaks the process's use of the device ends the run at what it asks next.
+old centres drown in the way, and directions and lengths tell whether they were kept. A sweep that does not agree, or
+fails in any of this, be it for want of memory, is left out for the rest of the run, a warning says so, and the next run
+measures again; but what breaks the process's use of the device ends the run at what it asks next.
 The chunked path is also used, and nothing is measured, with torch's deterministic algorithms, with fewer rows, and for
-what has no kernel. The kernels are asked only where they multiply in the precision that `centres.products` asks of the
-chunked path, so that a step may mix the two.
+what neither of the others does. The kernels are asked only where they multiply in the precision that
+`centres.products` asks of the chunked path, so that a step may mix the two.
 
 Every rank decides for itself. That is harmless: no collective is within, and what differs is the order of sums and
 the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, two for each
-sweep, and a few of the rows in float32. Never run on a GPU yet.
+sweep, and a few of the rows in float32; or a graph of the sums of so many. Never run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from torch import Tensor
 from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import LARGEST_SCALE, ChunkedSweep, RowGradient, Sweep
 from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
+from partialkd.centres.graphed import GraphedSweep
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import Tuner
@@ -45,8 +47,7 @@ from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
 
 Run = Callable[[], object]  # to be timed
 Results = dict[str, Tensor]  # of one run, by name
-Backend = Literal["chunked", "fused"]
-BACKENDS = get_args(Backend)
+Backend = Literal["chunked", "graphed", "fused"]
 
 # Relative, at scales up to 64; errors of a term grow with the scale. bfloat16: x is rounded before or after scaling.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -62,7 +63,7 @@ class Trial:
 
 
 class MeasuredSweep(Sweep):
-    """Either sweep, by shape."""
+    """The fastest sweep, by shape."""
 
     def __init__(
         self,
@@ -70,10 +71,12 @@ class MeasuredSweep(Sweep):
         fused: FusedSweep,
         tuner: Tuner | None = None,
         seconds: Callable[[Run], float] = seconds_of,
+        graphed: GraphedSweep | None = None,
     ) -> None:
-        """seconds(run): the time of one run."""
-        self.sweeps: dict[Backend, ChunkedSweep] = {"chunked": chunked, "fused": fused}
-        self.fused, self.seconds, self.tuner = fused, seconds, tuner or Tuner()
+        """seconds(run): the time of one run. graphed: None: of CUDA."""
+        self.chunked, self.fused, self.seconds, self.tuner = chunked, fused, seconds, tuner or Tuner()
+        self.graphed = graphed or GraphedSweep(chunked.scale, chunked.chunk_rows, chunked.products)
+        self.sweeps: dict[Backend, ChunkedSweep] = {"chunked": chunked, "graphed": self.graphed, "fused": fused}
         self._chosen: dict[str, Backend] = {}
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
@@ -81,16 +84,16 @@ class MeasuredSweep(Sweep):
 
         def prepare(sweep: ChunkedSweep) -> Trial:
             part, asked = first_rows(store, queries)
-            run = partial(sweep.sums, part, asked)
+            run = partial(sweep.replayed if isinstance(sweep, GraphedSweep) else sweep.sums, part, asked)
             return Trial(lambda: dict(zip("OZ", run(), strict=True)), run)
 
-        return self._faster("sums", store, queries, prepare).sums(store, queries)
+        return self._fastest("sums", store, queries, prepare).sums(store, queries)
 
     def row_gradients(
         self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
     ) -> Iterator[RowGradient]:
         """As ChunkedSweep.row_gradients."""
-        return self.sweeps["chunked"].row_gradients(store, batches)
+        return self.chunked.row_gradients(store, batches)
 
     def move(
         self,
@@ -101,7 +104,7 @@ class MeasuredSweep(Sweep):
     ) -> None:
         """Move trainable rows."""
         kernel = kernel_of(optimizer)
-        sweep = self.sweeps["chunked"]
+        sweep = self.chunked
         if kernel and len(batches) == 1:
             queries, weight, target = batches[0]
 
@@ -120,46 +123,77 @@ class MeasuredSweep(Sweep):
 
                 return Trial(results, partial(move, near, lr))
 
-            sweep = self._faster(kernel, store, queries, prepare)
+            sweep = self._fastest(kernel, store, queries, prepare)
         sweep.move(store, batches, optimizer, lr)
 
-    def _faster(
+    def _fastest(
         self, kernel: str, store: CentreStore, queries: Queries, prepare: Callable[[ChunkedSweep], Trial]
     ) -> ChunkedSweep:
+        others = self._others(kernel, store, queries)
         few = sum(len(run) for run in queries.filter.runs) < TUNING_ROWS
-        if few or torch.are_deterministic_algorithms_enabled() or not self.fused.suits(store):
-            return self.sweeps["chunked"]
-        key = self._key(kernel, store, queries)
+        if few or torch.are_deterministic_algorithms_enabled() or not others:
+            return self.chunked
+        key = self._key(kernel, others, store, queries)
         if key not in self._chosen:
             kept = self.tuner.kept(key)
-            self._chosen[key] = kept if kept in BACKENDS else self._measure(key, store, prepare)
+            self._chosen[key] = kept if kept in ("chunked", *others) else self._measure(key, others, store, prepare)
         return self.sweeps[self._chosen[key]]
 
-    def _measure(self, key: str, store: CentreStore, prepare: Callable[[ChunkedSweep], Trial]) -> Backend:
-        allowed = TOLERANCE[store.unit.dtype] * max(1.0, self.fused.scale / LARGEST_SCALE)
-        try:
-            trials = {name: prepare(sweep) for name, sweep in self.sweeps.items()}
-            problem = _problem(trials["fused"].results(), trials["chunked"].results(), allowed)
-            times = {name: 0.0 if problem else self.seconds(trial.run) for name, trial in trials.items()}
-        except Exception as error:  # of a compiler, a driver, a device: what goes on without kernels need not end
-            problem = f"failed: {type(error).__name__}: {error}"
-        if problem:
-            warnings.warn(f"{key}: chunked is used, for fused {problem}", stacklevel=2)
-            return "chunked"
-        best: Backend = "fused" if times["fused"] < times["chunked"] else "chunked"
-        self.tuner.keep(key, best)
+    def _others(self, kernel: str, store: CentreStore, queries: Queries) -> list[Backend]:
+        """What beside chunked can do it, in another way."""
+        able: dict[Backend, bool] = {
+            "graphed": kernel == "sums" and self.graphed.captures(store, queries),
+            "fused": self.fused.suits(store),
+        }
+        return [name for name, can in able.items() if can]
+
+    def _measure(
+        self, key: str, others: Sequence[Backend], store: CentreStore, prepare: Callable[[ChunkedSweep], Trial]
+    ) -> Backend:
+        times: dict[Backend, float] = {}
+        problems = {name: self._compare(name, store, prepare, times) for name in others}
+        self.graphed.forget()
+        for name, problem in problems.items():
+            if problem:
+                warnings.warn(f"{key}: {name} is not used: {problem}", stacklevel=2)
+        best: Backend = min(times, key=lambda name: times[name], default="chunked")
+        if not any(problems.values()):
+            self.tuner.keep(key, best)
         return best
 
-    def _key(self, kernel: str, store: CentreStore, queries: Queries) -> str:
+    def _compare(
+        self,
+        name: Backend,
+        store: CentreStore,
+        prepare: Callable[[ChunkedSweep], Trial],
+        times: dict[Backend, float],
+    ) -> str | None:
+        """What speaks against this one; else `times` has its time and that of chunked."""
+        rounded = store.unit.dtype == torch.bfloat16 or self.chunked.products.copied
+        allowed = TOLERANCE[torch.bfloat16 if rounded else torch.float32] * max(1.0, self.fused.scale / LARGEST_SCALE)
+        try:
+            usual, other = prepare(self.chunked), prepare(self.sweeps[name])
+            problem = _problem(other.results(), usual.results(), allowed)
+            if not problem:
+                times.update({"chunked": self.seconds(usual.run), name: self.seconds(other.run)})
+        except Exception as error:  # of a compiler, a driver, a device: what goes on without it need not end
+            return f"failed: {type(error).__name__}: {error}"
+        return problem
+
+    def _key(self, kernel: str, others: Sequence[Backend], store: CentreStore, queries: Queries) -> str:
         pieces = "one piece" if len(queries.filter.runs) == 1 else "pieces"
         rows = "all rows" if queries.filter.sampled is None else f"a sample in {pieces}"
-        chunk_rows = self.fused.chunk_rows or "any"
+        chunk_rows = self.chunked.chunk_rows or "any"
+        products = "rounded" if self.chunked.products.copied else "exact"
         shape = shape_of(kernel, store, len(queries.embeddings))
-        return f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}"
+        return (
+            f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}, "
+            f"products {products}, chunked or {' or '.join(others)}"
+        )
 
 
 def make_measured(chunked: ChunkedSweep, rounded: bool) -> Sweep:
-    """Either sweep, by shape; without Triton, `chunked`. `rounded`: whether that multiplies in bfloat16."""
+    """The fastest sweep, by shape; without Triton, `chunked`. `rounded`: whether that multiplies in bfloat16."""
     if find_spec("triton") is None:
         return chunked
     types = KERNEL_TYPES["bf16" if rounded else "fp32"]
@@ -215,7 +249,7 @@ def without_decay(optimizer: RowOptimizer) -> RowOptimizer:
 
 
 def _problem(got: Results, wanted: Results, allowed: float) -> str | None:
-    """What speaks against these kernels."""
+    """What speaks against these results."""
     errors = {name: _error(got[name].float(), value.float()) for name, value in wanted.items()}
     found = [f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= allowed]
     return f"{', '.join(found)} of its norm, allowed are {allowed:.0e}" if found else None

@@ -1,0 +1,163 @@
+"""The chunked sums of a full sweep as one CUDA graph: captured once, then replayed. Never run on a GPU yet.
+
+A chunk takes a dozen kernels of a few microseconds, which a host that starts them one by one may be too slow for; a
+graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in the same order.
+
+A graph reads and writes the places that it was captured with. Embeddings and own rows are copied to places of its own
+before a replay, O and Z out of them after; rows are read where they lie, so what has moved them is seen. It belongs to
+one store (where what `sums` reads lies), N and D; another takes its place, and there is never more than one.
+It holds on to the memory of a sweep (a chunk of logits, O and a few more (N, D); partialkd.planner counts it) and to the
+settings of products that it was captured with, and it costs the driver about 10 KB a kernel, which is why a shard of
+more than MOST_CHUNKS chunks is not captured.
+
+Captured in mode "thread_local": other threads (NCCL's watchdog, DALI, a checkpoint being written) use the device
+meanwhile. Before, the sums are made once in vain, on the stream that is captured, so that what libraries load or
+allocate at a first call (cuBLAS keeps a workspace a stream) is there and not part of the graph. A sweep that cannot be
+captured, for want of memory say, is a warning; the run goes on chunk by chunk.
+
+Not captured: samples of the rows and rows not seen yet, whose pieces and lists change from step to step; and the
+movement of trainable rows, whose learning rate and random bits do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.chunks import Queries
+from partialkd.centres.contrast import SUMS_CHUNK, ChunkedSweep
+from partialkd.centres.products import Products
+from partialkd.centres.sampling import RowFilter
+from partialkd.centres.store import CentreStore
+from partialkd.errors import ConfigError
+
+Run = Callable[[], tuple[Tensor, Tensor]]  # -> O (N, D), Z (N,)
+Capture = Callable[[Run], Run]  # what is returned does the same again, to the same places, from what is there by then
+
+MOST_CHUNKS = 2048  # of a graph
+
+
+class GraphedSweep(ChunkedSweep):
+    """ChunkedSweep, its full sums from a graph."""
+
+    device = "cuda"  # where there are graphs; tests bring a `capture` for another
+
+    def __init__(
+        self,
+        scale: float,
+        chunk_rows: int | None = None,
+        products: Products | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        super().__init__(scale, chunk_rows, products)
+        self._capture = capture or captured_by_cuda
+        self._graph: _Graph | None = None
+        self._failed = False
+
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """-> O (N, D), Z (N,) of this shard."""
+        if self.captures(store, queries):
+            try:
+                graph = self._graph_of(store, queries)
+            except RuntimeError as error:  # of a driver, a device, an allocator
+                self.forget()
+                self._failed = True
+                warnings.warn(f"sums are not captured as a CUDA graph: {type(error).__name__}: {error}", stacklevel=2)
+            else:
+                return graph(queries)
+        return super().sums(store, queries)
+
+    def replayed(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """`sums` of what `captures` allows; RuntimeError if it cannot be captured."""
+        return self._graph_of(store, queries)(queries)
+
+    def captures(self, store: CentreStore, queries: Queries) -> bool:
+        """Whether these sums come from a graph."""
+        if self._failed or store.device.type != self.device or not queries.filter.everything:
+            return False
+        return 0 < len(store.shard) <= MOST_CHUNKS * self._rows_a_chunk(queries, SUMS_CHUNK)
+
+    def forget(self) -> None:
+        """Let go of the graph and its memory."""
+        self._graph = None
+
+    def _graph_of(self, store: CentreStore, queries: Queries) -> _Graph:
+        key = _key(store, queries.embeddings)
+        if self._graph is None or self._graph.key != key:
+            self.forget()  # before there is another
+            self._graph = self._captured(key, store, queries)
+        return self._graph
+
+    def _captured(self, key: object, store: CentreStore, queries: Queries) -> _Graph:
+        x, owned, row = (
+            value.clone(memory_format=torch.contiguous_format)
+            for value in (queries.embeddings, queries.owned, queries.row)
+        )
+
+        def run() -> tuple[Tensor, Tensor]:
+            static = Queries(x, owned, row, RowFilter(len(store.shard), row))  # with nothing cached yet
+            return ChunkedSweep.sums(self, store, static)
+
+        return _Graph(key, (x, owned, row), self._capture(run))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The sums of one store for batches of one size."""
+
+    key: object
+    inputs: tuple[Tensor, Tensor, Tensor]  # embeddings, owned, row
+    replay: Run
+
+    def __call__(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        for own, given in zip(self.inputs, (queries.embeddings, queries.owned, queries.row), strict=True):
+            own.copy_(given)
+        total, partition = self.replay()
+        return total.clone(), partition.clone()
+
+
+def captured_by_cuda(run: Run) -> Run:
+    """`run` as a CUDA graph."""
+    stream, current = _stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        run()
+    graph = torch.cuda.CUDAGraph()
+    # The outer context: torch leaves the stream of a capture that fails the current one.
+    with (
+        torch.cuda.stream(current),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
+        results = run()
+
+    def replay() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def check_graphed(device: torch.device) -> None:
+    """ConfigError if this device has no graphs."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f'centres.backend: must be "chunked" or "auto" where there is no GPU, got "graphed" on {device}'
+        )
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """One for all captures: libraries keep their workspaces by stream."""
+    return torch.cuda.Stream()
+
+
+def _key(store: CentreStore, x: Tensor) -> object:
+    """What a graph of these sums depends on beside its inputs' values."""
+    read = [value for value in (store.unit, store.scale) if value is not None]
+    places = [(value.data_ptr(), value.shape, value.stride(), value.dtype) for value in read]
+    return places, store.length.dtype, x.shape, x.dtype
