@@ -72,8 +72,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
-    if "fused" in args.backend and not torch.cuda.is_available():
-        parser.error("--backend fused: needs a GPU; use chunked")
+    for backend in ("fused", "graphed"):
+        if backend in args.backend and not torch.cuda.is_available():
+            parser.error(f"--backend {backend}: needs a GPU; use chunked")
     return args
 
 

@@ -61,12 +61,13 @@ def test_what_cannot_be_measured_is_named_and_loses_nothing(tmp_path: Path) -> N
     assert got.stdout.count("left out: ") == 3
 
 
-def test_fused_kernels_need_a_gpu() -> None:
+@pytest.mark.parametrize("backend", ["fused", "graphed"])
+def test_kernels_and_graphs_need_a_gpu(backend: str) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), "--backend", "fused"]
+    command = [sys.executable, str(SCRIPT), "--backend", backend]
     got = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert got.returncode == 2
-    assert "--backend fused: needs a GPU; use chunked" in got.stderr
+    assert f"--backend {backend}: needs a GPU; use chunked" in got.stderr
 
 
 def test_unknown_backend_is_refused() -> None:
@@ -83,6 +84,7 @@ def test_unknown_backend_is_refused() -> None:
         ("chunked", "auto", "fp32", False, True),
         ("auto", "fp32", "bf16", False, False),
         ("chunked", "bf16", "fp32", True, True),
+        ("graphed", "auto", "fp32", False, True),
         ("fused", "auto", "fp32", False, False),
         ("fused", "auto", "bf16", True, True),
         ("fused", "auto", "int8", False, True),

@@ -1,4 +1,4 @@
-"""What the plan counts beside the training itself: copies for checkpoints, and what measuring both sweeps holds."""
+"""What the plan counts beside the training itself: copies for checkpoints, a graph, and what measuring sweeps holds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from partialkd.centres import measured
 from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import ChunkedSweep
 from partialkd.centres.fused import KERNEL_TYPES, FusedSweep
+from partialkd.centres.graphed import GraphedSweep, Run
 from partialkd.centres.measured import MeasuredSweep
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import RowFilter
@@ -104,7 +105,7 @@ def test_measuring_is_planned_as_it_allocates(
     plan = plan_of(phase)
     target = torch.full((SAMPLES,), -1.0)
     peaks = {
-        "centres: measuring both sweeps' sums": peak_of(lambda: sweep.sums(store, queries)),
+        "centres: measuring the sweeps' sums": peak_of(lambda: sweep.sums(store, queries)),
         "measuring both sweeps' movement of rows": peak_of(
             lambda: sweep.move(store, [(queries, target * -1e-28, target)], rule, 0.1)
         ),
@@ -113,7 +114,9 @@ def test_measuring_is_planned_as_it_allocates(
     for name, peak in peaks.items() if sampled else list(peaks.items())[1:]:
         assert peak > TRIED * DIM * 4
         assert counted[name] == pytest.approx(peak, rel=0.03), name
-    assert plan.needs["centres: measuring both sweeps' sums"] < 2 * plan.needs["centres: sums"] or sampled
+    if not sampled:  # next to nothing
+        graph = plan.resident["centres: graph of the sums"]
+        assert plan.needs["centres: measuring the sweeps' sums"] < plan.needs["centres: sums"] + graph
 
 
 @pytest.mark.parametrize(
@@ -127,8 +130,9 @@ def test_measuring_is_planned_as_it_allocates(
         (["centres.store=bf16"], replace(MEASURED, deterministic=True), False, False),
         (["centres.store=bf16"], replace(MEASURED, cuda=False), False, False),
         (["centres.store=bf16"], replace(MEASURED, size=2), False, False),
-        (["centres.store=bf16", "model.embedding_dim=2048"], MEASURED, False, False),
-        ([], MEASURED, False, False),  # float32 rows, bfloat16 products
+        (["centres.store=bf16", "model.embedding_dim=2048"], MEASURED, True, False),  # has no kernels, but a graph
+        ([], MEASURED, True, False),  # float32 rows, bfloat16 products: likewise
+        (["centres.chunk_rows=19"], MEASURED, False, False),  # too many chunks for a graph
         (["centres.products=fp32"], MEASURED, True, True),
     ],
     ids=str,
@@ -137,6 +141,48 @@ def test_it_is_counted_where_something_is_measured(overrides: list[str], ranks: 
     plan = plan_of(phase_of("centres.backend=auto", *overrides), ranks)
     assert any("measuring" in name for name in plan.needs) == sums
     assert any("measuring" in name for name in plan.update) == moves
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "kept"),
+    [
+        (["centres.backend=graphed"], MEASURED, True),
+        (["centres.backend=graphed"], replace(MEASURED, deterministic=True), True),
+        (["centres.backend=auto"], MEASURED, True),  # may turn out the fastest
+        (["centres.backend=auto"], replace(MEASURED, deterministic=True), False),
+        (["centres.backend=auto"], replace(MEASURED, size=2), False),  # too few rows to measure
+        (["centres.backend=graphed"], replace(MEASURED, size=2), True),
+        (["centres.backend=graphed", "centres.sample_rate=0.5"], MEASURED, False),
+        (["centres.backend=graphed", "centres.chunk_rows=19"], MEASURED, False),
+        (["centres.backend=graphed"], replace(MEASURED, cuda=False), False),
+        (["centres.backend=fused"], MEASURED, False),
+        ([], MEASURED, False),
+    ],
+    ids=str,
+)
+def test_a_graph_keeps_the_memory_of_the_sums(overrides: list[str], ranks: Ranks, kept: bool) -> None:
+    """The chunk that they would take and give back is counted once."""
+    plan, usual = (plan_of(phase_of(*keys), ranks) for keys in (overrides, [*overrides, "centres.backend=chunked"]))
+    chunk = usual.needs["centres: sums"] - plan.needs["centres: sums"]
+    graph = plan.resident.get("centres: graph of the sums", 0)
+    assert (chunk > 0, graph > 0) == (kept, kept)
+    if kept:
+        chunks = -(-ROWS // (1024 * ranks.size))
+        assert graph - chunk == 4 * SAMPLES * DIM * 4 + chunks * 150_000
+
+
+def test_a_graph_is_planned_as_it_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(run: Run) -> Run:
+        run()
+        results = run()
+        return lambda: results
+
+    monkeypatch.setattr(GraphedSweep, "device", "cpu")
+    phase = phase_of("centres.backend=graphed", "centres.products=fp32")
+    store, queries = problem(phase, None)
+    sweep = GraphedSweep(64.0, phase.centres.chunk_rows, capture=capture)
+    planned = plan_of(phase).resident["centres: graph of the sums"] - 40 * 150_000
+    assert planned == pytest.approx(peak_of(lambda: sweep.replayed(store, queries)), rel=0.1)
 
 
 def test_less_is_advised_than_to_measure() -> None:

@@ -127,7 +127,7 @@ def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
         yield {"centres.store": store}
     if centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
         yield {"centres.moments": "bf16"}
-    if centres.backend == "auto":
+    if centres.backend in ("auto", "graphed"):
         yield {"centres.backend": "chunked"}
     if centres.memory == "device":
         yield {"centres.memory": "host"}

@@ -1,10 +1,13 @@
-"""What a rank takes beside its training: checkpoints written behind the step, and the measuring of both sweeps.
+"""What a rank takes beside its training: checkpoints written behind the step, a graph of sums, the measuring of sweeps.
 
 `run.checkpoint_async` keeps a copy of all that a rank writes in host memory, from the first save on (snapshot.Staging):
 of the centres where anything moves them, and on rank 0 of the student and its moments. What leaves a GPU goes to
 page-locked memory, of which torch takes the next power of two for each tensor; what is in host memory already does not.
 Not counted: the student's state as it is gathered for the copy, which is let go of after it, and is there for every
 save, in the background or not.
+
+`centres.backend = "graphed"` keeps a CUDA graph of the sums of all rows, with the memory that they need
+(centres.graphed); "auto" does where that was the fastest, and is counted as if it were.
 
 `centres.backend = "auto"` on CUDA works on copies of TUNING_ROWS rows when a shape comes up (centres.measured), in the
 first step of a phase unless an earlier run has kept what it found. Counted by the moment at which it holds most. A run
@@ -16,6 +19,7 @@ from __future__ import annotations
 import torch
 
 from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of
+from partialkd.centres.graphed import MOST_CHUNKS
 from partialkd.centres.products import rounds
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import RowOptimizer, make_row_optimizer
@@ -23,6 +27,7 @@ from partialkd.config import PhaseConfig
 from partialkd.methods import METHODS
 
 FLOAT = 4
+KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driver takes (a guess)
 
 
 def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool) -> dict[str, int]:
@@ -34,10 +39,22 @@ def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool)
     return copies
 
 
-def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int) -> int:
-    """While the sweeps' sums are compared; 0 where they are not. `sampled`: most rows of a step; `sweep`: its needs."""
+def captured_sums(phase: PhaseConfig, rows: int, chunk_rows: int, sweep: int, measuring: bool) -> int:
+    """A graph of a shard's full sums; 0 where there is none. `rows`: of it; `sweep`: bytes that the sums need."""
+    backend, chunks = phase.centres.backend, -(-rows // chunk_rows)
+    wanted = backend == "graphed" or (backend == "auto" and measuring and rows >= TUNING_ROWS)
+    if not wanted or phase.centres.sample_rate < 1 or chunks > MOST_CHUNKS:
+        return 0
+    return sweep + chunks * KERNELS_A_CHUNK * BYTES_A_KERNEL
+
+
+def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int, graph: bool) -> int:
+    """While the sweeps' sums are compared; 0 where they are not.
+
+    `sampled`: most rows of a step; `sweep`: its needs; `graph`: whether one is measured, for the memory that it keeps.
+    """
     store, _ = _one_row(phase)
-    return sweep + _copied(phase, store) if _measured(phase, sampled, store) else 0
+    return sweep + _copied(phase, store) if _measured(phase, sampled, store, graph) else 0
 
 
 def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
@@ -58,9 +75,10 @@ def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
     return _copied(phase, store) + max(going, comparing)
 
 
-def _measured(phase: PhaseConfig, sampled: int, store: CentreStore) -> bool:
+def _measured(phase: PhaseConfig, sampled: int, store: CentreStore, graph: bool = False) -> bool:
     types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
-    return phase.centres.backend == "auto" and sampled >= TUNING_ROWS and FusedSweep(1.0, types=types).suits(store)
+    another = graph or FusedSweep(1.0, types=types).suits(store)
+    return phase.centres.backend == "auto" and sampled >= TUNING_ROWS and another
 
 
 def _copied(phase: PhaseConfig, store: CentreStore) -> int:

@@ -24,7 +24,7 @@ from partialkd.centres.shard import shard_of
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
-from partialkd.planner.beside import checkpoint_copies, measuring_moves, measuring_sums
+from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.student import BUCKET
 
@@ -186,13 +186,18 @@ def _centres(
     both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
     chunk = _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
-    sums = (2 * both + 6) * matrix + chunk
+    sums, chunk_rows = (2 * both + 6) * matrix + chunk, _chunk_rows(phase, batch, SUMS_CHUNK, cuda)
+    # x, x times the scale, O and a product to add to O.
+    graph = captured_sums(phase, rows.all, chunk_rows, 4 * matrix + chunk, measuring) if cuda else 0
+    if graph:
+        resident["centres: graph of the sums"] = graph
+        sums -= chunk
     if METHODS[phase.method.name].kind == "ema":  # moved before: f_t - w and what becomes of it, w before and after
         sums = max(sums, (2 * both + 8) * matrix)
     needs, update = {"centres: sums": sums}, {}
-    # Gathered, split, x times the scale, a product to add to O, and the O of both sweeps.
-    if measuring and (measured := measuring_sums(phase, rows.sampled, (2 * both + 4) * matrix + chunk)):
-        needs["centres: measuring both sweeps' sums"] = measured
+    # Gathered, split, x times the scale, a product to add to O, and the O of two sweeps.
+    if measuring and (measured := measuring_sums(phase, rows.sampled, (2 * both + 4) * matrix + chunk, bool(graph))):
+        needs["centres: measuring the sweeps' sums"] = measured
     if METHODS[phase.method.name].kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
         moves = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies, cuda)
@@ -210,9 +215,7 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
     what the rows were before. Products of bfloat16 take copies of rows and logits on CUDA.
     """
     dim, other = phase.model.embedding_dim, phase.centres.store != "fp32"
-    copied = HALF if cuda and rounds(phase.centres.products, cuda) else 0
-    usual = size.rows(L2_BYTES if cuda else 0, batch, dim, FLOAT, copied)
-    most = phase.centres.chunk_rows or usual
+    copied, most = _copied_bytes(phase, cuda), _chunk_rows(phase, batch, size, cuda)
     width = min(rows.used, most)
     gathered = other + (copies > 1)
     chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
@@ -221,6 +224,17 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
         before = dim + bytes_a_row(phase) // FLOAT if copies > 1 else 0
         chunk, width = max(chunk, listed * (batch + dim * copies + before)), max(width, listed)
     return chunk * FLOAT + copied * width * (batch + dim)
+
+
+def _chunk_rows(phase: PhaseConfig, batch: int, size: ChunkSize, cuda: bool) -> int:
+    cache = L2_BYTES if cuda else 0
+    usual = size.rows(cache, batch, phase.model.embedding_dim, FLOAT, _copied_bytes(phase, cuda))
+    return phase.centres.chunk_rows or usual
+
+
+def _copied_bytes(phase: PhaseConfig, cuda: bool) -> int:
+    """Of the copy that products take of a number."""
+    return HALF if cuda and rounds(phase.centres.products, cuda) else 0
 
 
 def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
