@@ -19,8 +19,9 @@ uses as well). Where that is bfloat16, `over_fp32_products` is the step against 
 products, `fp32_products_flops`, measured beside; where it is float32, that ratio is `over_floor`.
 
 Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum;
-with --memory host also beyond the two windows. What the configuration refuses and what has no room in the memory that
-is free is "left_out", with the reason. FILE is written anew after every combination.
+with --memory host also beyond the two windows, with a CUDA graph beyond what it keeps. What the configuration refuses
+and what has no room in the memory that is free is "left_out", with the reason. FILE is written anew after every
+combination.
 """
 
 from __future__ import annotations

@@ -48,6 +48,11 @@ class Queries:
         """(N,) int64: 0 to N - 1"""
         return torch.arange(len(self.row), device=self.row.device)
 
+    @cached_property
+    def entry(self) -> Tensor:
+        """(N,) int64: where the sample's own class stands in the logits of all sampled rows; negative: not in them."""
+        return self.place * len(self.row) + self.number
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -79,11 +84,10 @@ class Chunk:
     def own(self, queries: Queries) -> Tensor:
         """Where each sample's own class stands in the logits, read line by line (N,) int64; outside: not in them."""
         rows, samples = self.pieces[0].rows, len(queries.row)
-        if isinstance(rows, Tensor):
-            line = torch.searchsorted(rows, queries.row).clamp_max_(len(rows) - 1)
-            line = torch.where(queries.owned & (rows[line] == queries.row), line, -1)
-        else:
-            line = queries.place - self.first
+        if not isinstance(rows, Tensor):
+            return queries.entry - self.first * samples
+        line = torch.searchsorted(rows, queries.row).clamp_max_(len(rows) - 1)
+        line = torch.where(queries.owned & (rows[line] == queries.row), line, -1)
         return line * samples + queries.number
 
 

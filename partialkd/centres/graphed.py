@@ -1,7 +1,7 @@
 """The chunked sums of a full sweep as one CUDA graph: captured once, then replayed. Never run on a GPU yet.
 
-A chunk takes a dozen kernels of a few microseconds, which a host that starts them one by one may be too slow for; a
-graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in the same order.
+A chunk takes about a dozen kernels of a few microseconds each, and a host that starts them one by one may take longer
+than they do; a graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in the same order.
 
 A graph reads and writes the places that it was captured with. Embeddings and own rows are copied to places of its own
 before a replay, O and Z out of them after; rows are read where they lie, so what has moved them is seen. It belongs to
