@@ -18,6 +18,7 @@ from partialkd.centres.chunks import Queries
 from partialkd.centres.contrast import ChunkedSweep
 from partialkd.centres.graphed import GraphedSweep
 from partialkd.centres.measured import MeasuredSweep
+from partialkd.centres.products import Products
 from partialkd.centres.store import CentreStore
 from partialkd.centres.tuning import Tuner
 
@@ -45,6 +46,12 @@ class FakeGraphs(GraphedSweep):
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         self.asked.append(len(store.shard))
         return super().sums(store, queries)
+
+
+class Copied(Products):
+    """As if operands were copies in bfloat16."""
+
+    copied = 2
 
 
 def of_three(path: Path, times: list[float]) -> tuple[MeasuredSweep, FakeGraphs, FakeKernels, list[float]]:
@@ -107,6 +114,20 @@ def test_a_graph_is_measured_where_there_is_no_kernel(tmp_path: Path) -> None:
     assert len(times) == 2
     sweep.sums(store, queries)
     assert (times, graphs.asked[-1], kernels.asked) == ([], 150, [])
+
+
+def test_what_was_measured_beside_what_is_part_of_the_shape(tmp_path: Path) -> None:
+    store, queries = kernel_cases.build(Case(rows=150), CPU, 1)
+    for kernels_take, products in (
+        (torch.bfloat16, Products()),
+        (torch.float32, Products()),
+        (torch.float32, Copied()),
+    ):
+        for run in range(2):
+            sweep, _, kernels, times = of_three(tmp_path, [1.0, 0.5, 1.0, 0.7])
+            kernels.types, sweep.chunked.products = (kernels_take,), products
+            sweep.sums(store, queries)
+            assert len(times) == (4 if run else 0 if kernels_take == torch.float32 else 2)
 
 
 def test_rows_are_not_moved_by_a_graph(tmp_path: Path) -> None:

@@ -157,18 +157,18 @@ def test_what_is_not_captured_goes_chunk_by_chunk(
     why: str, sweep: GraphedSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = why if why in ("sampled", "seen", "both") else "everything"
-    case = Case(rows=0, labels="elsewhere") if why == "no rows" else Case(rows=91, filter=kept)
+    case = Case(rows=0, labels="elsewhere") if why == "no rows" else Case(rows=90, filter=kept)
     store, queries = kernel_cases.build(case, CPU, 1)
     assert sweep.captures(store, queries) == (why in ("chunks", "device"))
     if why == "chunks":
-        monkeypatch.setattr(graphed, "MOST_CHUNKS", 3)  # it takes four
+        monkeypatch.setattr(graphed, "MOST_CHUNKS", 2)  # it takes three
     if why == "device":
         monkeypatch.setattr(GraphedSweep, "device", "cuda")
     assert not sweep.captures(store, queries)
     check(sweep, store, queries)
     assert captured(sweep) == 0
     if why == "chunks":
-        monkeypatch.setattr(graphed, "MOST_CHUNKS", 4)
+        monkeypatch.setattr(graphed, "MOST_CHUNKS", 3)
         assert sweep.captures(store, queries)
 
 

@@ -1,12 +1,13 @@
 """The chunked sums of a full sweep as one CUDA graph: captured once, then replayed. Never run on a GPU yet.
 
 A chunk takes about a dozen kernels of a few microseconds each, and a host that starts them one by one may take longer
-than they do; a graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in the same order.
+than they do; a graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in
+the same order.
 
 A graph reads and writes the places that it was captured with. Embeddings and own rows are copied to places of its own
 before a replay, O and Z out of them after; rows are read where they lie, so what has moved them is seen. It belongs to
 one store (where what `sums` reads lies), N and D; another takes its place, and there is never more than one.
-It holds on to the memory of a sweep (a chunk of logits, O and a few more (N, D); partialkd.planner counts it) and to the
+It holds on to the memory of a sweep (a chunk of logits, O and a few more (N, D): partialkd.planner.beside) and to the
 settings of products that it was captured with, and it costs the driver about 10 KB a kernel, which is why a shard of
 more than MOST_CHUNKS chunks is not captured.
 
