@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import kernel_cases
@@ -208,6 +210,65 @@ def test_full_sums_touch_the_device_alone(products: Products, store_type: torch.
     with Transfers():
         total, partition = ChunkedSweep(128.0, 30, products).sums(store, queries)
     assert (total.shape, partition.shape) == ((9, 16), (9,))
+
+
+class FakeCUDA:
+    """What torch.cuda is asked for by a capture, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[str] = []
+        self.current = "usual"
+        side = SimpleNamespace(name="side", wait_stream=lambda other: self.told.append(f"side waits for {other}"))
+        graph = SimpleNamespace(replay=lambda: self.told.append("replay"))
+        for name, fake in {
+            "Stream": lambda: side,
+            "current_stream": lambda: self.current,
+            "CUDAGraph": lambda: graph,
+            "stream": self.stream,
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        graphed._stream.cache_clear()
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, getattr(stream, "name", stream)
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, _: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        """As torch's, which leaves its stream the current one when it fails."""
+        self.told.append(f"capture, {capture_error_mode}")
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_cuda_is_asked_for(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in vain on the stream that is then captured; whatever happens, the stream is what it was."""
+    cuda, results = FakeCUDA(monkeypatch), (torch.zeros(1), torch.ones(1))
+
+    def run() -> tuple[Tensor, Tensor]:
+        cuda.told.append(f"run on {cuda.current}")
+        if fails and "capture, thread_local" in cuda.told:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return results
+
+    asked = ["side waits for usual", "run on side", "capture, thread_local", "run on side"]
+    if fails:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            graphed.captured_by_cuda(run)
+    else:
+        replay = graphed.captured_by_cuda(run)
+        assert cuda.told == asked
+        assert replay() is results
+        asked.append("replay")
+    assert (cuda.told, cuda.current) == (asked, "usual")
+    graphed._stream.cache_clear()
 
 
 def test_it_is_refused_without_a_gpu() -> None:
