@@ -41,7 +41,7 @@ from partialkd.config import CentresConfig, DistConfig
 from partialkd.config_files import parse_config
 from partialkd.dist import World, free_port
 from partialkd.margin import arc_margin, margin_softmax
-from partialkd.planner.plan import centre_wire
+from partialkd.planner.work import centre_wire
 
 METHODS = {"fixed": "arcdistill", "ema": "adadistill", "trainable": "arcface"}
 

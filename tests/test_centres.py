@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import dense
@@ -10,10 +11,10 @@ import torch
 from ranks import RankFailure, run
 from torch import Tensor
 
-from partialkd.centres import Centres, CentreStore
+from partialkd.centres import Centres, CentreStore, sampling
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.shard import shard_of
-from partialkd.centres.update import make_row_optimizer
+from partialkd.centres.update import OwnRows, make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
 from partialkd.dist import World
@@ -338,3 +339,51 @@ def _bad_label(world: World, label: Any) -> None:
 def test_bad_label_names_rank_sample_and_label(label: Any, said: str) -> None:
     with pytest.raises(RankFailure, match=said):
         run(_bad_label, 2, label)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_samples_that_are_not_finite_move_no_average(seen: bool) -> None:
+    """Neither their class's, of which the others' mean remains, nor what is known to be seen."""
+    store = CentreStore.empty(range(3), 3, 4, torch.float32, torch.device("cpu"))
+    if seen:
+        store.write(slice(None), torch.eye(4)[:3])
+        store.seen[:] = True
+    before = store.read(slice(None)).clone()
+    teacher = torch.nn.functional.normalize(torch.tensor([[0, 1.0, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]))
+    student, rows = teacher.roll(1, 1), torch.tensor([0, 0, 2])
+    teacher[1:] = torch.nan
+    alone = copy.deepcopy(store)
+    for kept, count in ((store, 3), (alone, 1)):
+        own = OwnRows(kept, student[:count], teacher[:count], torch.ones(count, dtype=torch.bool), rows[:count])
+        move_ema(own, weighted=False, first_sight=True, renormalise=False)
+    assert torch.equal(store.read(slice(None)), alone.read(slice(None)))
+    assert not torch.equal(store.read(slice(0, 1)), before[:1])
+    assert torch.equal(store.read(slice(1, 3)), before[1:])
+    assert store.seen.tolist() == [True, seen, seen]
+
+
+def test_a_teacher_that_is_not_finite_spoils_one_margin() -> None:
+    p, method = problem(), method_of("margindistillation")
+    centres = Centres(store_of(p, World(), "fixed", torch.float64), World(), SCALE, CentresConfig())
+    p.teacher[3] = torch.nan
+    values = method.loss(centres, p.student.requires_grad_(), p.labels, p.teacher)
+    certainty = (torch.nn.functional.normalize(p.teacher) * p.centres[p.labels]).sum(1)
+    assert values.loss.isnan()  # by that sample
+    assert method.margins(centres, certainty).isnan().nonzero().squeeze(1).tolist() == [3]
+
+
+@sizes
+@pytest.mark.parametrize("name", ["arcface", "ada_weighted"])
+def test_lists_with_gaps_as_on_cuda(name: str, size: int) -> None:
+    """Where the number of the batch's own classes is not asked for."""
+    p = sampled(problem("duplicates", classes=40), 0.3)
+    results = [run(one_step_with, size, gaps, name, p, {"sample_rate": 0.3, "chunk_rows": 3}) for gaps in (False, True)]
+    for a, b in zip(*map(assembled, results), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def one_step_with(world: World, gaps: bool, name: str, p: dense.Problem, settings: dict[str, Any]) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        if gaps:
+            patch.setattr(sampling, "without_gaps", lambda rows, valid: (rows, valid))
+        return one_step(world, name, p, settings)

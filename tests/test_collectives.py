@@ -13,7 +13,7 @@ from ranks import run
 from test_centres import METHODS, method_of, store_of
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from partialkd.centres import Centres, CentreStore, engine
+from partialkd.centres import Centres, CentreStore, engine, sampling
 from partialkd.centres import store as store_module
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
@@ -137,6 +137,7 @@ def test_a_step_asks_the_device_nothing(
     """Tensors without content: whatever would depend on it, be it a number of rows, is an error. Two micro-steps."""
     for module in (engine, store_module):  # as on CUDA, with an answer that does not come
         monkeypatch.setattr(module, "told", lambda x: (x, lambda: False))
+    monkeypatch.setattr(sampling, "without_gaps", lambda rows, valid: (rows, valid))
     method = method_of(name)
     with FakeTensorMode(allow_non_fake_inputs=True):
         centres = centres_on(World(), method, optimizer, kept, settings)
@@ -152,7 +153,11 @@ def test_a_step_asks_the_device_nothing(
 
 @on_a_gpu
 @pytest.mark.parametrize(("name", "optimizer", "kept", "settings"), STEPS)
-def test_no_host_synchronisation_in_a_step(name: str, optimizer: str, kept: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("backend", ["chunked", "fused"])
+def test_no_host_synchronisation_in_a_step(
+    backend: str, name: str, optimizer: str, kept: str, settings: dict[str, Any]
+) -> None:
+    settings = {**settings, "backend": backend}
     world, method = World(device=torch.device("cuda")), method_of(name)
     p = dense.make_problem(40, 12, 8)
     centres = centres_on(world, method, optimizer, kept, settings)
@@ -164,6 +169,16 @@ def test_no_host_synchronisation_in_a_step(name: str, optimizer: str, kept: str,
         one_step(centres, method, p, slice(None))
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+def test_the_last_wrong_label_is_named_when_the_store_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(engine, "told", lambda found: (found, lambda: next(answers)))
+    store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
+    centres = Centres(store, World(), 16.0, CentresConfig())
+    centres.contrast(torch.randn(3, 8), torch.tensor([1, 40, 2]))
+    with pytest.raises(ValueError, match=r"rank 0, sample 1: label must be in \[0, 40\), got 40"):
+        centres.settle()
 
 
 def test_a_wrong_label_is_named_once_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

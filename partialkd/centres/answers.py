@@ -1,8 +1,8 @@
-"""What the device knows and the host would like to: asked for without waiting."""
+"""What the host and the device tell each other in a step, without one waiting for the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,3 +16,13 @@ def told(x: Tensor) -> tuple[Tensor, Callable[[], bool]]:
     event = torch.cuda.Event()
     event.record()
     return there, event.query
+
+
+def sent(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """These numbers (n,) on the device."""
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def without_gaps(rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Of entries (n,) on the CPU those that are valid; on CUDA all, for their number would have to be waited for."""
+    return (rows, valid) if rows.is_cuda else (rows[valid], valid[valid])

@@ -101,13 +101,14 @@ def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, pr
     unseen = any(f.seen is not None for f in filters)
     for slices in side_by_side(filters[0].runs, chunk_rows):
         kept = torch.cat([_kept(filters, rows) for rows in slices]) if unseen else None
-        chunk = Chunk(_pieces(store, slices, products), first, kept)
-        yield chunk
-        first += len(chunk)
-    if filters[0].sampled is not None and len(store.shard):
-        outside = outside_of(filters)
-        for rows, valid in zip(outside.rows.split(chunk_rows), outside.valid.split(chunk_rows), strict=True):
-            yield Chunk([Piece(slice(0, len(rows)), rows, products.rows(store, rows))], kept=valid)
+        yield Chunk(_pieces(store, slices, products), first, kept)  # not held here while the next is made
+        first += sum(rows.stop - rows.start for rows in slices)
+    if filters[0].sampled is None or not len(store.shard):
+        return
+    outside = outside_of(filters)
+    for start in range(0, len(outside.rows), chunk_rows):
+        rows, valid = (entries[start : start + chunk_rows] for entries in outside)
+        yield Chunk([Piece(slice(0, len(rows)), rows, products.rows(store, rows))], kept=valid)
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,9 @@ class Sweep(Protocol):
         lr: float,
     ) -> None:
         """Move trainable rows by their gradients, piece by piece."""
-        for rows, gradient, valid in self.row_gradients(store, batches):
-            if valid is None:
-                optimizer.step(store, rows, gradient, lr)
-                continue
-            assert isinstance(rows, Tensor)
-            rows, entry = one_for_all(rows, valid)
-            with store.only_if(valid.any(), rows):
-                optimizer.step(store, rows, gradient[entry], lr)
+        for piece in self.row_gradients(store, batches):
+            _move_rows(store, piece, optimizer, lr)
+            del piece  # or its memory would be there while the next is made
 
 
 class ChunkedSweep(Sweep):
@@ -105,6 +100,7 @@ class ChunkedSweep(Sweep):
             factors = self.products.operand(terms)
             for piece in chunk.pieces:
                 self.products.add(factors[piece.lines].T, piece.unit, total)
+            del chunk, piece, factors  # before the next copies rows
         return total, partition
 
     def row_gradients(
@@ -128,11 +124,12 @@ class ChunkedSweep(Sweep):
                 workspace.put(chunk.own(queries), target_gradient)
                 combine = self.products.add if k else self.products.multiply
                 combine(operand(terms), plain[k], gradient)
+            pieces = [RowGradient(piece.rows, gradient[piece.lines]) for piece in chunk.pieces]
             if chunk.kept is not None:
-                yield RowGradient(chunk.rows, gradient, chunk.kept)
-                continue
-            for piece in chunk.pieces:
-                yield RowGradient(piece.rows, gradient[piece.lines])
+                pieces = [RowGradient(chunk.rows, gradient, chunk.kept)]
+            del chunk, gradient
+            yield from pieces
+            del pieces
 
     def _rows_a_chunk(self, queries: Queries, size: ChunkSize) -> int:
         x = queries.embeddings
@@ -218,6 +215,16 @@ def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype:
 
         return make_measured(chunked, rounds(config.products, cuda=True))
     return chunked
+
+
+def _move_rows(store: CentreStore, piece: RowGradient, optimizer: RowOptimizer, lr: float) -> None:
+    if piece.valid is None:
+        optimizer.step(store, piece.rows, piece.gradient, lr)
+        return
+    assert isinstance(piece.rows, Tensor)
+    rows, entry = one_for_all(piece.rows, piece.valid)
+    with store.only_if(piece.valid.any(), rows):
+        optimizer.step(store, rows, piece.gradient[entry], lr)
 
 
 class _Workspace:

@@ -110,7 +110,10 @@ class Centres:
         return self._rows.store
 
     def settle(self) -> None:
-        """Until the store has what the last step changed: with centres in host memory the host waits for copies."""
+        """Until the store has what the last step changed (in host memory: the host waits), and all labels are known."""
+        if self._asked and self._rows.device.type == "cuda":
+            torch.cuda.synchronize(self._rows.device)
+        self._raise_wrong_label()
         self._rows.settle()
 
     @property

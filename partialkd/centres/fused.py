@@ -1,7 +1,7 @@
 """The sweep by the Triton kernels, behind the interface of `ChunkedSweep`. Never run on a GPU yet (see `kernels`).
 
-Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen a list of those
-kept, four bytes a row, in which the filter marks those that are not, piece by piece.
+Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen lists of those kept,
+in which the filter marks those that are not, LISTED_AT_ONCE rows at a time.
 
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, AdamW with
 a full second moment, and the movement of rows by several micro-steps at once.
@@ -14,15 +14,17 @@ Stochastic rounding draws other bits than `rounding.Draw`, as much a function of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from partialkd.centres.chunks import Queries
+from partialkd.centres.answers import sent
+from partialkd.centres.chunks import Queries, side_by_side
 from partialkd.centres.contrast import ChunkedSweep, offset_of
 from partialkd.centres.hashing import mix_word
 from partialkd.centres.products import Products, make_products
@@ -60,10 +62,8 @@ class FusedSweep(ChunkedSweep):
         """-> O (N, D), Z (N,) of this shard."""
         if not self.suits(store):
             return super().sums(store, queries)
-        rows = kept_rows(queries.filter)
-        if not (len(store.shard) if rows is None else len(rows)):
-            return torch.zeros_like(queries.embeddings), torch.zeros_like(queries.embeddings[:, 0])
         x, own = _operands(store, queries)
+        total, partition = torch.zeros_like(queries.embeddings), torch.zeros_like(queries.embeddings[:, 0])
 
         def run(tiles: Tiles, rows: Tensor | None, unit: Tensor) -> tuple[Tensor, Tensor]:
             count = len(unit) if rows is None else len(rows)
@@ -72,7 +72,11 @@ class FusedSweep(ChunkedSweep):
             return _kernels().sums(unit, x, own, rows, self.scale, offset_of(self.scale), tiles, splits)
 
         tiles = self._tiles("sums", store, len(x), lambda tiles: run(tiles, None, store.unit[:TUNING_ROWS]))
-        return run(tiles, rows, store.unit)
+        for rows in kept_rows(queries.filter):
+            part, terms = run(tiles, rows, store.unit)
+            total += part
+            partition += terms
+        return total, partition
 
     def move(
         self,
@@ -90,9 +94,6 @@ class FusedSweep(ChunkedSweep):
             self.after_kernels(store).move(store, batches, optimizer, lr)
             return
         ((queries, weight, target),) = batches
-        rows = kept_rows(queries.filter)
-        if not (len(store.shard) if rows is None else len(rows)):
-            return
         x, own = _operands(store, queries)
         pull = _row_kernels().Pull(
             x, own, weight, target, self.scale, offset_of(self.scale), TINY, _keys(store), store.shard.start, store.ids
@@ -106,7 +107,9 @@ class FusedSweep(ChunkedSweep):
                 trial.update((name, part[:TUNING_ROWS].clone()) for name, part in state.items())
             run(trial, pull, None, tiles)
 
-        run(state, pull, rows, self._tiles(kernel, store, len(x), try_out))
+        tiles = self._tiles(kernel, store, len(x), try_out)
+        for rows in kept_rows(queries.filter):
+            run(state, pull, rows, tiles)
 
     def after_kernels(self, store: CentreStore) -> ChunkedSweep:
         """The chunked path for rows whose Z the kernels summed: recomputed p must be rounded as they were there."""
@@ -162,30 +165,32 @@ def check_fused(device: torch.device) -> None:
         raise ConfigError('centres.backend: "fused" needs the package triton, which CUDA builds of torch bring')
 
 
-def kept_rows(kept: RowFilter) -> Tensor | None:
-    """Rows that the filter keeps -> (n,) int32, those of the batch that were not sampled last; None: all rows.
+def kept_rows(kept: RowFilter) -> Iterator[Tensor | None]:
+    """Rows that the filter keeps -> (n,) int32 each, LISTED_AT_ONCE at most, those of the batch that were not sampled
+    last; None: all rows.
 
     -1 stands where a row is not kept, so that the host knows n.
     """
     if kept.everything:
-        return None
-    rows = _rows_of(kept.runs, kept.positives.device)
-    if kept.seen is not None:
-        rows = torch.cat([part.where(kept.holds(part.long()), -1) for part in rows.split(LISTED_AT_ONCE)])
+        if kept.count:
+            yield None
+        return
+    for runs in side_by_side(kept.runs, LISTED_AT_ONCE):
+        rows = _rows_of(runs, kept.positives.device)
+        yield rows if kept.seen is None else rows.where(kept.holds(rows.long()), -1)
     if kept.sampled is not None:
         outside = kept.outside
-        rows = torch.cat([rows, outside.rows.to(torch.int32).where(outside.valid, -1)])
-    return rows
+        if len(outside.rows):
+            yield outside.rows.to(torch.int32).where(outside.valid, -1)
 
 
-def _rows_of(runs: Sequence[range], device: torch.device) -> Tensor:
+def _rows_of(runs: Sequence[slice], device: torch.device) -> Tensor:
     """Every row of these runs (n,) int32, in order, without asking the device anything."""
-    lengths = torch.tensor([len(run) for run in runs], dtype=torch.int32)
-    starts = torch.tensor([run.start for run in runs], dtype=torch.int32)
-    count = int(lengths.sum())
-    shift = (starts - (lengths.cumsum(0, dtype=torch.int32) - lengths)).to(device, non_blocking=True)
-    shifts = shift.repeat_interleave(lengths.to(device, non_blocking=True), output_size=count)
-    return shifts.add_(torch.arange(count, dtype=torch.int32, device=device))
+    lengths = [run.stop - run.start for run in runs]
+    shifts = [run.start - before for run, before in zip(runs, accumulate(lengths, initial=0), strict=False)]
+    count = sum(lengths)
+    each = sent(shifts, device, torch.int32).repeat_interleave(sent(lengths, device), output_size=count)
+    return each.add_(torch.arange(count, dtype=torch.int32, device=device))
 
 
 def _keys(store: CentreStore) -> tuple[int, int] | None:

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from partialkd.centres.answers import sent, without_gaps
 from partialkd.config import sampled_share
 from partialkd.data.permutation import hash64, permute
 
 LARGEST_BLOCK, USUAL_BLOCK = 4096, 256
+COUNTED_AT_ONCE = 1 << 20  # rows
 _LABEL = 0xB10C  # keeps these permutations apart from others of the same seed
 
 
@@ -85,9 +87,9 @@ def block_rows(num_classes: int, rate: float) -> int:
 
 
 class Listed(NamedTuple):
-    """Rows of a shard, as many entries as there might be: the device is not asked how many there are."""
+    """Rows of a shard; on CUDA as many entries as there might be: the device is not asked how many there are."""
 
-    rows: Tensor  # (n,) int64 ascending; entries that stand for no row name one nevertheless
+    rows: Tensor  # (n,) int64 ascending; entries that stand for no row name one nevertheless (of an empty shard row 0)
     valid: Tensor  # (n,) bool: entries that stand for a row, each row once: its first entry
 
 
@@ -142,9 +144,11 @@ class RowFilter:
             able = self.positives.new_full((), self.count)
             used = self.outside.valid.sum() + sum(len(run) for run in self.runs)
         else:
-            rows = torch.arange(self.count, device=self.positives.device)
-            able = (self.seen | self._own(rows)).sum()
-            used = self.holds(rows).sum()
+            able = used = self.positives.new_zeros(())
+            for start in range(0, self.count, COUNTED_AT_ONCE):
+                rows = torch.arange(start, min(start + COUNTED_AT_ONCE, self.count), device=self.positives.device)
+                able = able + (self.seen[start : start + len(rows)] | self._own(rows)).sum()
+                used = used + self.holds(rows).sum()
         return torch.stack([able + self.elsewhere(), used]).double()
 
     def sampled_rows(self, rows: Tensor) -> Tensor:
@@ -168,13 +172,12 @@ class RowFilter:
     def _shifts(self) -> Tensor:
         """(runs,) rows that are left out before each run."""
         lengths = accumulate((len(run) for run in self.runs), initial=0)
-        shifts = torch.tensor([run.start - before for run, before in zip(self.runs, lengths, strict=False)])
-        return shifts.to(self.positives.device, non_blocking=True)
+        shifts = [run.start - before for run, before in zip(self.runs, lengths, strict=False)]
+        return sent(shifts, self.positives.device)
 
     @cached_property
     def _edges(self) -> Tensor:
-        edges = torch.tensor([edge for run in self.runs for edge in (run.start, run.stop)], dtype=torch.int64)
-        return edges.to(self.positives.device, non_blocking=True)
+        return sent([edge for run in self.runs for edge in (run.start, run.stop)], self.positives.device)
 
 
 def outside_of(filters: Sequence[RowFilter]) -> Listed:
@@ -187,7 +190,7 @@ def outside_of(filters: Sequence[RowFilter]) -> Listed:
     rows = torch.where((rows < 0) | filters[0].sampled_rows(rows), count, rows).sort().values
     valid = rows < count
     valid[1:] &= rows[1:] != rows[:-1]
-    return Listed(rows.clamp_max_(max(0, count - 1)), valid)
+    return Listed(*without_gaps(rows.clamp_max_(max(0, count - 1)), valid))
 
 
 def one_for_all(rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,12 +53,14 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
     alpha = alpha.clamp(0, 1)
     if first_sight:
         alpha = alpha * store.seen[rows]
-    step = where_finite((1 - alpha)[:, None] * (f_t - centre)) * own.owned[:, None]
+    step = (1 - alpha)[:, None] * (f_t - centre)
+    counts = own.owned & step.isfinite().all(1)
+    rows, entry = one_for_all(rows, counts)
     group = _groups(rows)
-    steps = torch.zeros_like(step).index_add_(0, group, step)
-    count = torch.zeros_like(alpha).index_add_(0, group, own.owned.to(alpha)).clamp_min_(1)
-    with store.only_if(own.owned.any(), rows):
-        store.write(rows, centre + (steps / count[:, None])[group])
+    steps = torch.zeros_like(step).index_add_(0, group, step.where(counts[:, None], 0))
+    count = torch.zeros_like(alpha).index_add_(0, group, counts.to(alpha)).clamp_min_(1)
+    with store.only_if(counts.any(), rows):
+        store.write(rows, centre[entry] + (steps / count[:, None])[group])
         store.seen[rows] = True
         if renormalise:
             store.renormalise(rows)

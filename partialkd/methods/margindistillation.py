@@ -47,7 +47,7 @@ class MarginDistillation:
 
     def margins(self, centres: Centres, certainty: Tensor) -> Tensor:
         """c (b,) -> m (b,) radians."""
-        largest = certainty.max()
+        largest = certainty.nan_to_num(0.0, 0.0, 0.0).max()  # what is not finite is one sample's, not the batch's
         if not self.per_rank_maximum:
             largest = centres.world.max(largest)
         return self.low + (self.high - self.low) * certainty.clamp(0, 1) / largest.clamp_min(1e-6)

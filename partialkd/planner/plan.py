@@ -3,9 +3,9 @@
 Counts what the code allocates, item by item: the store (unit rows, lengths, scales, seen, moments), the student with
 its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what
 the sweep needs beside the store, and the batches that the loader reads ahead; copies for checkpoints and the measuring
-of sweeps (beside.py). With `centres.memory = "host"` the store is counted apart, as memory of the host, and its two
-windows as the device's; without CUDA both are one. C classes, D embedding, W ranks, R = rows of the largest shard,
-b local batch, N global batch of a micro-step.
+of sweeps (beside.py); bytes sent and flops (work.py). With `centres.memory = "host"` the store is counted apart, as
+memory of the host, and its two windows as the device's; without CUDA both are one. C classes, D embedding, W ranks,
+R = rows of the largest shard, b local batch, N global batch of a micro-step.
 
 Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
 NCCL's buffers; like every figure for CUDA here it has not been compared with a GPU yet. With activation
@@ -26,12 +26,13 @@ from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
 from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.trace import NetworkCost, network_cost
+from partialkd.planner.work import FLOAT, flops_of, wire_of
 from partialkd.student import BUCKET
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
 L2_BYTES = 50 << 20  # of an H100; the sweep asks the device
-FLOAT, HALF = 4, 2
-SGD_COPIES, ADAMW_COPIES = 3, 9  # of a chunk of rows, in the row optimisers
+HALF = 2
+SGD_COPIES, ADAMW_COPIES = 3, 10  # of a chunk of rows, in the row optimisers
 STORE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
@@ -116,8 +117,8 @@ def plan_phase(
         needs=needs,
         update=update,
         backward=max(student.kept, student.peak - gradients),
-        wire=_wire(phase, student.parameters, local, ranks.size),
-        flops=_flops(phase, rows, local * ranks.size, student, beside, local / together),
+        wire=wire_of(phase, student.parameters, local, ranks.size),
+        flops=flops_of(phase, rows, local, ranks.size, ranks.cuda, student, beside, local / together),
         host=host,
         copied=copied,
     )
@@ -218,12 +219,12 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
     copied, most = _copied_bytes(phase, cuda), _chunk_rows(phase, batch, size, cuda)
     width = min(rows.used, most)
     gathered = other + (copies > 1)
-    chunk = width * (batch + dim * gathered) + min(rows.together, width) * dim * max(0, copies - 2)
+    beside = width * dim * gathered + min(rows.together, width) * dim * max(0, copies - 2)
     if phase.centres.sample_rate < 1:
         listed = min(phase.accumulation * batch, most)
         before = dim + bytes_a_row(phase) // FLOAT if copies > 1 else 0
-        chunk, width = max(chunk, listed * (batch + dim * copies + before)), max(width, listed)
-    return chunk * FLOAT + copied * width * (batch + dim)
+        beside, width = max(beside, listed * (dim * copies + before)), max(width, listed)
+    return (width * batch + beside) * FLOAT + copied * width * (batch + dim)
 
 
 def _chunk_rows(phase: PhaseConfig, batch: int, size: ChunkSize, cuda: bool) -> int:
@@ -260,36 +261,3 @@ def _moments(phase: PhaseConfig) -> int:
 def _batches(data: DataConfig, local: int, cuda: bool) -> int:
     """Decoded images on the device: all that are read ahead on the CPU, the current ones on CUDA."""
     return local * 3 * data.image_size**2 * FLOAT * (1 if cuda else data.workers + 2)
-
-
-def _wire(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
-    """Bytes a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
-    centres = {name: phase.accumulation * sent for name, sent in centre_wire(phase, local, ranks).items()}
-    passes = 3 if phase.zero_stage == 3 else 2
-    return {**centres, "gradients of the student": passes * parameters * FLOAT * (ranks - 1) // ranks}
-
-
-def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
-    """The centres' part of a micro-step with `local` samples a rank."""
-    dim, others = phase.model.embedding_dim, ranks - 1
-    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
-    counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
-    wire = {
-        "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
-        "reduce_scatter of sums": others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
-    }
-    if METHODS[phase.method.name].kind == "trainable":
-        wire["all_gather of row weights"] = others * local * 2 * FLOAT
-    return wire
-
-
-def _flops(
-    phase: PhaseConfig, rows: int, batch: int, student: NetworkCost, teacher: NetworkCost | None, teacher_calls: float
-) -> dict[str, int]:
-    """Of an optimiser step on one rank; the teacher's traced batch fits `teacher_calls` times into the local one."""
-    used = max(1, int(rows * phase.centres.sample_rate))
-    passes = 8 if METHODS[phase.method.name].kind == "trainable" else 4
-    flops = {"student": student.flops, "centres": passes * batch * used * phase.model.embedding_dim}
-    if teacher:
-        flops["teacher"] = int(teacher.flops * teacher_calls)
-    return {name: phase.accumulation * count for name, count in flops.items()}

@@ -1,0 +1,57 @@
+"""What a rank sends and computes in an optimiser step, from the configuration: bytes by ring algorithms, and flops."""
+
+from __future__ import annotations
+
+from partialkd.config import PhaseConfig
+from partialkd.methods import METHODS
+from partialkd.planner.trace import NetworkCost
+
+FLOAT = 4
+
+
+def wire_of(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
+    """Bytes a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
+    centres = {name: phase.accumulation * sent for name, sent in centre_wire(phase, local, ranks).items()}
+    passes = 3 if phase.zero_stage == 3 else 2
+    return {**centres, "gradients of the student": passes * parameters * FLOAT * (ranks - 1) // ranks}
+
+
+def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
+    """The centres' part of a micro-step with `local` samples a rank."""
+    dim, others = phase.model.embedding_dim, ranks - 1
+    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
+    counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
+    wire = {
+        "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
+        "reduce_scatter of sums": others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
+    }
+    if METHODS[phase.method.name].kind == "trainable":
+        wire["all_gather of row weights"] = others * local * 2 * FLOAT
+    return wire
+
+
+def flops_of(
+    phase: PhaseConfig,
+    rows: int,
+    local: int,
+    ranks: int,
+    cuda: bool,
+    student: NetworkCost,
+    teacher: NetworkCost | None,
+    teacher_calls: float,
+) -> dict[str, int]:
+    """Of an optimiser step on one rank; the teacher's traced batch fits `teacher_calls` times into the local one.
+
+    Where rows are sampled the batch's classes that were not are multiplied with as well: on CUDA a row for each of the
+    N samples, whoever owns it; on the CPU the rank's own, some N / W.
+    """
+    sampled, batch = phase.centres.sample_rate < 1, local * ranks
+    used = max(1, int(rows * phase.centres.sample_rate))
+    own = (batch if cuda else local) * sampled
+    multiplied = used + own
+    if METHODS[phase.method.name].kind == "trainable":
+        multiplied += used + phase.accumulation * own
+    flops = {"student": student.flops, "centres": 4 * batch * multiplied * phase.model.embedding_dim}
+    if teacher:
+        flops["teacher"] = int(teacher.flops * teacher_calls)
+    return {name: phase.accumulation * count for name, count in flops.items()}
