@@ -212,6 +212,9 @@ def summary(by_trial: dict[str, list[dict[str, float]]]) -> Tree:
 
 def measure(args: argparse.Namespace, world: World, folder: Path) -> Tree:
     bench, facts = Bench(args, world, folder), machine(world.device)
+    known = {trial.method for trial in trials(bench.student, bench.alone, {})}
+    if args.method not in (None, *known):
+        raise SystemExit(f"--method: must be one of {', '.join(sorted(known))}; got {args.method}")
     teacher, scores = bench.teach()
     wanted = [trial for trial in trials(bench.student, bench.alone, teacher) if args.method in (None, trial.method)]
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))

@@ -105,11 +105,14 @@ def memory_table(plan: Plan, memory: float) -> PrettyTable:
 
 
 def cost_table(plan: Plan, device: Device) -> PrettyTable:
-    """Work and traffic of an optimiser step, and the time below which it cannot be done."""
+    """Work and traffic of an optimiser step, and the time below which it cannot be done.
+
+    Products at the device's bfloat16 rate, whatever the precision: in float32 they take many times as long.
+    """
     table = PrettyTable(["an optimiser step of a rank", "TFLOP or MB", "at least, ms"], align="r")
     table.align["an optimiser step of a rank"] = "l"
     for name, flops in plan.flops.items():
-        table.add_row([name, f"{flops / 1e12:.3f}", f"{1000 * flops / device.flops:.2f}"])
+        table.add_row([f"products, as in bf16: {name}", f"{flops / 1e12:.3f}", f"{1000 * flops / device.flops:.2f}"])
     for name, size in plan.wire.items():
         table.add_row([f"sent: {name}", f"{size / 1e6:.1f}", f"{1000 * size / device.link:.2f}"])
     for name, size in plan.copied.items():
@@ -155,7 +158,10 @@ def parse_size(text: str) -> float:
     found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kMGT]?)B?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be a number of bytes like 80GB, got {text!r}")
-    return float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+    size = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+    if size < 1e6:
+        raise argparse.ArgumentTypeError(f"must be at least a megabyte, e.g. 80GB, got {text!r}")
+    return size
 
 
 def _positive(text: str) -> int:

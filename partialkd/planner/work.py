@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partialkd.config import PhaseConfig
+from partialkd.config import PhaseConfig, sampled_share
 from partialkd.methods import METHODS
 from partialkd.planner.trace import NetworkCost
 
@@ -46,7 +46,7 @@ def flops_of(
     N samples, whoever owns it; on the CPU the rank's own, some N / W.
     """
     sampled, batch = phase.centres.sample_rate < 1, local * ranks
-    used = max(1, int(rows * phase.centres.sample_rate))
+    used = max(1, int(rows * sampled_share(phase.centres.sample_rate)))
     own = (batch if cuda else local) * sampled
     multiplied = used + own
     if METHODS[phase.method.name].kind == "trainable":
