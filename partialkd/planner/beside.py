@@ -25,8 +25,8 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import RowOptimizer, make_row_optimizer
 from partialkd.config import PhaseConfig
 from partialkd.methods import METHODS
+from partialkd.planner.work import FLOAT
 
-FLOAT = 4
 KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driver takes (a guess)
 
 
