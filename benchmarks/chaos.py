@@ -34,7 +34,7 @@ import torch
 from chaos_job import KINDS, OVERRIDES, Job, make_fault, results
 from measure import machine
 
-from partialkd.files import write_json
+from partialkd.storage.atomic_files import write_json
 
 STUCK_S = 300.0  # without progress: the soak has failed
 

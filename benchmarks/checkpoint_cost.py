@@ -34,7 +34,7 @@ from prettytable import PrettyTable
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.shard import shard_of
 from partialkd.centres.update import make_row_optimizer
-from partialkd.checkpoint import Saver
+from partialkd.checkpoint_saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.dist import World
 from partialkd.methods import make_method

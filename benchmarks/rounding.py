@@ -32,8 +32,8 @@ from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.dist import World
-from partialkd.files import write_json
 from partialkd.margin import arc_margin, margin_softmax
+from partialkd.storage.atomic_files import write_json
 
 CPU = torch.device("cpu")
 ALL = slice(None)

@@ -30,9 +30,9 @@ from partialkd.checkpoint_files import best, complete, newest, read_manifest, ve
 from partialkd.checkpoint_saver import Saver
 from partialkd.dist import World
 from partialkd.errors import CheckpointError
-from partialkd.sharded_file import read_rows
 from partialkd.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
-from partialkd.tensor_file import Files, read_bytes, read_tensors
+from partialkd.storage.sharded_file import read_rows
+from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
 
 __all__ = ["Saver", "Snapshot", "best", "complete", "load", "load_newest", "newest", "read_manifest", "verify"]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from partialkd.errors import CheckpointError
-from partialkd.files import sync
-from partialkd.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json, write_summed
+from partialkd.storage.atomic_files import sync
+from partialkd.storage.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json, write_summed
 
 FORMAT = 2  # 1 had no checksums, and centres as torch.distributed.checkpoint writes them, with pickled metadata
 MANIFEST = "manifest.json"

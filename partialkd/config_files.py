@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from partialkd.config import Config
 from partialkd.config_problems import describe
 from partialkd.errors import ConfigError
-from partialkd.files import write_text
+from partialkd.storage.atomic_files import write_text
 
 # What may differ between a run and its resumption: where and how it runs, not what it computes.
 _RUN = ("dist", "evaluate", "health", "run.folder", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints",

@@ -17,9 +17,9 @@ from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import MANIFEST, TeacherCache, kept_before
 from partialkd.dist import World
 from partialkd.errors import ConfigError, Preempted
-from partialkd.files import refuse_existing
 from partialkd.models.teacher import open_teacher
 from partialkd.stopping import StopSignals
+from partialkd.storage.atomic_files import refuse_existing
 from partialkd.teaching import facts_of, look_at, make_cache
 
 

@@ -24,11 +24,11 @@ from torch.nn.functional import normalize
 
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
-from partialkd.files import write_bytes
 from partialkd.models.build import build_empty
 from partialkd.models.network import Network
 from partialkd.models.saved import describe, save_model
 from partialkd.models.weights import put_weights
+from partialkd.storage.atomic_files import write_bytes
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import typing_extensions
 
-from partialkd.files import write_text
+from partialkd.storage.atomic_files import write_text
 
 ENTRIES = 2000
 FOLDER = "flight_recorder"  # in a run's folder

@@ -35,7 +35,7 @@ from torch import Tensor
 from partialkd.centres import Centres
 from partialkd.config import HealthConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.dist import World
 from partialkd.drift import CentreSweep, Frozen, replica_problem
 from partialkd.errors import PartialKDError

@@ -37,14 +37,14 @@ from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.data.merged import MergedSource, save_class_ids
 from partialkd.data.order import SequentialPlan
 from partialkd.data.prepare import prepare
-from partialkd.data.sources import Source, open_source
+from partialkd.data.source import Source
+from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import TeacherCache
 from partialkd.dist import World
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export import export
-from partialkd.files import write_json
 from partialkd.methods import METHODS
 from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import open_model, save_model
@@ -53,6 +53,7 @@ from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
 from partialkd.run_folder import MODEL, open_run
 from partialkd.stopping import StopSignals
+from partialkd.storage.atomic_files import write_json
 from partialkd.teacher_centres import (
     class_means,
     classifier_rows,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
 from partialkd.data.batch import FaceBatch
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.dist import World
 
 CAUSES = ("image", "teacher's embedding", "student's embedding", "centres", "loss", "gradient", "nothing")

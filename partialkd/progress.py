@@ -26,7 +26,7 @@ from rich.progress import Progress as Bar
 
 from partialkd.dist import World
 from partialkd.errors import ConfigError, DataError
-from partialkd.files import write_text
+from partialkd.storage.atomic_files import write_text
 
 METRICS = "metrics.jsonl"
 RESERVED = ("phase", "step", "epoch", "loss", "lr", "images_per_s")

@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from partialkd.errors import RankLost
+from partialkd.storage.process import Place
 
 T = TypeVar("T")
 _POLL_S = 0.05
 _TICK_S = 1.0
 _SUSPICION = {"gone": 0, "stopped": 0, "unknown": 1, "running": 2}
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class KeyValues(Protocol):
@@ -41,32 +38,6 @@ class KeyValues(Protocol):
     def get(self, key: str, /) -> bytes: ...
     def add(self, key: str, amount: int, /) -> int: ...
     def check(self, keys: list[str], /) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs. `system`: equal for processes that see each other's numbers; empty where unknown."""
-
-    host: str
-    pid: int
-    born: str  # when the process began, in the system's ticks, since numbers are used again
-    system: str
-    token: str  # drawn at this start of the rank
-
-    @classmethod
-    def here(cls) -> Place:
-        stat = _stat(os.getpid())
-        system = _BOOT.read_text().strip() + os.readlink("/proc/self/ns/pid") if stat else ""
-        return cls(socket.gethostname(), os.getpid(), stat[19] if stat else "", system, secrets.token_hex(8))
-
-    def state(self) -> str:
-        """ "gone", "stopped" or "running", as far as this process can see; else "unknown"."""
-        if not self.system or self.system != Place.here().system:
-            return "unknown"
-        stat = _stat(self.pid)
-        if not stat or stat[19] != self.born or stat[0] in "ZX":
-            return "gone"
-        return "stopped" if stat[0] == "T" else "running"
 
 
 @dataclass(frozen=True)
@@ -201,11 +172,3 @@ def _follow(store: KeyValues, rank: int, mine: Place, deadline: float) -> str:
 def _token(store: KeyValues, name: str, rank: int) -> Any:
     places = json.loads(store.get(f"{name}/all"))
     return places[rank]["token"] if rank < len(places) else None
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat from the state on; empty if there is no such process, or no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from partialkd.centres import Centres
-from partialkd.checkpoint import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.dist import World
 from partialkd.errors import CheckpointError
+from partialkd.snapshot import Snapshot
 from partialkd.student import Student
 
 

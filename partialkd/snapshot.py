@@ -18,8 +18,8 @@ from torch import Tensor
 from partialkd.centres.shard import shard_of
 from partialkd.dist import World
 from partialkd.errors import CheckpointError, PartialKDError
-from partialkd.sharded_file import write_rows
-from partialkd.tensor_file import Files, write_summed, write_tensors
+from partialkd.storage.sharded_file import write_rows
+from partialkd.storage.tensor_file import Files, write_summed, write_tensors
 
 STUDENT, PROGRESS, LOCAL, CENTRES = "student.safetensors", "progress.json", "local", "centres"
 

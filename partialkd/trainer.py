@@ -29,7 +29,7 @@ from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.data.teacher_cache import KeptEmbeddings, TaughtLoader
 from partialkd.dist import World, collective_failed, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost

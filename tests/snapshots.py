@@ -12,8 +12,9 @@ from torch import Tensor
 
 from partialkd import checkpoint
 from partialkd.centres.shard import shard_of
-from partialkd.checkpoint import Saver, Snapshot
+from partialkd.checkpoint_saver import Saver
 from partialkd.dist import World
+from partialkd.snapshot import Snapshot
 
 PROGRESS = {"epoch": 3, "phase": "student", "losses": [0.5, 1e-7]}
 

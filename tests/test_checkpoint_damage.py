@@ -18,10 +18,11 @@ from snapshots import expect, load, save, snapshot
 
 from partialkd import checkpoint
 from partialkd.centres.shard import shard_of
-from partialkd.checkpoint import Saver, Snapshot
+from partialkd.checkpoint_saver import Saver
 from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.run_folder import go_back
+from partialkd.snapshot import Snapshot
 
 CLASSES = 10
 FILES = (

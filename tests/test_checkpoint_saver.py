@@ -13,7 +13,7 @@ from ranks import run
 from snapshots import expect, load, no_file_larger_than, snapshot
 
 from partialkd import checkpoint, checkpoint_saver
-from partialkd.checkpoint import Saver
+from partialkd.checkpoint_saver import Saver
 from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import write_own

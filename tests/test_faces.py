@@ -18,9 +18,9 @@ from partialkd.data.decode import decode, to_tensor
 from partialkd.data.face_drawing import draw_face, draw_jpegs
 from partialkd.data.face_traits import IDENTITY, NUISANCE, identity_traits
 from partialkd.data.faces import HELD_OUT, make_faces, verification_pairs
-from partialkd.data.made import MANIFEST
-from partialkd.data.sources import RecordIOSource
+from partialkd.data.record_source import RecordIOSource
 from partialkd.errors import DataError
+from partialkd.storage.made_folder import MANIFEST
 
 SMALL = ProceduralConfig(
     kind="procedural", identities=5, images_per_identity=4, held_out_identities=6, pairs=20, seed=7

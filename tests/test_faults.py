@@ -25,9 +25,10 @@ from partialkd import stopping
 from partialkd.config_files import parse_config, save_config
 from partialkd.dist import World, free_port
 from partialkd.errors import Preempted
-from partialkd.files import write_text
-from partialkd.roll import Place, Roll
+from partialkd.roll import Roll
 from partialkd.stopping import SIGNALS, StopSignals
+from partialkd.storage.atomic_files import write_text
+from partialkd.storage.process import Place
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

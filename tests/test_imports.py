@@ -22,7 +22,6 @@ LAYERS = (
     (
         "",
         "errors",
-        "files",
         "flight_recorder",
         "roll",
         "orphans",
@@ -30,10 +29,27 @@ LAYERS = (
         "config_files",
         "config_problems",
         "centres.shard",
+        "storage.atomic_files",
+        "storage.process",
     ),
     ("dist",),
-    ("launching", "stopping"),
-    ("centres", "margin", "models", "data", "schedule", "optimizer", "full_values", "tensor_file", "sharded_file"),
+    (
+        "launching",
+        "stopping",
+    ),
+    (
+        "centres",
+        "margin",
+        "models",
+        "data",
+        "schedule",
+        "optimizer",
+        "full_values",
+        "storage.sharded_file",
+        "storage.tensor_file",
+        "storage.made_folder",
+        "counter_random",
+    ),
     ("methods",),
     (
         "student",
@@ -49,9 +65,22 @@ LAYERS = (
         "classifier_shards",
         "embedding",
     ),
-    ("run_state", "nonfinite", "drift", "health", "out_of_memory"),
-    ("trainer", "run_folder"),
-    ("job", "teaching", "embed_command"),
+    (
+        "run_state",
+        "nonfinite",
+        "drift",
+        "health",
+        "out_of_memory",
+    ),
+    (
+        "trainer",
+        "run_folder",
+    ),
+    (
+        "job",
+        "teaching",
+        "embed_command",
+    ),
     ("launch",),
 )
 
@@ -210,7 +239,7 @@ def test_the_reader_finds_what_it_forbids(code: str, name: str, top: bool) -> No
 
 def test_owners_may_use_what_is_theirs_and_no_more() -> None:
     assert not strangers("dist", uses("import torch.distributed as dist"))
-    assert strangers("sharded_file", uses("import torch.distributed.checkpoint as dcp"))
+    assert strangers("storage.sharded_file", uses("import torch.distributed.checkpoint as dcp"))
     assert strangers("checkpoint", uses("import torch.distributed as dist"))
     assert strangers("centres.contrast", uses("import triton"))
     assert not strangers("margin", uses("import torch.distributions"))

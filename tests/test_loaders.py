@@ -23,8 +23,10 @@ from partialkd.data.decode import decode, encode_jpeg, to_tensor
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.record_source import RecordIOSource
 from partialkd.data.recordio import open_writer, pack_payload
-from partialkd.data.sources import RecordIOSource, Source, SyntheticSource, open_source
+from partialkd.data.source import Source
+from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import ConfigError, DataError
 
 SIZE, RECORDS, CLASSES = 32, 45, 9

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from partialkd.data.made import fresh_partial, making
+from partialkd.storage.made_folder import fresh_partial, making
 
 ROOT = Path(__file__).parent.parent
 MAKING = """
 import sys
 from pathlib import Path
-from partialkd.data.made import making
+from partialkd.storage.made_folder import making
 with making(Path(sys.argv[1]), {}) as (folder, facts):
     (folder / "train.rec").write_bytes(b"half")
     print(folder, flush=True)

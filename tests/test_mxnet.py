@@ -19,8 +19,8 @@ import torch
 from partialkd.config import TeacherConfig
 from partialkd.data.decode import decode, encode_jpeg
 from partialkd.data.layout import pack_records
+from partialkd.data.record_source import RecordIOSource
 from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload
-from partialkd.data.sources import RecordIOSource
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
 from partialkd.models.mxnet_checkpoint import configuration, import_checkpoint, layers

@@ -16,8 +16,9 @@ from partialkd.data import layout
 from partialkd.data.decode import decode, encode_jpeg
 from partialkd.data.layout import pack_records, read_names
 from partialkd.data.pack import PackError, PackOptions, in_order, pack, unpack
+from partialkd.data.record_source import RecordIOSource
 from partialkd.data.recordio import RecordReader
-from partialkd.data.sources import RecordIOSource, SyntheticSource
+from partialkd.data.sources import SyntheticSource
 from partialkd.errors import ConfigError, DataError
 
 LAUNCH = Path(__file__).parents[1] / "launch" / "pack.py"

@@ -7,7 +7,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from partialkd.data.permutation import hash64, permute
+from partialkd.counter_random import hash64, permute
 
 
 def test_every_size_is_permuted() -> None:

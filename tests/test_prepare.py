@@ -17,10 +17,10 @@ from partialkd.data.archive import list_images
 from partialkd.data.bins import read_bin
 from partialkd.data.decode import decode, encode_jpeg
 from partialkd.data.layout import read_names
-from partialkd.data.made import MANIFEST
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import open_source
 from partialkd.errors import ConfigError, DataError
+from partialkd.storage.made_folder import MANIFEST
 
 SIZE = 24
 TRAINING = {"anna": 3, "berta": 1, "carl": 2, "dora": 4, "emil": 2}

@@ -13,8 +13,8 @@ import pytest
 from partialkd import progress as module
 from partialkd.dist import World
 from partialkd.errors import ConfigError, DataError
-from partialkd.files import replacing, write_json, write_text
 from partialkd.progress import Progress, Throughput
+from partialkd.storage.atomic_files import replacing, write_json, write_text
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ from test_sources import contents
 from partialkd.config import DataConfig
 from partialkd.data import recordio
 from partialkd.data.readahead import make_plan
+from partialkd.data.record_source import RecordIOSource
 from partialkd.data.recordio import RecordReader, open_writer, pack_payload
 from partialkd.data.samplers import make_order
-from partialkd.data.sources import RecordIOSource, open_source
+from partialkd.data.sources import open_source
 from partialkd.errors import DataError
 
 

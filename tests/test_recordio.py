@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload, read_index, unpack_payload
+from partialkd.data.record_index import read_index
+from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload, unpack_payload
 from partialkd.errors import DataError
-from partialkd.files import replacing
+from partialkd.storage.atomic_files import replacing
 
 M = struct.pack("<I", MAGIC)
 

@@ -13,12 +13,12 @@ from test_centres import SCALE, SEED, assembled, method_of, problem, store_of
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.hashing import hash_words, mix_word
 from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
+from partialkd.counter_random import hash_words, mix_word
 from partialkd.dist import World
 from partialkd.errors import ConfigError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from partialkd import sharded_file
 from partialkd.errors import CheckpointError
-from partialkd.sharded_file import read_rows, write_rows
+from partialkd.storage import sharded_file
+from partialkd.storage.sharded_file import read_rows, write_rows
 
 ROWS = {"unit": torch.arange(60.0).view(10, 6), "seen": torch.arange(10) % 3 == 0}
 

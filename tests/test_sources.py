@@ -11,9 +11,11 @@ import pytest
 
 from partialkd.config import DataConfig
 from partialkd.data.decode import decode, encode_jpeg
+from partialkd.data.folder_source import FolderSource
 from partialkd.data.layout import pack_records
+from partialkd.data.record_source import RecordIOSource
 from partialkd.data.recordio import open_writer, pack_payload
-from partialkd.data.sources import FolderSource, RecordIOSource, SyntheticSource, open_source
+from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import DataError
 
 Labels = float | Sequence[float]

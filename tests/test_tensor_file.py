@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from partialkd import tensor_file
 from partialkd.errors import CheckpointError
-from partialkd.tensor_file import (
+from partialkd.storage import tensor_file
+from partialkd.storage.tensor_file import (
     TYPES,
     FileSum,
     check_file,

@@ -15,11 +15,11 @@ from ranks import run
 from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import DataConfig
+from partialkd.counter_random import hash64
 from partialkd.data.decode import decode, encode_jpeg, to_tensor
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
-from partialkd.data.permutation import hash64
 from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.dist import World
 from partialkd.errors import DataError

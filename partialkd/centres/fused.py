@@ -26,12 +26,12 @@ from torch import Tensor
 from partialkd.centres.answers import sent
 from partialkd.centres.chunks import Queries, side_by_side
 from partialkd.centres.contrast import ChunkedSweep, offset_of
-from partialkd.centres.hashing import mix_word
 from partialkd.centres.products import Products, make_products
 from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
 from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
+from partialkd.counter_random import mix_word
 from partialkd.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partialkd.centres.hashing import hash_words, mix_word
+from partialkd.counter_random import hash_words, mix_word
 
 LEVELS = 127  # of int8, each side of zero
 SMALLEST = 1e-14  # of the quanta; a row that is shorter becomes zeros

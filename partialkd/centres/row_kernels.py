@@ -36,7 +36,7 @@ LEAST_BETA = 1e-30  # stands for 0, which has no logarithm
 
 @triton.jit
 def mixed(x: tl.tensor) -> tl.tensor:
-    """uint32 -> uint32, as partialkd.centres.hashing.mix_word."""
+    """uint32 -> uint32, as partialkd.counter_random.mix_word."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)

@@ -2,7 +2,7 @@
 
 Class ids are cut into blocks of neighbours, and T blocks in a row form a group. A step takes m blocks of every group,
 m / T being the fraction nearest to the sample rate; a cycle of T steps takes every block exactly m times, in an
-order that each group draws anew for each cycle (partialkd.data.permutation). So the choice is a pure function of (seed,
+order that each group draws anew for each cycle (partialkd.counter_random). So the choice is a pure function of (seed,
 step, class id): world size, chunks and restarts do not change it, nothing is drawn or kept for C classes, every rank
 takes its fair share at every step, and the rows taken lie in a few slices that are used in place.
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from partialkd.centres.answers import sent, without_gaps
 from partialkd.config import sampled_share
-from partialkd.data.permutation import hash64, permute
+from partialkd.counter_random import hash64, permute
 
 LARGEST_BLOCK, USUAL_BLOCK = 4096, 256
 COUNTED_AT_ONCE = 1 << 20  # rows

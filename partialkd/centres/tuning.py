@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from partialkd.files import write_json
+from partialkd.storage.atomic_files import write_json
 
 ACCUMULATORS = 32768  # float32 sums a program may hold: half of a processor's registers
 ACCUMULATORS_A_THREAD = 128  # of 255 registers

@@ -25,11 +25,11 @@ import numpy as np
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.data.bins import write_bin
 from partialkd.data.decode import RESIZE, check_size, decode, encode_jpeg, to_pixels
-from partialkd.data.made import made_before, making
+from partialkd.data.folder_source import IMAGE_SUFFIXES, list_folder
 from partialkd.data.pack import PackOptions, pack
 from partialkd.data.pair_lists import ListedPair, read_csv
-from partialkd.data.sources import IMAGE_SUFFIXES, list_folder
 from partialkd.errors import ConfigError, DataError
+from partialkd.storage.made_folder import made_before, making
 
 PREPARATION = 1  # raised when the same settings give other files
 _MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from partialkd.data.archive import list_images, read_images, sized
 from partialkd.data.bins import VerificationSet, read_bin, write_bin
-from partialkd.data.made import fresh_partial
 from partialkd.data.pack import image_suffix
 from partialkd.data.pair_lists import ListedPair
 from partialkd.errors import DataError
-from partialkd.files import refuse_existing, sync
+from partialkd.storage.atomic_files import refuse_existing, sync
+from partialkd.storage.made_folder import fresh_partial
 
 PAIRS = "pairs.csv"
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from partialkd.errors import DataError
-from partialkd.files import replacing
+from partialkd.storage.atomic_files import replacing
 
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _BYTE_TYPES = {"b1": np.bool_, "bool": np.bool_, "?": np.bool_, "u1": np.uint8, "uint8": np.uint8}

@@ -25,8 +25,8 @@ from partialkd.config import ProceduralConfig
 from partialkd.data.bins import write_bin
 from partialkd.data.face_drawing import draw_jpegs
 from partialkd.data.layout import pack_records
-from partialkd.data.made import made_before, making
 from partialkd.errors import DataError
+from partialkd.storage.made_folder import made_before, making
 
 DRAWING = 1  # raised when the same settings give other pictures
 HELD_OUT = 1 << 32  # first evaluated identity

@@ -29,7 +29,7 @@ from partialkd.data import augment
 from partialkd.data.batch import FaceBatch
 from partialkd.data.decode import check_size, decode, to_tensor, write_planes
 from partialkd.data.order import Plan
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.data.unreadable import Unreadable
 from partialkd.errors import DataError, Where
 

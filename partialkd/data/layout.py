@@ -19,7 +19,7 @@ import numpy as np
 
 from partialkd.data.recordio import Headers, RecordWriter, open_writer, pack_payload
 from partialkd.errors import DataError
-from partialkd.files import refuse_existing, replacing
+from partialkd.storage.atomic_files import refuse_existing, replacing
 
 REC, IDX, PROPERTY, NAMES = "train.rec", "train.idx", "property", "identities.txt"
 FLOAT_EXACT = 1 << 24  # float32 holds every integer up to here

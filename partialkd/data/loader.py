@@ -15,7 +15,7 @@ from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.jpeg import JpegLoader
 from partialkd.data.order import Plan
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.errors import ConfigError
 
 

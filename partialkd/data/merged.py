@@ -28,7 +28,7 @@ from partialkd.data.layout import NAMES
 from partialkd.data.record_source import RecordIOSource
 from partialkd.data.source import Source, check_index
 from partialkd.errors import ConfigError, DataError
-from partialkd.files import replacing
+from partialkd.storage.atomic_files import replacing
 
 _CHUNK = 1 << 18  # labels looked at in one go
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from partialkd.data.permutation import hash64
+from partialkd.counter_random import uniform
 from partialkd.data.samplers import GlobalOrder, Order
 from partialkd.errors import ConfigError
 
@@ -131,11 +131,3 @@ class SequentialPlan:
 def _check_step(micro_step: int, micro_steps: int) -> None:
     if not 0 <= micro_step < micro_steps:
         raise ValueError(f"micro_step must be in [0, {micro_steps}), got {micro_step}")
-
-
-def uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index).
-
-    Every random choice about one record (flip, grey, an augmentation) takes a salt of its own.
-    """
-    return (hash64(seed, salt, epoch, indices) >> np.uint64(11)) * 2.0**-53

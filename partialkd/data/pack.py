@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from partialkd.data.decode import decode, encode_jpeg, to_pixels
+from partialkd.data.folder_source import list_folder
 from partialkd.data.layout import FLOAT_EXACT, NAMES, pack_records, read_names
-from partialkd.data.made import fresh_partial
-from partialkd.data.sources import RecordIOSource, list_folder
+from partialkd.data.record_source import RecordIOSource
 from partialkd.errors import ConfigError, DataError
-from partialkd.files import refuse_existing, replacing
+from partialkd.storage.atomic_files import refuse_existing, replacing
+from partialkd.storage.made_folder import fresh_partial
 
 SKIPPED = "skipped.txt"
 _MAGICS = (

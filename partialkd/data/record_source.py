@@ -33,7 +33,7 @@ from partialkd.data.layout import IDX, PROPERTY, REC, image_positions, read_prop
 from partialkd.data.recordio import Headers, RecordReader
 from partialkd.data.source import check_index, sampled_bytes
 from partialkd.errors import DataError
-from partialkd.files import write_json
+from partialkd.storage.atomic_files import write_json
 
 _PART = re.compile(r"train\.(\d+)\.(rec|idx)")
 _CHUNK = 1 << 20  # elements hashed in one go

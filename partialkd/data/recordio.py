@@ -30,7 +30,7 @@ import numpy as np
 
 from partialkd.data.record_index import read_index
 from partialkd.errors import DataError, Where
-from partialkd.files import replacing
+from partialkd.storage.atomic_files import replacing
 
 MAGIC = 0xCED7230A
 MAX_PART = (1 << 29) - 1  # bytes: what 29 bits of the length word can say

@@ -29,7 +29,7 @@ from typing import Protocol
 import numpy as np
 
 from partialkd.config import DataConfig
-from partialkd.data.permutation import hash64, permute
+from partialkd.counter_random import hash64, permute
 from partialkd.data.source import Source
 from partialkd.errors import ConfigError
 

@@ -36,7 +36,7 @@ from partialkd.data.teacher_cache import (
     file_checksum,
 )
 from partialkd.errors import TeacherError
-from partialkd.files import sync, write_json
+from partialkd.storage.atomic_files import sync, write_json
 
 Unfinished = Literal["refuse", "resume", "replace"]  # "replace": gone on with if it is of the same, else begun anew
 _FACTS, _BLOCKS = "facts.json", "blocks.bin"

@@ -27,9 +27,9 @@ from typing import TypeVar
 import numpy as np
 
 from partialkd.config import DataConfig
+from partialkd.counter_random import hash64
 from partialkd.data.order import Plan
-from partialkd.data.permutation import hash64
-from partialkd.data.sources import Source
+from partialkd.data.source import Source
 from partialkd.errors import DataError
 
 ATTEMPTS = 100  # records drawn in the place of one

@@ -20,10 +20,10 @@ from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfi
 from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
-from partialkd.files import write_json
 from partialkd.launching import launched
 from partialkd.models.saved import read_description
 from partialkd.models.teacher import Teacher, open_teacher
+from partialkd.storage.atomic_files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

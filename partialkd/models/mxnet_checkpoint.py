@@ -29,7 +29,6 @@ from torch import Tensor
 
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
-from partialkd.files import refuse_existing, write_bytes
 from partialkd.models.build import build_empty
 from partialkd.models.iresnet import STAGES
 from partialkd.models.mxnet_graph import Graph, Layer, read_graph
@@ -37,6 +36,7 @@ from partialkd.models.mxnet_params import read_params
 from partialkd.models.network import halved, scaled_blocks, scaled_channels
 from partialkd.models.saved import save_model
 from partialkd.models.weights import put_weights
+from partialkd.storage.atomic_files import refuse_existing, write_bytes
 
 OUR_EPS, OUR_STD = 1e-5, 127.5
 CLASSIFIER, BIAS = "arg:fc7_weight", "arg:fc7_bias"

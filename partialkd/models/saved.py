@@ -18,10 +18,10 @@ from torch import nn
 
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
-from partialkd.files import write_bytes
 from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.network import Network
 from partialkd.models.weights import checksummed, put_weights, read_tensors
+from partialkd.storage.atomic_files import write_bytes
 
 FORMAT = "partialkd-model-1"
 INPUT_METADATA = {"mean": "127.5", "std": "127.5", "colour": "rgb"}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from partialkd.errors import CheckpointError
-from partialkd.tensor_file import Files, read_tensors, write_tensors
+from partialkd.storage.tensor_file import Files, read_tensors, write_tensors
 
 PIECE_BYTES = 64 << 20  # of one file: what a loading rank reads beside its own rows
 

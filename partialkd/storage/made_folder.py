@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from partialkd.errors import DataError
-from partialkd.files import sync, write_json
-from partialkd.roll import Place
+from partialkd.storage.atomic_files import sync, write_json
+from partialkd.storage.process import Place
 
 MANIFEST = "manifest.json"
 _MAKER = re.compile(r"(\d+)-(\d*)-([0-9a-f]{12})-[0-9a-f]{8}")  # process, its birth, where, a random number

@@ -10,7 +10,10 @@ Cost: about 0.4 microseconds an element, so an order of 1e8 records needs neithe
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+from torch import Tensor
 
 ROUNDS = 8  # each moves both coordinates; fewer are visibly not uniform for sizes of 5 to 10
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -53,3 +56,28 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """(b,) float64 in [0, 1): a hash of (seed, salt, epoch, index).
+
+    Every random choice about one record (flip, grey, an augmentation) takes a salt of its own.
+    """
+    return (hash64(seed, salt, epoch, indices) >> np.uint64(11)) * 2.0**-53
+
+
+Word = TypeVar("Word", int, Tensor)
+_WORD = 0xFFFFFFFF
+
+
+def hash_words(ids: Tensor, seed: int, step: int) -> Tensor:
+    """ids (n,) int64 -> (n,) int64 in [0, 2**32), the same on every device."""
+    key = mix_word(mix_word(seed & _WORD) ^ mix_word((step + 0x9E3779B9) & _WORD))
+    return mix_word(mix_word((ids & _WORD) ^ key) ^ (ids >> 32))
+
+
+def mix_word(x: Word) -> Word:
+    """One 32-bit word -> one 32-bit word, a bijection (multiply and xor-shift)."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
