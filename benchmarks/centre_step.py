@@ -44,10 +44,10 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.dist import World
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.out_of_memory import is_out_of_memory
 from partialkd.storage.atomic_files import write_text
+from partialkd.world.world import World
 
 SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)

@@ -32,15 +32,15 @@ from measure import machine, wait_for
 from prettytable import PrettyTable
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.shard import shard_of
 from partialkd.centres.update import make_row_optimizer
 from partialkd.checkpoint_saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
-from partialkd.dist import World
 from partialkd.methods import make_method
 from partialkd.models import build_model
 from partialkd.run_state import Position, capture
 from partialkd.student import Student
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 KINDS = ("none", "in the step", "in the background")
 

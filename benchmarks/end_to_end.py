@@ -39,7 +39,6 @@ import torch
 from measure import machine, wait_for
 from prettytable import PrettyTable
 
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
@@ -48,13 +47,14 @@ from partialkd.data.face_drawing import draw_jpegs
 from partialkd.data.layout import pack_records
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import TeacherCache
-from partialkd.dist import World
 from partialkd.embed_command import embed
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.models.teacher import open_teacher
-from partialkd.stopping import StopSignals
 from partialkd.trainer import Trainer
+from partialkd.world.shard import shard_of
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 PARTS = ("loader", "teacher", "student", "centres")
 DRAWN = 512  # different pictures; more records repeat them

@@ -31,9 +31,9 @@ from partialkd.centres.rounding import Draw
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.dist import World
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.storage.atomic_files import write_json
+from partialkd.world.world import World
 
 CPU = torch.device("cpu")
 ALL = slice(None)

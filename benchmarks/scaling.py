@@ -34,14 +34,14 @@ from scaling_model import NotingWorld, against_model, calls_of, side_by_side
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, DistConfig
 from partialkd.config_files import parse_config
-from partialkd.dist import World, free_port
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.planner.work import centre_wire
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World, free_port
 
 METHODS = {"fixed": "arcdistill", "ema": "adadistill", "trainable": "arcface"}
 

@@ -34,7 +34,7 @@ from measure import interleaved_seconds
 from torch import Tensor
 
 from partialkd.centres import CentreStore
-from partialkd.dist import World
+from partialkd.world.world import World
 
 Seconds = dict[str, list[float]]  # of each run, by what was run
 

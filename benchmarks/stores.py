@@ -39,13 +39,13 @@ from partialkd.config import Config
 from partialkd.config_files import load_config, parse_config
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import open_source
-from partialkd.dist import World
 from partialkd.embed_command import embed
 from partialkd.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.progress import METRICS
 from partialkd.run_folder import MODEL
-from partialkd.stopping import StopSignals
 from partialkd.storage.atomic_files import write_json
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 SCORES = ("loss", "accuracy", "auc")

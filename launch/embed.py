@@ -11,7 +11,7 @@ from pathlib import Path
 
 from partialkd.config_files import load_config
 from partialkd.embed_command import embed, output_of
-from partialkd.launching import configured, launched
+from partialkd.world.launch import configured, launched
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partialkd.orphans import die_with_launcher
+from partialkd.world.parent_death import die_with_launcher
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 
@@ -20,7 +20,7 @@ def main() -> int:
     die_with_launcher()
     from partialkd.config_files import load_config
     from partialkd.job import run_job
-    from partialkd.launching import configured, launched
+    from partialkd.world.launch import configured, launched
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")

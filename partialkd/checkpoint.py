@@ -28,11 +28,11 @@ from torch import Tensor
 
 from partialkd.checkpoint_files import best, complete, newest, read_manifest, verify, written
 from partialkd.checkpoint_saver import Saver
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
 from partialkd.storage.sharded_file import read_rows
 from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
+from partialkd.world.world import World
 
 __all__ = ["Saver", "Snapshot", "best", "complete", "load", "load_newest", "newest", "read_manifest", "verify"]
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partialkd.checkpoint_files import Manifest, Target, open_target, publish
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import Snapshot, Staging, check, everywhere, write_own
 from partialkd.storage.tensor_file import Files, sums_from_json, sums_to_json
+from partialkd.world.world import World
 
 POLL_S = 0.05  # how often rank 0 looks whether the others have written
 GRACE_S = 10.0  # how long `close` waits for a save that nobody has waited for

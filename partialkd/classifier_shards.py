@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialkd.centres.shard import shard_of
 from partialkd.errors import TeacherError
 from partialkd.models.weights import why_unreadable
+from partialkd.world.shard import shard_of
 
 _KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weight.pt")
 

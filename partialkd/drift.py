@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
-from partialkd.dist import World
 from partialkd.nonfinite import centre_problem, floating, shortened
+from partialkd.world.world import World
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

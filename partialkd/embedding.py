@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.centres.shard import shard_of
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loader import open_loader
 from partialkd.data.source import Source
 from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
-from partialkd.dist import World
 from partialkd.errors import TeacherError
 from partialkd.teacher_centres import mean_rows
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
 

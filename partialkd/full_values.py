@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from partialkd.dist import World
+from partialkd.world.world import World
 
 
 class FullValues:

@@ -36,12 +36,12 @@ from partialkd.centres import Centres
 from partialkd.config import HealthConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.source import Source
-from partialkd.dist import World
 from partialkd.drift import CentreSweep, Frozen, replica_problem
 from partialkd.errors import PartialKDError
 from partialkd.models.teacher import Teacher
 from partialkd.nonfinite import GradientWatch, MicroStep, explain, watched
 from partialkd.student import Student
+from partialkd.world.world import World
 
 WINDOW, ENOUGH = 32, 8  # logged losses compared with, and how many there must be
 LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves is not alarming when it does

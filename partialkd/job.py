@@ -29,9 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from partialkd import __version__, flight_recorder
+from partialkd import __version__
 from partialkd.centres import CentreStore
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.data.merged import MergedSource, save_class_ids
@@ -40,7 +39,6 @@ from partialkd.data.prepare import prepare
 from partialkd.data.source import Source
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import TeacherCache
-from partialkd.dist import World
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
@@ -52,7 +50,6 @@ from partialkd.out_of_memory import advising
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
 from partialkd.run_folder import MODEL, open_run
-from partialkd.stopping import StopSignals
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher_centres import (
     class_means,
@@ -65,6 +62,10 @@ from partialkd.teacher_centres import (
 )
 from partialkd.teaching import Teaching, open_network, teach
 from partialkd.trainer import Trainer, key_of, plan_of
+from partialkd.world import flight_recorder
+from partialkd.world.shard import shard_of
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 CLASS_IDS = "class_ids.txt"
 

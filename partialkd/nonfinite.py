@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from partialkd.centres import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.data.source import Source
-from partialkd.dist import World
+from partialkd.world.world import World
 
 CAUSES = ("image", "teacher's embedding", "student's embedding", "centres", "loss", "gradient", "nothing")
 _PER_SAMPLE = ("image", "teacher's embedding", "student's embedding", "loss")

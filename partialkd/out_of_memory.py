@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
-from partialkd.dist import World
 from partialkd.errors import OutOfMemory
+from partialkd.world.world import World
 
 _SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from partialkd.dist import World
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import write_text
+from partialkd.world.world import World
 
 METRICS = "metrics.jsonl"
 RESERVED = ("phase", "step", "epoch", "loss", "lr", "images_per_s")

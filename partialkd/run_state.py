@@ -31,10 +31,10 @@ from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.config import Config, PhaseConfig
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import Snapshot
 from partialkd.student import Student
+from partialkd.world.world import World
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from partialkd.centres.shard import shard_of
-from partialkd.dist import World
 from partialkd.errors import CheckpointError, PartialKDError
 from partialkd.storage.sharded_file import write_rows
 from partialkd.storage.tensor_file import Files, write_summed, write_tensors
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 STUDENT, PROGRESS, LOCAL, CENTRES = "student.safetensors", "progress.json", "local", "centres"
 

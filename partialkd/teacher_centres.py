@@ -31,16 +31,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore, saved_centres
 from partialkd.classifier_shards import read_shards, shard_files
 from partialkd.data.batch import FaceBatch
-from partialkd.dist import World
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.weights import why_unreadable
 from partialkd.storage.atomic_files import sync, write_json
 from partialkd.storage.sharded_file import read_rows, write_rows
 from partialkd.storage.tensor_file import sums_from_json, sums_to_json
+from partialkd.world.shard import local_rows
+from partialkd.world.world import World
 
 MANIFEST = "manifest.json"
 WRITTEN_AT_ONCE = 1 << 16  # rows: what writing needs beside the store and the means

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from partialkd.centres.shard import shard_of
 from partialkd.config import Config, InputConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.embedded_records import RecordEmbeddings
@@ -28,13 +27,14 @@ from partialkd.data.order import Plan, SequentialPlan
 from partialkd.data.source import Source
 from partialkd.data.teacher_cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
 from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
-from partialkd.dist import World
 from partialkd.embedding import embed_records
 from partialkd.errors import ConfigError, TeacherError
 from partialkd.models.saved import open_model
 from partialkd.models.teacher import Teacher, described, open_teacher, wrap_teacher
 from partialkd.run_folder import MODEL
-from partialkd.stopping import StopSignals
+from partialkd.world.shard import shard_of
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 if TYPE_CHECKING:
     from partialkd.job import Job

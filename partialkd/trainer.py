@@ -31,7 +31,6 @@ from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.source import Source
 from partialkd.data.teacher_cache import KeptEmbeddings, TaughtLoader
-from partialkd.dist import World, collective_failed, seed_rank
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.evaluate.verification import evaluate_sets
 from partialkd.health import Health
@@ -41,8 +40,9 @@ from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
 from partialkd.run_state import Position, capture, identity, restore
 from partialkd.schedule import Schedule
-from partialkd.stopping import StopSignals
 from partialkd.student import Student
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World, collective_failed, seed_rank
 
 
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:

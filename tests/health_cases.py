@@ -15,17 +15,17 @@ from ranks import run
 from torch import Tensor
 
 from partialkd import trainer
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
 from partialkd.data.sources import open_source
-from partialkd.dist import World
 from partialkd.errors import PartialKDError
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
-from partialkd.stopping import StopSignals
+from partialkd.world.shard import shard_of
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 CLASSES, IMAGES, STEPS = 11, 48, 5
 METHOD: dict[str, dict[str, Any]] = {

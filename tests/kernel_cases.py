@@ -277,7 +277,7 @@ def check_engine(device: torch.device) -> dict[str, float]:
     import dense
     import test_centres as whole
 
-    from partialkd.dist import World
+    from partialkd.world.world import World
 
     found = {}
     for name, settings in (

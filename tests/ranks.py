@@ -18,8 +18,8 @@ from typing import Any
 import torch.multiprocessing as mp
 
 from partialkd.config import DistConfig
-from partialkd.dist import World, free_port
 from partialkd.errors import PartialKDError, RankLost
+from partialkd.world.world import World, free_port
 
 TIMEOUT_S = 240.0
 REFUSAL_S = 5.0  # for the others to raise what one rank has raised

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from partialkd import checkpoint
-from partialkd.centres.shard import shard_of
 from partialkd.checkpoint_saver import Saver
-from partialkd.dist import World
 from partialkd.snapshot import Snapshot
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 PROGRESS = {"epoch": 3, "phase": "student", "losses": [0.5, 1e-7]}
 

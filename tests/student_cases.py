@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.config import ArcFaceConfig, ModelConfig, OptimizerConfig, PhaseConfig, ScheduleConfig
-from partialkd.dist import World
 from partialkd.student import Student
+from partialkd.world.world import World
 
 STAGES = (0, 1, 2, 3)
 GLOBAL_BATCH = 12

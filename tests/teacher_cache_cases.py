@@ -18,14 +18,14 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache_writer import CacheWriter
-from partialkd.dist import World
 from partialkd.embed_command import embed, output_of
 from partialkd.errors import PartialKDError
 from partialkd.job import make_teacher, prepare_job, run_phase
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.models.teacher import Teacher, open_teacher
-from partialkd.stopping import StopSignals
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 ROOT = Path(__file__).parent.parent
 IDENTITIES, IMAGES, DIM, BLOCK = 12, 8, 16, 20  # 96 records: four blocks of 20 and one of 16

@@ -35,10 +35,10 @@ from partialkd.data.samplers import make_order
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import CacheFacts, TaughtLoader, TeacherCache
 from partialkd.data.teacher_cache_writer import CacheWriter
-from partialkd.dist import World
 from partialkd.embed_command import output_of
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
+from partialkd.world.world import World
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore, sampling
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.shard import shard_of
 from partialkd.centres.update import OwnRows, make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
-from partialkd.dist import World
 from partialkd.methods import make_method
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 SEED = 5
 SCALE = 16.0

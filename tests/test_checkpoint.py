@@ -12,10 +12,10 @@ from snapshots import expect, full_centres, load, no_file_larger_than, save, sna
 
 from partialkd import checkpoint
 from partialkd.checkpoint_saver import Saver
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import Snapshot
 from partialkd.storage import sharded_file
+from partialkd.world.world import World
 
 
 def _save(world: World, root: Path, num_classes: int, step: int = 0, piece_bytes: int = 120) -> str:

@@ -22,7 +22,7 @@ from snapshots import expect, load, snapshot
 from partialkd import checkpoint
 from partialkd.checkpoint_saver import Saver
 from partialkd.config import DistConfig
-from partialkd.dist import World, free_port
+from partialkd.world.world import World, free_port
 
 CLASSES = 4
 CALLS = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink")  # of the os module

@@ -14,9 +14,9 @@ from snapshots import expect, load, no_file_larger_than, snapshot
 
 from partialkd import checkpoint, checkpoint_saver
 from partialkd.checkpoint_saver import Saver
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.snapshot import write_own
+from partialkd.world.world import World
 
 CLASSES = 10
 

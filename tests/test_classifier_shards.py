@@ -12,12 +12,12 @@ import torch
 from ranks import run
 from torch import Tensor
 
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.classifier_shards import read_shards
-from partialkd.dist import World
 from partialkd.errors import TeacherError
 from partialkd.teacher_centres import classifier_rows, file_digest
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 CLASSES, DIM, RANKS = 8, 6, 3  # of them: 3 + 3 + 2 rows
 ROWS = torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(0))

@@ -18,8 +18,8 @@ from partialkd.centres import store as store_module
 from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.dist import World
 from partialkd.methods.base import Method
+from partialkd.world.world import World
 
 COUNTED = (
     "start_all_gather",

@@ -27,12 +27,12 @@ from torch._dynamo.utils import counters
 
 from partialkd import job as module
 from partialkd.config_files import check_same_run, parse_config, save_config
-from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.job import prepare_job, run_job
 from partialkd.models import compiled
 from partialkd.models.teacher import GROUP, LARGEST_PART, part_of, wrap_teacher
-from partialkd.stopping import StopSignals
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 CPU = torch.device("cpu")
 SIDE = 16

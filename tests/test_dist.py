@@ -8,8 +8,8 @@ import pytest
 import torch
 from ranks import RankFailure, RankPool, run
 
-from partialkd.dist import World, seed_rank
 from partialkd.errors import DataError
+from partialkd.world.world import World, seed_rank
 
 
 def _collectives(world: World) -> dict[str, object]:

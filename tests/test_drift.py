@@ -12,9 +12,9 @@ from ranks import run
 
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
-from partialkd.dist import World
 from partialkd.drift import CentreSweep, bit_sums
 from partialkd.errors import PartialKDError
+from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from partialkd.config import EvaluateConfig, ModelConfig
 from partialkd.data.bins import write_bin
-from partialkd.dist import World, free_port
 from partialkd.evaluate.command import main
 from partialkd.evaluate.verification import evaluate_sets, results_dict
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
+from partialkd.world.world import World, free_port
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "evaluate.py"
 MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from test_job import ENVIRONMENT, ROOT, TORCHRUN, job, tree
 
 from partialkd import job as job_module
-from partialkd import stopping
 from partialkd.config_files import parse_config, save_config
-from partialkd.dist import World, free_port
 from partialkd.errors import Preempted
-from partialkd.roll import Roll
-from partialkd.stopping import SIGNALS, StopSignals
 from partialkd.storage.atomic_files import write_text
 from partialkd.storage.process import Place
+from partialkd.world import stop_signals as stopping
+from partialkd.world.rendezvous import Roll
+from partialkd.world.stop_signals import SIGNALS, StopSignals
+from partialkd.world.world import World, free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -36,12 +36,12 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 LIGHT = """
 import os, signal, sys, time
 open(f"begun{os.environ['TORCHELASTIC_RESTART_COUNT']}", "w").close()
-from partialkd.orphans import die_with_launcher
+from partialkd.world.parent_death import die_with_launcher
 die_with_launcher()
 import torch
 from partialkd.config import DistConfig
-from partialkd.launching import launched
-from partialkd.stopping import StopSignals
+from partialkd.world.launch import launched
+from partialkd.world.stop_signals import StopSignals
 
 def body(world):
     stop = StopSignals()
@@ -96,7 +96,7 @@ JOINING = """
 import os, signal
 import torch.distributed as dist
 from partialkd.config import DistConfig
-from partialkd.launching import launched
+from partialkd.world.launch import launched
 if os.environ["RANK"] == "1":
     dist.init_process_group = lambda **_: os.kill(os.getpid(), signal.SIGKILL)
 raise SystemExit(launched(DistConfig(device="cpu", timeout_s=3.0), lambda world: None))
@@ -340,7 +340,7 @@ def test_signals_are_heard_in_every_part_of_a_job(tmp_path: Path) -> None:
 def test_a_launcher_without_running_ranks_is_ended(rank: str) -> None:
     """Its child ends, or is stopped when nobody is left to miss it, and it waits, as torchrun may."""
     code = (
-        "from partialkd.orphans import die_with_launcher\n"
+        "from partialkd.world.parent_death import die_with_launcher\n"
         "import os, subprocess, time\n"
         f"subprocess.Popen(['sh', '-c', {rank!r}], preexec_fn=die_with_launcher).wait()\n"
         "time.sleep(120)"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from partialkd.dist import free_port
-from partialkd.flight_recorder import dump, enable, note
+from partialkd.world.flight_recorder import dump, enable, note
+from partialkd.world.world import free_port
 
 TESTS = Path(__file__).parent
 
@@ -23,7 +23,7 @@ import torch
 from pathlib import Path
 from partialkd import flight_recorder
 from partialkd.config import DistConfig
-from partialkd.dist import World
+from partialkd.world.world import World
 
 def step(world):
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_what_the_user_set_stands(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partialkd.flight_recorder._collectives", lambda: [{"number": 1}])
+    monkeypatch.setattr("partialkd.world.flight_recorder._collectives", lambda: [{"number": 1}])
     for key in ("TORCH_FR_DUMP_TEMP_FILE", "PARTIALKD_FR_PREFIX", "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT"):
         monkeypatch.setenv(key, "")  # restored at the end, whatever `enable` sets
         monkeypatch.delenv(key)

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from partialkd import checkpoint
 from partialkd.config import Config
-from partialkd.dist import World
 from partialkd.health import Spikes
+from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed
 

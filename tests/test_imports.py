@@ -22,20 +22,20 @@ LAYERS = (
     (
         "",
         "errors",
-        "flight_recorder",
-        "roll",
-        "orphans",
         "config",
         "config_files",
         "config_problems",
-        "centres.shard",
         "storage.atomic_files",
         "storage.process",
+        "world.shard",
+        "world.flight_recorder",
+        "world.parent_death",
+        "world.rendezvous",
     ),
-    ("dist",),
+    ("world.world",),
     (
-        "launching",
-        "stopping",
+        "world.launch",
+        "world.stop_signals",
     ),
     (
         "centres",
@@ -86,7 +86,7 @@ LAYERS = (
 
 # Library -> the modules that may name it, anywhere in their code.
 OWNERS = {
-    "torch.distributed": {"dist"},
+    "torch.distributed": {"world.world"},
     "deepspeed": {"student"},
     "nvidia.dali": {"data.dali"},
     "triton": {"centres.kernels", "centres.row_kernels"},
@@ -238,7 +238,7 @@ def test_the_reader_finds_what_it_forbids(code: str, name: str, top: bool) -> No
 
 
 def test_owners_may_use_what_is_theirs_and_no_more() -> None:
-    assert not strangers("dist", uses("import torch.distributed as dist"))
+    assert not strangers("world.world", uses("import torch.distributed as dist"))
     assert strangers("storage.sharded_file", uses("import torch.distributed.checkpoint as dcp"))
     assert strangers("checkpoint", uses("import torch.distributed as dist"))
     assert strangers("centres.contrast", uses("import triton"))
@@ -249,4 +249,4 @@ def test_a_module_outside_the_layers_is_found() -> None:
     with pytest.raises(AssertionError, match=r"partialkd\.database is in no layer"):
         layer("database")
     assert layer("data.order") < layer("methods") < layer("launch.train")
-    assert layer("centres.shard") < layer("dist") < layer("centres.store")
+    assert layer("world.shard") < layer("world.world") < layer("centres.store")

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from partialkd import job as module
 from partialkd.config_files import load_config, parse_config, save_config
-from partialkd.dist import World
 from partialkd.errors import CheckpointError, ConfigError, Preempted
 from partialkd.job import run_job
-from partialkd.stopping import SIGNALS
+from partialkd.world.stop_signals import SIGNALS
+from partialkd.world.world import World
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [

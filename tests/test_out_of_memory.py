@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from partialkd.dist import World, free_port
 from partialkd.errors import OutOfMemory
 from partialkd.out_of_memory import advising, is_out_of_memory
 from partialkd.planner.advice import memory_advice
 from partialkd.planner.plan import Ranks
+from partialkd.world.world import World, free_port
 
 TESTS = Path(__file__).parent
 
@@ -69,7 +69,7 @@ def ends() -> None:
     from health_cases import CLASSES, config_of, make
 
     from partialkd.config import DistConfig
-    from partialkd.launching import launched
+    from partialkd.world.launch import launched
 
     torch.set_num_threads(1)
 

@@ -15,12 +15,12 @@ from partialkd.centres.store import DTYPES
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config
-from partialkd.dist import World
 from partialkd.methods import make_method
 from partialkd.planner import plan as planner
 from partialkd.planner.plan import Ranks, plan_phase
 from partialkd.planner.trace import NetworkCost
 from partialkd.planner.work import flops_of
+from partialkd.world.world import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CLASSES, SAMPLES, DIM = 16_000, 256, 512

@@ -14,13 +14,11 @@ import pytest
 import torch
 from ranks import run
 
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config_files import load_config, parse_config
 from partialkd.data.sources import open_source
-from partialkd.dist import World
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
 from partialkd.planner import plan as planner
@@ -28,8 +26,10 @@ from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main, parse_size
 from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.planner.trace import NetworkCost, network_cost
-from partialkd.stopping import StopSignals
 from partialkd.trainer import Trainer
+from partialkd.world.shard import shard_of
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE, DIM = 48, 64

@@ -12,8 +12,8 @@ from test_centres import SGD, assembled, expected, one_step
 from partialkd.centres.products import Products, RoundedOnCPU, RoundedOnCUDA, make_products, rounds
 from partialkd.config import CentresConfig
 from partialkd.config_files import parse_config
-from partialkd.dist import World
 from partialkd.errors import ConfigError
+from partialkd.world.world import World
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 METHODS = ("arcface", "arcdistill", "ada_weighted")  # trained, fixed, moved

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from partialkd import progress as module
-from partialkd.dist import World
 from partialkd.errors import ConfigError, DataError
 from partialkd.progress import Progress, Throughput
 from partialkd.storage.atomic_files import replacing, write_json, write_text
+from partialkd.world.world import World
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
 from partialkd.counter_random import hash_words, mix_word
-from partialkd.dist import World
 from partialkd.errors import ConfigError
+from partialkd.world.world import World
 
 CPU = torch.device("cpu")
 ALL = slice(None)

@@ -19,18 +19,19 @@ import torch
 from ranks import run
 from torch import Tensor, nn
 
-from partialkd import checkpoint, stopping, trainer
-from partialkd.centres.shard import shard_of
+from partialkd import checkpoint, trainer
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import Config
 from partialkd.config_files import check_same_run, load_config, parse_config, save_config
 from partialkd.data.bins import write_bin
 from partialkd.data.sources import SyntheticSource, open_source
-from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
 from partialkd.models.teacher import wrap_teacher
 from partialkd.run_state import stream_seed
+from partialkd.world import stop_signals as stopping
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 IMAGES, BATCH, DIM, SIDE = 62, 12, 8, 16  # five steps an epoch, two records left out of each
 CHAIN = ((4, 2), (3, 5), (2, 7), (1, 8), (4, 10))  # ranks, and the step they stop at: in and between epochs

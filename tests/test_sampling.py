@@ -15,9 +15,9 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.chunks import chunks, side_by_side
 from partialkd.centres.products import Products
 from partialkd.centres.sampling import RowFilter, Sampling, block_rows
-from partialkd.centres.shard import shard_of
 from partialkd.config import CentresConfig
-from partialkd.dist import World
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 NOBODY = torch.empty(0, dtype=torch.int64)
 CASES = [(40, 0.3), (1000, 0.1), (10_007, 0.37), (200_000, 0.1), (3, 0.5), (1, 0.1), (100_000, 0.004)]

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from test_job import ENVIRONMENT, ROOT, job, tree
 
 from partialkd.config_files import parse_config, save_config
-from partialkd.dist import free_port
+from partialkd.world.world import free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from partialkd.centres import store as store_module
-from partialkd.centres.shard import local_rows, shard_of
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.counter_random import hash_words
+from partialkd.world.shard import local_rows, shard_of
 
 CPU = torch.device("cpu")
 

@@ -29,10 +29,10 @@ from student_cases import (
 )
 
 from partialkd.config import ModelConfig
-from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.models import build_model
 from partialkd.student import Student
+from partialkd.world.world import World
 
 
 def train(world: World, cases: list[Case]) -> list[Outcome]:

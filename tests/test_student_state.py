@@ -10,9 +10,9 @@ from ranks import run
 from student_cases import ADAMW, SGD, STAGES, Case, Net, Outcome, advance, assert_close, make_student, reference
 from torch import Tensor
 
-from partialkd.dist import World
 from partialkd.errors import CheckpointError
 from partialkd.full_values import FullValues
+from partialkd.world.world import World
 
 Saved = tuple[dict[str, Tensor], dict[str, Tensor]]
 

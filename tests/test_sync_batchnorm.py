@@ -9,8 +9,8 @@ import torch
 from ranks import run
 from torch import Tensor, nn
 
-from partialkd.dist import World
 from partialkd.models.sync_batchnorm import synchronise
+from partialkd.world.world import World
 
 SHAPES: dict[str, tuple[int, ...]] = {"maps": (4, 5, 3), "rows": (4,)}
 SIZES = (3, 1, 4)  # samples of each rank

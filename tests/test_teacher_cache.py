@@ -39,8 +39,8 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import open_source
 from partialkd.data.teacher_cache import CacheFacts, TeacherCache
 from partialkd.data.teacher_cache_writer import CacheWriter, partial
-from partialkd.dist import World
 from partialkd.errors import TeacherError
+from partialkd.world.world import World
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

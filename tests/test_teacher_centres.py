@@ -12,13 +12,13 @@ from ranks import RankFailure, run
 from safetensors.torch import save_file
 
 from partialkd import teacher_centres
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.data.order import SequentialPlan
-from partialkd.dist import World
 from partialkd.errors import TeacherError
 from partialkd.teacher_centres import class_means, classifier_rows, fill_means, load_or_make, read_matrix
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 CLASSES, DIM, RECORDS = 7, 6, 23
 LABELS = torch.randint(CLASSES - 1, (RECORDS,), generator=torch.Generator().manual_seed(0))  # the last has no record

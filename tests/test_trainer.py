@@ -14,19 +14,20 @@ import pytest
 import torch
 from ranks import RankFailure, run
 
-from partialkd import checkpoint, checkpoint_saver, stopping, trainer
-from partialkd.centres.shard import shard_of
+from partialkd import checkpoint, checkpoint_saver, trainer
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
 from partialkd.data.bins import write_bin
 from partialkd.data.sources import SyntheticSource, open_source
-from partialkd.dist import World
 from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.models.teacher import wrap_teacher
 from partialkd.snapshot import write_own
+from partialkd.world import stop_signals as stopping
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 STEPS, IMAGES, BATCH, CLASSES = 9, 60, 12, 11  # five steps an epoch: nine end in the second
 SCHEDULE = {"name": "cosine", "warmup_steps": 2}

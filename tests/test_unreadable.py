@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from ranks import run
 
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import CentreStore
 from partialkd.config import DataConfig
 from partialkd.counter_random import hash64
@@ -21,9 +20,10 @@ from partialkd.data.layout import pack_records
 from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources import SyntheticSource, open_source
-from partialkd.dist import World
 from partialkd.errors import DataError
 from partialkd.teacher_centres import class_means
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 SIZE, RECORDS, CLASSES, SEED = 32, 40, 8, 2
 LOADERS = ["jpeg", "dali"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from partialkd.config import EvaluateConfig
 from partialkd.data.bins import write_bin
-from partialkd.dist import World
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, score_pairs
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.world.world import World
 
 SIZE = 16
 

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from partialkd.centres import Centres, window
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.shard import shard_of
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.centres.window import Window, Windows
 from partialkd.config import CentresConfig
-from partialkd.dist import World
 from partialkd.drift import CentreSweep
 from partialkd.errors import PartialKDError
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 CLASSES, BATCH, DIM = 32, 12, 8
 RATE = 0.4  # two of five blocks a step

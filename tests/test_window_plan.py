@@ -11,13 +11,13 @@ import pytest
 from test_window import BATCH, CLASSES, DIM, RATE, go_on, made
 
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.shard import shard_of
 from partialkd.centres.window import Windows
 from partialkd.config_files import load_config, parse_config
-from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import savings
 from partialkd.planner.plan import Ranks, plan_phase
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -38,12 +38,12 @@ from partialkd.centres.contrast import make_sweep, offset_of
 from partialkd.centres.residence import InStore, Residence
 from partialkd.centres.rounding import Draw
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.shard import local_rows
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
 from partialkd.centres.window import Windows
 from partialkd.config import CentresConfig
-from partialkd.dist import World
+from partialkd.world.shard import local_rows
+from partialkd.world.world import World
 
 Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
 

@@ -38,8 +38,8 @@ from partialkd.centres.residence import Residence
 from partialkd.centres.sampling import RowFilter, Sampling
 from partialkd.centres.store import CentreStore
 from partialkd.centres.update import OwnRows
-from partialkd.dist import World
 from partialkd.errors import PartialKDError
+from partialkd.world.world import World
 
 COPIED_AT_ONCE = 1 << 13  # rows from window to window, which goes through a copy of them
 # Bytes. From here on the C library maps memory for a tensor alone, which is locked as it lies; smaller ones, which may

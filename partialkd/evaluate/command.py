@@ -17,13 +17,13 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
-from partialkd.dist import World
 from partialkd.errors import ConfigError
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
-from partialkd.launching import launched
 from partialkd.models.saved import read_description
 from partialkd.models.teacher import Teacher, open_teacher
 from partialkd.storage.atomic_files import write_json
+from partialkd.world.launch import launched
+from partialkd.world.world import World
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,13 +20,13 @@ import torch
 from prettytable import PrettyTable
 from torch import Tensor
 
-from partialkd.centres.shard import shard_of
 from partialkd.config import EvaluateConfig
 from partialkd.data.bins import VerificationSet, read_bin
 from partialkd.data.decode import RESIZE, check_size, decode, to_tensor
-from partialkd.dist import World
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
 Results = dict[str, dict[str, PairScores]]  # {set: {"teacher" | "student" | "alone" | ...: scores}}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from partialkd.dist import World
+from partialkd.world.world import World
 
 
 def synchronise(model: nn.Module, world: World) -> nn.Module:

@@ -20,7 +20,6 @@ from partialkd.centres.chunks import ChunkSize
 from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
-from partialkd.centres.shard import shard_of
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.models.teacher import GROUP
@@ -28,6 +27,7 @@ from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.planner.work import FLOAT, flops_of, wire_of
 from partialkd.student import BUCKET
+from partialkd.world.shard import shard_of
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA
 L2_BYTES = 50 << 20  # of an H100; the sweep asks the device

@@ -23,8 +23,8 @@ from typing import TypeVar
 
 import torch
 
-from partialkd.dist import World
 from partialkd.errors import Preempted
+from partialkd.world.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 HEED_S = 1.0

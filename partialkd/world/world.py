@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from partialkd import errors, flight_recorder
+from partialkd import errors
 from partialkd.config import DistConfig
 from partialkd.errors import PartialKDError, Preempted, RankLost
-from partialkd.roll import Roll, within
+from partialkd.world import flight_recorder
+from partialkd.world.rendezvous import Roll, within
 
 T = TypeVar("T")
 

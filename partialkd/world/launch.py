@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from partialkd import flight_recorder
 from partialkd.config import DistConfig
-from partialkd.dist import World, collective_failed
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
-from partialkd.roll import Roll, within
-from partialkd.stopping import SIGNALS
+from partialkd.world import flight_recorder
+from partialkd.world.rendezvous import Roll, within
+from partialkd.world.stop_signals import SIGNALS
+from partialkd.world.world import World, collective_failed
 
 T = TypeVar("T")
 FAILED, WRONG_CONFIG, STOPPED = 1, 2, 75  # 75: EX_TEMPFAIL, try again later
