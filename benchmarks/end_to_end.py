@@ -46,11 +46,11 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.face_drawing import draw_jpegs
 from partialkd.data.layout import pack_records
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import TeacherCache
 from partialkd.embed_command import embed
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
-from partialkd.models.teacher import open_teacher
+from partialkd.teacher.cache import TeacherCache
+from partialkd.teacher.network import open_teacher
 from partialkd.trainer import Trainer
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals

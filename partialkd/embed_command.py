@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from partialkd.config import Config
-from partialkd.data.embedded_records import check_writable, write_embedded
 from partialkd.data.prepare import prepare
 from partialkd.data.source import Source
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import MANIFEST, TeacherCache, kept_before
 from partialkd.errors import ConfigError, Preempted
-from partialkd.models.teacher import open_teacher
 from partialkd.storage.atomic_files import refuse_existing
-from partialkd.teaching import facts_of, look_at, make_cache
+from partialkd.teacher.cache import MANIFEST, TeacherCache, kept_before
+from partialkd.teacher.embedded_records import check_writable, write_embedded
+from partialkd.teacher.network import open_teacher
+from partialkd.teacher.supervision import facts_of, look_at, make_cache
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -38,9 +38,9 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.source import Source
 from partialkd.drift import CentreSweep, Frozen, replica_problem
 from partialkd.errors import PartialKDError
-from partialkd.models.teacher import Teacher
 from partialkd.nonfinite import GradientWatch, MicroStep, explain, watched
 from partialkd.student import Student
+from partialkd.teacher.network import Teacher
 from partialkd.world.world import World
 
 WINDOW, ENOUGH = 32, 8  # logged losses compared with, and how many there must be

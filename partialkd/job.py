@@ -38,7 +38,6 @@ from partialkd.data.order import SequentialPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.source import Source
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import TeacherCache
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
@@ -51,16 +50,10 @@ from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
 from partialkd.run_folder import MODEL, open_run
 from partialkd.storage.atomic_files import write_json
-from partialkd.teacher_centres import (
-    class_means,
-    classifier_rows,
-    file_digest,
-    fill_means,
-    load_centres,
-    load_or_make,
-    save_centres,
-)
-from partialkd.teaching import Teaching, open_network, teach
+from partialkd.teacher.cache import TeacherCache
+from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
+from partialkd.teacher.classifier import classifier_rows, file_digest
+from partialkd.teacher.supervision import Teaching, open_network, teach
 from partialkd.trainer import Trainer, key_of, plan_of
 from partialkd.world import flight_recorder
 from partialkd.world.shard import shard_of

@@ -30,17 +30,18 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.source import Source
-from partialkd.data.teacher_cache import KeptEmbeddings, TaughtLoader
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.evaluate.verification import evaluate_sets
 from partialkd.health import Health
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
-from partialkd.models.teacher import Teacher
 from partialkd.progress import Progress, Throughput
 from partialkd.run_state import Position, capture, identity, restore
 from partialkd.schedule import Schedule
 from partialkd.student import Student
+from partialkd.teacher.cache import KeptEmbeddings
+from partialkd.teacher.loader import TaughtLoader
+from partialkd.teacher.network import Teacher
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World, collective_failed, seed_rank
 

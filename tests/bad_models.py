@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
 from partialkd.data.bins import read_bin
-from partialkd.data.teacher_cache import EMBEDDINGS, CacheFacts, TeacherCache
-from partialkd.data.teacher_cache_writer import CacheWriter
 from partialkd.models.mxnet_params import read_params
 from partialkd.models.saved import open_model, save_model
-from partialkd.models.teacher import described, open_teacher
 from partialkd.models.weights import read_weights
-from partialkd.teacher_centres import read_label_map, read_matrix
+from partialkd.teacher.cache import EMBEDDINGS, CacheFacts, TeacherCache
+from partialkd.teacher.cache_writer import CacheWriter
+from partialkd.teacher.classifier import read_label_map, read_matrix
+from partialkd.teacher.network import described, open_teacher
 
 # ------------------------------------------------------------------------------------------------- verification sets
 

@@ -8,10 +8,10 @@ import pickle
 import bad_models as make
 from bad_files import Fault, put
 
-from partialkd.data.teacher_cache import EMBEDDINGS
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.weights import read_weights
-from partialkd.teacher_centres import read_matrix
+from partialkd.teacher.cache import EMBEDDINGS
+from partialkd.teacher.classifier import read_matrix
 
 
 def _laughs(depth: int) -> bytes:

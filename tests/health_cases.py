@@ -22,7 +22,7 @@ from partialkd.data.sources import open_source
 from partialkd.errors import PartialKDError
 from partialkd.methods import METHODS
 from partialkd.models import build_model
-from partialkd.models.teacher import wrap_teacher
+from partialkd.teacher.network import wrap_teacher
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

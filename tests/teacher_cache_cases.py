@@ -17,13 +17,13 @@ from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.prepare import prepare
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache_writer import CacheWriter
 from partialkd.embed_command import embed, output_of
 from partialkd.errors import PartialKDError
 from partialkd.job import make_teacher, prepare_job, run_phase
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
-from partialkd.models.teacher import Teacher, open_teacher
+from partialkd.teacher.cache_writer import CacheWriter
+from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

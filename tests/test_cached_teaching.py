@@ -11,18 +11,8 @@ import numpy as np
 import pytest
 import torch
 from ranks import run
-from teacher_cache_cases import (
-    CPU,
-    DIM,
-    RECORDS,
-    losses,
-    refusal,
-    save_teacher,
-    settings_of,
-    tree,
-)
+from teacher_cache_cases import CPU, DIM, RECORDS, losses, refusal, save_teacher, settings_of, tree
 
-from partialkd import embedding as module
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
 from partialkd.data.augment import NAMES
@@ -33,11 +23,13 @@ from partialkd.data.order import TrainingPlan
 from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import CacheFacts, TaughtLoader, TeacherCache
-from partialkd.data.teacher_cache_writer import CacheWriter
 from partialkd.embed_command import output_of
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
+from partialkd.teacher import cache_pass as module
+from partialkd.teacher.cache import CacheFacts, TeacherCache
+from partialkd.teacher.cache_writer import CacheWriter
+from partialkd.teacher.loader import TaughtLoader
 from partialkd.world.world import World
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 import torch
 from ranks import run
-from teacher_cache_cases import (
-    DIM,
-    RECORDS,
-    embed_into,
-    losses,
-    settings_of,
-    tree,
-)
+from teacher_cache_cases import DIM, RECORDS, embed_into, losses, settings_of, tree
 
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
-from partialkd.data.embedded_records import RecordEmbeddings
 from partialkd.data.layout import pack_records
 from partialkd.data.sources import open_source
 from partialkd.errors import ConfigError, DataError
+from partialkd.teacher.embedded_records import RecordEmbeddings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -13,9 +13,8 @@ from ranks import run
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.classifier_shards import read_shards
 from partialkd.errors import TeacherError
-from partialkd.teacher_centres import classifier_rows, file_digest
+from partialkd.teacher.classifier import classifier_rows, file_digest, read_shards
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -30,7 +30,7 @@ from partialkd.config_files import check_same_run, parse_config, save_config
 from partialkd.errors import ConfigError
 from partialkd.job import prepare_job, run_job
 from partialkd.models import compiled
-from partialkd.models.teacher import GROUP, LARGEST_PART, part_of, wrap_teacher
+from partialkd.teacher.network import GROUP, LARGEST_PART, part_of, wrap_teacher
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

@@ -11,15 +11,15 @@ import torch
 
 from partialkd.config import DataConfig
 from partialkd.data.decode import encode_jpeg
-from partialkd.data.embedded_records import RecordEmbeddings, check_writable, write_embedded
 from partialkd.data.layout import pack_records
 from partialkd.data.loader import open_loader
 from partialkd.data.readahead import make_plan
 from partialkd.data.samplers import make_order
 from partialkd.data.source import Source
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import TaughtLoader
 from partialkd.errors import DataError
+from partialkd.teacher.embedded_records import RecordEmbeddings, check_writable, write_embedded
+from partialkd.teacher.loader import TaughtLoader
 
 DIM, SIZE = 5, 32
 CPU = torch.device("cpu")

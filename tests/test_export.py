@@ -18,7 +18,7 @@ from partialkd.errors import CheckpointError
 from partialkd.export import Exported, export, largest_difference
 from partialkd.models import build_model
 from partialkd.models.saved import open_model, save_model
-from partialkd.models.teacher import open_teacher
+from partialkd.teacher.network import open_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ModelConfig(

@@ -49,6 +49,12 @@ LAYERS = (
         "storage.tensor_file",
         "storage.made_folder",
         "counter_random",
+        "teacher.loader",
+        "teacher.embedded_records",
+        "teacher.cache",
+        "teacher.cache_writer",
+        "teacher.onnx_network",
+        "teacher.network",
     ),
     ("methods",),
     (
@@ -61,9 +67,9 @@ LAYERS = (
         "evaluate",
         "export",
         "progress",
-        "teacher_centres",
-        "classifier_shards",
-        "embedding",
+        "teacher.classifier",
+        "teacher.cache_pass",
+        "teacher.centres",
     ),
     (
         "run_state",
@@ -78,8 +84,8 @@ LAYERS = (
     ),
     (
         "job",
-        "teaching",
         "embed_command",
+        "teacher.supervision",
     ),
     ("launch",),
 )

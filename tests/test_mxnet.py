@@ -26,8 +26,8 @@ from partialkd.models.build import build_empty
 from partialkd.models.mxnet_checkpoint import configuration, import_checkpoint, layers
 from partialkd.models.mxnet_graph import read_graph
 from partialkd.models.mxnet_params import read_params
-from partialkd.models.teacher import open_teacher
-from partialkd.teacher_centres import read_label_map, read_matrix
+from partialkd.teacher.classifier import read_label_map, read_matrix
+from partialkd.teacher.network import open_teacher
 
 ROOT = Path(__file__).parent.parent
 M = struct.pack("<I", MAGIC)

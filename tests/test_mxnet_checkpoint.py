@@ -25,8 +25,8 @@ from partialkd.config import TeacherConfig
 from partialkd.errors import CheckpointError
 from partialkd.models.mxnet_checkpoint import import_checkpoint, read_checkpoint
 from partialkd.models.saved import read_description
-from partialkd.models.teacher import open_teacher
-from partialkd.teacher_centres import read_matrix
+from partialkd.teacher.classifier import read_matrix
+from partialkd.teacher.network import open_teacher
 
 UNITS, CHANNELS, DIM, SIZE, CLASSES = (1, 1, 2, 1), 8, 16, 32, 6
 

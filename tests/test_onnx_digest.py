@@ -8,7 +8,7 @@ import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from partialkd.errors import TeacherError
-from partialkd.models.onnx import onnx_digest
+from partialkd.teacher.onnx_network import onnx_digest
 
 WEIGHT = b"\0\0\x80?" * 4
 

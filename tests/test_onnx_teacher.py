@@ -14,7 +14,7 @@ from torch import Tensor
 
 from partialkd.config import InputConfig, TeacherConfig
 from partialkd.errors import TeacherError
-from partialkd.models.teacher import open_teacher
+from partialkd.teacher.network import open_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

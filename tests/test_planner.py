@@ -20,12 +20,12 @@ from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config_files import load_config, parse_config
 from partialkd.data.sources import open_source
 from partialkd.models import build_model
-from partialkd.models.teacher import wrap_teacher
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main, parse_size
 from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.planner.trace import NetworkCost, network_cost
+from partialkd.teacher.network import wrap_teacher
 from partialkd.trainer import Trainer
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals

@@ -27,8 +27,8 @@ from partialkd.data.bins import write_bin
 from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
-from partialkd.models.teacher import wrap_teacher
 from partialkd.run_state import stream_seed
+from partialkd.teacher.network import wrap_teacher
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

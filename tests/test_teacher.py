@@ -19,7 +19,7 @@ from partialkd.data.decode import decode, resize, to_tensor
 from partialkd.errors import TeacherError
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
-from partialkd.models.teacher import Teacher, open_teacher, orthonormal, wrap_teacher
+from partialkd.teacher.network import Teacher, open_teacher, orthonormal, wrap_teacher
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(name="mobilefacenet_gdc", width=0.125, depth=0.3, embedding_dim=16)

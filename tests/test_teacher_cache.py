@@ -18,28 +18,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ranks import run
-from teacher_cache_cases import (
-    BLOCK,
-    CPU,
-    DIM,
-    IDENTITIES,
-    RECORDS,
-    ROOT,
-    embed_into,
-    files,
-    refusal,
-    teacher_of,
-    tree,
-)
+from teacher_cache_cases import BLOCK, CPU, DIM, IDENTITIES, RECORDS, ROOT, embed_into, files, refusal, teacher_of, tree
 
-from partialkd import embedding as module
 from partialkd.config_files import parse_config, save_config
 from partialkd.data.loader import open_loader
 from partialkd.data.order import TrainingPlan
 from partialkd.data.sources import open_source
-from partialkd.data.teacher_cache import CacheFacts, TeacherCache
-from partialkd.data.teacher_cache_writer import CacheWriter, partial
 from partialkd.errors import TeacherError
+from partialkd.teacher import cache_pass as module
+from partialkd.teacher.cache import CacheFacts, TeacherCache
+from partialkd.teacher.cache_writer import CacheWriter, partial
 from partialkd.world.world import World
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -84,7 +72,7 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(teacher_caches: Path
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "import teacher_cache_cases as t\n"
-        "from partialkd.data.teacher_cache_writer import CacheWriter\n"
+        "from partialkd.teacher.cache_writer import CacheWriter\n"
         "blocks = t.small_blocks()\n"
         "blocks.__enter__()\n"
         "write, done = CacheWriter.write_block, []\n"

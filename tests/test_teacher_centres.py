@@ -11,12 +11,13 @@ import torch
 from ranks import RankFailure, run
 from safetensors.torch import save_file
 
-from partialkd import teacher_centres
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.data.order import SequentialPlan
 from partialkd.errors import TeacherError
-from partialkd.teacher_centres import class_means, classifier_rows, fill_means, load_or_make, read_matrix
+from partialkd.teacher import centres as teacher_centres
+from partialkd.teacher.centres import class_means, fill_means, load_or_make
+from partialkd.teacher.classifier import classifier_rows, read_matrix
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

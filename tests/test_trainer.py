@@ -23,8 +23,8 @@ from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
-from partialkd.models.teacher import wrap_teacher
 from partialkd.snapshot import write_own
+from partialkd.teacher.network import wrap_teacher
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

@@ -21,7 +21,7 @@ from partialkd.data.loader import Loader, open_loader
 from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import DataError
-from partialkd.teacher_centres import class_means
+from partialkd.teacher.centres import class_means
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

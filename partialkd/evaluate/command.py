@@ -20,8 +20,8 @@ from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfi
 from partialkd.errors import ConfigError
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.models.saved import read_description
-from partialkd.models.teacher import Teacher, open_teacher
 from partialkd.storage.atomic_files import write_json
+from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.world.launch import launched
 from partialkd.world.world import World
 

@@ -22,11 +22,11 @@ from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
-from partialkd.models.teacher import GROUP
 from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.planner.work import FLOAT, flops_of, wire_of
 from partialkd.student import BUCKET
+from partialkd.teacher.network import GROUP
 from partialkd.world.shard import shard_of
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA

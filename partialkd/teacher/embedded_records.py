@@ -25,8 +25,8 @@ from partialkd.data.layout import NAMES, pack_records, read_names
 from partialkd.data.merged import MergedSource
 from partialkd.data.record_source import RecordIOSource
 from partialkd.data.source import Source
-from partialkd.data.teacher_cache import KeptEmbeddings
 from partialkd.errors import DataError
+from partialkd.teacher.cache import KeptEmbeddings
 
 _CHUNK = 1 << 18  # labels looked at in one go
 

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.data.teacher_cache import (
+from partialkd.errors import TeacherError
+from partialkd.storage.atomic_files import sync, write_json
+from partialkd.teacher.cache import (
     BLOCK_RECORDS,
     CLASS_MEANS,
     DTYPES,
@@ -35,8 +37,6 @@ from partialkd.data.teacher_cache import (
     checksum,
     file_checksum,
 )
-from partialkd.errors import TeacherError
-from partialkd.storage.atomic_files import sync, write_json
 
 Unfinished = Literal["refuse", "resume", "replace"]  # "replace": gone on with if it is of the same, else begun anew
 _FACTS, _BLOCKS = "facts.json", "blocks.bin"

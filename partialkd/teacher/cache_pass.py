@@ -23,9 +23,9 @@ from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loader import open_loader
 from partialkd.data.source import Source
-from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
 from partialkd.errors import TeacherError
-from partialkd.teacher_centres import mean_rows
+from partialkd.teacher.cache_writer import CacheWriter, Unfinished
+from partialkd.teacher.centres import mean_rows
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from partialkd.config import Config, InputConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.embedded_records import RecordEmbeddings
 from partialkd.data.loader import open_loader
 from partialkd.data.order import Plan, SequentialPlan
 from partialkd.data.source import Source
-from partialkd.data.teacher_cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
-from partialkd.data.teacher_cache_writer import CacheWriter, Unfinished
-from partialkd.embedding import embed_records
 from partialkd.errors import ConfigError, TeacherError
 from partialkd.models.saved import open_model
-from partialkd.models.teacher import Teacher, described, open_teacher, wrap_teacher
 from partialkd.run_folder import MODEL
+from partialkd.teacher.cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
+from partialkd.teacher.cache_pass import embed_records
+from partialkd.teacher.cache_writer import CacheWriter, Unfinished
+from partialkd.teacher.embedded_records import RecordEmbeddings
+from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -17,25 +17,19 @@ Errors: TeacherError or CheckpointError naming the file, on every rank.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore, saved_centres
-from partialkd.classifier_shards import read_shards, shard_files
 from partialkd.data.batch import FaceBatch
 from partialkd.errors import CheckpointError, TeacherError
-from partialkd.models.weights import why_unreadable
 from partialkd.storage.atomic_files import sync, write_json
 from partialkd.storage.sharded_file import read_rows, write_rows
 from partialkd.storage.tensor_file import sums_from_json, sums_to_json
@@ -96,64 +90,6 @@ def mean_rows(
     return sums.div_(counts.clamp_min_(1)[:, None])
 
 
-def classifier_rows(
-    store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
-) -> None:
-    """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
-    shards = world.together(lambda: read_shards(path) if path.is_dir() else [read_matrix(path)])
-    ids = world.together(lambda: read_label_map(label_map, sum(map(len, shards)), store.num_classes))
-    mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
-    rows = world.together(lambda: _checked(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
-    target = (ids[mine] - store.shard.start).to(store.device)
-    store.write(target, rows)
-    store.seen[target] = True
-    store.skip_unseen = True
-
-
-def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
-    """These rows, ascending, of all shards, which lie one after the other."""
-    starts = accumulate([0, *map(len, shards)])
-    return torch.cat(
-        [shard[rows[(rows >= at) & (rows < at + len(shard))] - at] for shard, at in zip(shards, starts, strict=False)]
-    )
-
-
-def read_matrix(path: Path) -> Tensor:
-    """The one matrix (K, D) of a file; memory-mapped where the format allows."""
-    try:
-        if path.suffix == ".npy":
-            return _the_matrix({"array": torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))}, path)
-        if path.suffix == ".safetensors":
-            return _the_matrix(load_file(path), path)
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except TeacherError:
-        raise
-    except Exception as error:  # a damaged file raises many kinds
-        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
-    return _the_matrix(content if isinstance(content, dict) else {"tensor": content}, path)
-
-
-def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
-    """Class id of every classifier row (K,) int64, -1 where unused; each class exactly once."""
-    if label_map == "identity":
-        ids = torch.arange(rows)
-    else:
-        try:
-            ids = torch.tensor([int(line) for line in Path(label_map).read_text(encoding="utf-8").split()])
-        except (OSError, ValueError) as error:
-            raise TeacherError(f"{label_map}: must hold one class id a line: {error}") from error
-    if len(ids) != rows:
-        raise TeacherError(f"{label_map}: must have a line for each of the {rows} classifier rows, got {len(ids)}")
-    used = ids[ids != -1]
-    found = used[(used >= 0) & (used < num_classes)].unique()
-    if len(found) != len(used) or len(found) != num_classes:
-        raise TeacherError(
-            f"{label_map}: must name each class in [0, {num_classes}) once (-1: unused), "
-            f"got {len(used)} ids, {len(found)} of them distinct and in range"
-        )
-    return ids
-
-
 def load_or_make(
     store: CentreStore, folder: Path, facts: dict[str, Any], make: Callable[[CentreStore], None], world: World
 ) -> None:
@@ -198,18 +134,6 @@ def _checked(rows: Tensor, dim: int, path: Path) -> Tensor:
     return rows
 
 
-def file_digest(path: str | None) -> str | None:
-    """sha256 of a file's content, or of a classifier's files in a folder; of a word that is neither, the word."""
-    if path is not None and Path(path).is_dir():
-        names = [kind.format(rank) for kind, count in shard_files(Path(path)).items() for rank in range(count)]
-        digests = {name: file_digest(str(Path(path) / name)) for name in names}
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-    if path is None or not Path(path).is_file():
-        return path
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _manifest(folder: Path) -> tuple[Any, Any]:
     """What the centres are, and their files; None where there is no manifest, or an older one without files."""
     path = folder / MANIFEST
@@ -223,12 +147,3 @@ def _saved_rows(folder: Path, shard: range) -> dict[str, Tensor]:
     if files is None:
         raise CheckpointError(f"{folder / MANIFEST}: must name the files of the centres")
     return read_rows(folder / "centres", sums_from_json(files), shard)
-
-
-def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:
-    matrices = [x for x in tensors.values() if isinstance(x, Tensor) and x.dim() == 2]
-    if len(matrices) != 1:
-        raise TeacherError(f"{path}: must hold exactly one matrix (rows of a classifier), got {len(matrices)}")
-    if not matrices[0].is_floating_point():
-        raise TeacherError(f"{path}: a classifier is a matrix of floating-point numbers, got {matrices[0].dtype}")
-    return matrices[0]

@@ -1,0 +1,158 @@
+"""The classifier of InsightFace's arcface_torch: a file a rank, in the folder of its run.
+
+    checkpoint_gpu_<rank>.pt       under "state_dict_softmax_fc", beside network and optimiser, which are not read
+    softmax_fc_gpu_<rank>.pt       of earlier versions: the state_dict alone
+    rank_<rank>_softmax_weight.pt  of the earliest: the matrix alone
+
+Rank r of W holds C // W rows, one more if r < C % W, in the order of class ids: put together in the order of ranks, row
+k is class id k of the .rec that it was trained on. Neither W nor C is in the files: that the last ranks are missing may
+be found only when rows and classes are compared.
+Shapes: -> W matrices (rows, D), memory-mapped: who takes some rows reads only those.
+Errors: TeacherError naming folder or file. Nothing is unpickled but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from partialkd.centres.store import CentreStore
+from partialkd.errors import TeacherError
+from partialkd.models.weights import why_unreadable
+from partialkd.teacher.centres import _checked
+from partialkd.world.shard import shard_of
+from partialkd.world.world import World
+
+_KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weight.pt")
+
+
+def shard_files(folder: Path) -> dict[str, int]:
+    """Pattern of the files' names -> how many there are, for every kind that is there."""
+    names = [path.name for path in folder.glob("*.pt")]
+    counts = {kind: sum(_is_of(kind, name) for name in names) for kind in _KINDS}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _is_of(kind: str, name: str) -> bool:
+    """Nothing but a number may stand in the place of the rank: copies that lie beside are no ranks."""
+    return re.fullmatch(kind.replace(".", r"\.").format(r"\d+"), name) is not None
+
+
+def read_shards(folder: Path) -> list[Tensor]:
+    """The rows of each rank."""
+    found = shard_files(folder)
+    if len(found) != 1:
+        kinds = ", ".join(kind.format(0) for kind in _KINDS)
+        raise TeacherError(f"{folder}: must hold a classifier's files of one kind ({kinds}), got {len(found)} kinds")
+    ((kind, count),) = found.items()
+    shards = [_matrix(folder / kind.format(rank)) for rank in range(count)]
+    total, dim = sum(map(len, shards)), shards[0].shape[1]
+    for rank, shard in enumerate(shards):
+        wanted = (len(shard_of(total, rank, count)), dim)
+        if tuple(shard.shape) != wanted:
+            rule = f"{wanted[0]} of the {total} rows of {dim} numbers are rank {rank}'s of {count}"
+            raise TeacherError(f"{folder / kind.format(rank)}: {rule}, got {tuple(shard.shape)}")
+    return shards
+
+
+def _matrix(path: Path) -> Tensor:
+    try:
+        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged file raises many kinds
+        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
+    if isinstance(content, dict):
+        content = content.get("state_dict_softmax_fc", content)
+    if isinstance(content, dict):
+        content = content.get("weight")
+    if not (isinstance(content, Tensor) and content.dim() == 2 and content.is_floating_point()):
+        raise TeacherError(f"{path}: must hold the rows of a classifier (weight) as arcface_torch saves them")
+    return content
+
+
+def classifier_rows(
+    store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
+) -> None:
+    """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
+    shards = world.together(lambda: read_shards(path) if path.is_dir() else [read_matrix(path)])
+    ids = world.together(lambda: read_label_map(label_map, sum(map(len, shards)), store.num_classes))
+    mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
+    rows = world.together(lambda: _checked(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
+    target = (ids[mine] - store.shard.start).to(store.device)
+    store.write(target, rows)
+    store.seen[target] = True
+    store.skip_unseen = True
+
+
+def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
+    """These rows, ascending, of all shards, which lie one after the other."""
+    starts = accumulate([0, *map(len, shards)])
+    return torch.cat(
+        [shard[rows[(rows >= at) & (rows < at + len(shard))] - at] for shard, at in zip(shards, starts, strict=False)]
+    )
+
+
+def read_matrix(path: Path) -> Tensor:
+    """The one matrix (K, D) of a file; memory-mapped where the format allows."""
+    try:
+        if path.suffix == ".npy":
+            return _the_matrix({"array": torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))}, path)
+        if path.suffix == ".safetensors":
+            return _the_matrix(load_file(path), path)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except TeacherError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
+    return _the_matrix(content if isinstance(content, dict) else {"tensor": content}, path)
+
+
+def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
+    """Class id of every classifier row (K,) int64, -1 where unused; each class exactly once."""
+    if label_map == "identity":
+        ids = torch.arange(rows)
+    else:
+        try:
+            ids = torch.tensor([int(line) for line in Path(label_map).read_text(encoding="utf-8").split()])
+        except (OSError, ValueError) as error:
+            raise TeacherError(f"{label_map}: must hold one class id a line: {error}") from error
+    if len(ids) != rows:
+        raise TeacherError(f"{label_map}: must have a line for each of the {rows} classifier rows, got {len(ids)}")
+    used = ids[ids != -1]
+    found = used[(used >= 0) & (used < num_classes)].unique()
+    if len(found) != len(used) or len(found) != num_classes:
+        raise TeacherError(
+            f"{label_map}: must name each class in [0, {num_classes}) once (-1: unused), "
+            f"got {len(used)} ids, {len(found)} of them distinct and in range"
+        )
+    return ids
+
+
+def file_digest(path: str | None) -> str | None:
+    """sha256 of a file's content, or of a classifier's files in a folder; of a word that is neither, the word."""
+    if path is not None and Path(path).is_dir():
+        names = [kind.format(rank) for kind, count in shard_files(Path(path)).items() for rank in range(count)]
+        digests = {name: file_digest(str(Path(path) / name)) for name in names}
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    if path is None or not Path(path).is_file():
+        return path
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:
+    matrices = [x for x in tensors.values() if isinstance(x, Tensor) and x.dim() == 2]
+    if len(matrices) != 1:
+        raise TeacherError(f"{path}: must hold exactly one matrix (rows of a classifier), got {len(matrices)}")
+    if not matrices[0].is_floating_point():
+        raise TeacherError(f"{path}: a classifier is a matrix of floating-point numbers, got {matrices[0].dtype}")
+    return matrices[0]
