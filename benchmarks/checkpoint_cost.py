@@ -33,7 +33,7 @@ from prettytable import PrettyTable
 
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.update import make_row_optimizer
-from partialkd.checkpoint_saver import Saver
+from partialkd.checkpoint.saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method
 from partialkd.models import build_model

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from partialkd.centres import Centres
+from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.errors import CheckpointError
-from partialkd.snapshot import Snapshot
 from partialkd.student import Student
 from partialkd.world.world import World
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from partialkd import checkpoint
-from partialkd.checkpoint_saver import Saver
-from partialkd.snapshot import Snapshot
+from partialkd.checkpoint.saver import Saver
+from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

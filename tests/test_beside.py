@@ -21,6 +21,7 @@ from partialkd.centres.sampling import RowFilter
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.tuning import Tuner
 from partialkd.centres.update import make_row_optimizer
+from partialkd.checkpoint.snapshot import Snapshot, Staging
 from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config
 from partialkd.planner import beside
@@ -29,7 +30,6 @@ from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 from partialkd.planner.trace import NetworkCost
-from partialkd.snapshot import Snapshot, Staging
 
 CONFIG = Path(__file__).parent.parent / "configs" / "ms1mv2_arcface.toml"
 SAMPLES, DIM, ROWS, STUDENT = 32, 64, 40_000, 1000

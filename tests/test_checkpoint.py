@@ -11,9 +11,9 @@ from ranks import run
 from snapshots import expect, full_centres, load, no_file_larger_than, save, snapshot
 
 from partialkd import checkpoint
-from partialkd.checkpoint_saver import Saver
+from partialkd.checkpoint.saver import Saver
+from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.errors import CheckpointError
-from partialkd.snapshot import Snapshot
 from partialkd.storage import sharded_file
 from partialkd.world.world import World
 

@@ -20,7 +20,7 @@ import pytest
 from snapshots import expect, load, snapshot
 
 from partialkd import checkpoint
-from partialkd.checkpoint_saver import Saver
+from partialkd.checkpoint.saver import Saver
 from partialkd.config import DistConfig
 from partialkd.world.world import World, free_port
 

@@ -17,10 +17,10 @@ from ranks import run
 from snapshots import expect, load, save, snapshot
 
 from partialkd import checkpoint
-from partialkd.checkpoint_saver import Saver
+from partialkd.checkpoint.saver import Saver
+from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.errors import CheckpointError
 from partialkd.run_folder import go_back
-from partialkd.snapshot import Snapshot
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

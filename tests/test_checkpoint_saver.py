@@ -12,10 +12,11 @@ import torch
 from ranks import run
 from snapshots import expect, load, no_file_larger_than, snapshot
 
-from partialkd import checkpoint, checkpoint_saver
-from partialkd.checkpoint_saver import Saver
+from partialkd import checkpoint
+from partialkd.checkpoint import saver as checkpoint_saver
+from partialkd.checkpoint.saver import Saver
+from partialkd.checkpoint.snapshot import write_own
 from partialkd.errors import CheckpointError
-from partialkd.snapshot import write_own
 from partialkd.world.world import World
 
 CLASSES = 10

@@ -60,16 +60,13 @@ LAYERS = (
     (
         "student",
         "planner",
-        "snapshot",
-        "checkpoint",
-        "checkpoint_files",
-        "checkpoint_saver",
         "evaluate",
         "export",
         "progress",
         "teacher.classifier",
         "teacher.cache_pass",
         "teacher.centres",
+        "checkpoint",
     ),
     (
         "run_state",
@@ -246,7 +243,7 @@ def test_the_reader_finds_what_it_forbids(code: str, name: str, top: bool) -> No
 def test_owners_may_use_what_is_theirs_and_no_more() -> None:
     assert not strangers("world.world", uses("import torch.distributed as dist"))
     assert strangers("storage.sharded_file", uses("import torch.distributed.checkpoint as dcp"))
-    assert strangers("checkpoint", uses("import torch.distributed as dist"))
+    assert strangers("checkpoint.load", uses("import torch.distributed as dist"))
     assert strangers("centres.contrast", uses("import triton"))
     assert not strangers("margin", uses("import torch.distributions"))
 

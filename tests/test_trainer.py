@@ -14,8 +14,10 @@ import pytest
 import torch
 from ranks import RankFailure, run
 
-from partialkd import checkpoint, checkpoint_saver, trainer
+from partialkd import checkpoint, trainer
 from partialkd.centres.store import CentreStore
+from partialkd.checkpoint import saver as checkpoint_saver
+from partialkd.checkpoint.snapshot import write_own
 from partialkd.config import Config
 from partialkd.config_files import parse_config
 from partialkd.data.bins import write_bin
@@ -23,7 +25,6 @@ from partialkd.data.sources import SyntheticSource, open_source
 from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
-from partialkd.snapshot import write_own
 from partialkd.teacher.network import wrap_teacher
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of

@@ -18,9 +18,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from partialkd.checkpoint_files import Manifest, Target, open_target, publish
+from partialkd.checkpoint.folder import Manifest, Target, open_target, publish
+from partialkd.checkpoint.snapshot import Snapshot, Staging, check, everywhere, write_own
 from partialkd.errors import CheckpointError
-from partialkd.snapshot import Snapshot, Staging, check, everywhere, write_own
 from partialkd.storage.tensor_file import Files, sums_from_json, sums_to_json
 from partialkd.world.world import World
 

@@ -26,15 +26,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partialkd.checkpoint_files import best, complete, newest, read_manifest, verify, written
-from partialkd.checkpoint_saver import Saver
+from partialkd.checkpoint.folder import read_manifest, written
+from partialkd.checkpoint.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
 from partialkd.errors import CheckpointError
-from partialkd.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
 from partialkd.storage.sharded_file import read_rows
 from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
 from partialkd.world.world import World
-
-__all__ = ["Saver", "Snapshot", "best", "complete", "load", "load_newest", "newest", "read_manifest", "verify"]
 
 
 def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
