@@ -43,9 +43,9 @@ from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
 from partialkd.data.batch import FaceBatch
-from partialkd.data.face_drawing import draw_jpegs
-from partialkd.data.layout import pack_records
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.packing.face_drawing import draw_jpegs
+from partialkd.data.sources.open import open_source
 from partialkd.embed_command import embed
 from partialkd.models import build_model
 from partialkd.models.saved import save_model

@@ -39,9 +39,9 @@ from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
 
 from partialkd.config import ModelConfig
-from partialkd.data.decode import decode
-from partialkd.data.face_drawing import draw_jpegs
-from partialkd.data.layout import pack_records
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import decode
+from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.models.build import build_empty
 
 DRAWN, CLASSES = 512, 64

@@ -16,10 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from partialkd.config import DataConfig
-from partialkd.data.jpeg import Job, JpegLoader, ahead
-from partialkd.data.loader import open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.sources import open_source
+from partialkd.data.loading.jpeg import Job, JpegLoader
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.ordered_threads import ahead
+from partialkd.data.sources.open import open_source
 
 CPU = torch.device("cpu")
 SIZE = 112

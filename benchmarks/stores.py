@@ -37,8 +37,8 @@ from torch import nn
 
 from partialkd.config import Config
 from partialkd.config_files import load_config, parse_config
-from partialkd.data.prepare import prepare
-from partialkd.data.sources import open_source
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.sources.open import open_source
 from partialkd.embed_command import embed
 from partialkd.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.progress import METRICS

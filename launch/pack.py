@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from partialkd.data.pack import PackOptions, pack, unpack
+from partialkd.data.packing.pack import PackOptions, pack, unpack
 from partialkd.errors import PartialKDError
 
 

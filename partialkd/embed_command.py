@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from partialkd.config import Config
-from partialkd.data.prepare import prepare
-from partialkd.data.source import Source
-from partialkd.data.sources import open_source
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, Preempted
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.teacher.cache import MANIFEST, TeacherCache, kept_before

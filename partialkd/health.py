@@ -35,7 +35,7 @@ from torch import Tensor
 from partialkd.centres import Centres
 from partialkd.config import HealthConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.source import Source
+from partialkd.data.sources.source import Source
 from partialkd.drift import CentreSweep, Frozen, replica_problem
 from partialkd.errors import PartialKDError
 from partialkd.nonfinite import GradientWatch, MicroStep, explain, watched

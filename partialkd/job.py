@@ -33,11 +33,11 @@ from partialkd import __version__
 from partialkd.centres import CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
-from partialkd.data.merged import MergedSource, save_class_ids
-from partialkd.data.order import SequentialPlan
-from partialkd.data.prepare import prepare
-from partialkd.data.source import Source
-from partialkd.data.sources import open_source
+from partialkd.data.order.plan import SequentialPlan
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.sources.merged import MergedSource, save_class_ids
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import Source
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table

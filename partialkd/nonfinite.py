@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
 from partialkd.data.batch import FaceBatch
-from partialkd.data.source import Source
+from partialkd.data.sources.source import Source
 from partialkd.world.world import World
 
 CAUSES = ("image", "teacher's embedding", "student's embedding", "centres", "loss", "gradient", "nothing")

@@ -25,11 +25,11 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.loader import Loader, open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.readahead import make_plan
-from partialkd.data.samplers import make_order
-from partialkd.data.source import Source
+from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.order.orders import make_order
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.readahead import make_plan
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.evaluate.verification import evaluate_sets
 from partialkd.health import Health

@@ -23,13 +23,13 @@ from PIL import Image
 
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.config_files import load_config
-from partialkd.data.archive import pack_archive
-from partialkd.data.decode import encode_jpeg
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.recordio import RecordWriter, open_writer, pack_payload
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.recordio import RecordWriter, open_writer, pack_payload
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.packing.archive import pack_archive
+from partialkd.data.sources.open import open_source
 from partialkd.errors import DataError, PartialKDError
 from partialkd.progress import drop_later_lines
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
-from partialkd.data.bins import read_bin
+from partialkd.data.formats.verification_bin import read_bin
 from partialkd.models.mxnet_params import read_params
 from partialkd.models.saved import open_model, save_model
 from partialkd.models.weights import read_weights

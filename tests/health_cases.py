@@ -18,7 +18,7 @@ from partialkd import trainer
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
-from partialkd.data.sources import open_source
+from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
 from partialkd.methods import METHODS
 from partialkd.models import build_model

@@ -13,10 +13,10 @@ import torch
 from ranks import run
 
 from partialkd.config_files import parse_config
-from partialkd.data.loader import open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.prepare import prepare
-from partialkd.data.sources import open_source
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.sources.open import open_source
 from partialkd.embed_command import embed, output_of
 from partialkd.errors import PartialKDError
 from partialkd.job import make_teacher, prepare_job, run_phase

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from partialkd.config import AugmentConfig, DataConfig
-from partialkd.data.augment import NAMES, RAND, Step, apply, draw
-from partialkd.data.decode import encode_jpeg
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import open_loader
-from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.augment import NAMES, RAND, Step, apply, draw
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.sources.open import open_source
 
 SIZE, RECORDS = 32, 40
 EVERYTHING = AugmentConfig(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partialkd.data.bins import read_bin, write_bin
+from partialkd.data.formats.verification_bin import read_bin, write_bin
 from partialkd.errors import DataError
 
 IMAGES = [b"\xff\xd8" + bytes([k]) * 300 + "é".encode() for k in range(5)] + [b"\xff\xd8\n'\\short"]

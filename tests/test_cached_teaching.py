@@ -15,14 +15,14 @@ from teacher_cache_cases import CPU, DIM, RECORDS, losses, refusal, save_teacher
 
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
-from partialkd.data.augment import NAMES
-from partialkd.data.decode import encode_jpeg
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.readahead import make_plan
-from partialkd.data.samplers import make_order
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.augment import NAMES
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.orders import make_order
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.readahead import make_plan
+from partialkd.data.sources.open import open_source
 from partialkd.embed_command import output_of
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS

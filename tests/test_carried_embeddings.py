@@ -13,8 +13,8 @@ from teacher_cache_cases import DIM, RECORDS, embed_into, losses, settings_of, t
 
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
-from partialkd.data.layout import pack_records
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError
 from partialkd.teacher.embedded_records import RecordEmbeddings
 

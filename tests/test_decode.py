@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from partialkd.data.decode import check_size, decode, encode_jpeg, to_pixels, to_tensor
+from partialkd.data.images.decode import check_size, decode, encode_jpeg, to_pixels, to_tensor
 from partialkd.errors import DataError
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from partialkd.config import EvaluateConfig, ModelConfig
-from partialkd.data.bins import write_bin
+from partialkd.data.formats.verification_bin import write_bin
 from partialkd.evaluate.command import main
 from partialkd.evaluate.verification import evaluate_sets, results_dict
 from partialkd.models.build import build_model

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from partialkd.config import DataConfig
-from partialkd.data.decode import encode_jpeg
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import Loader, open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.readahead import make_plan
-from partialkd.data.samplers import make_order
-from partialkd.data.source import Source
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.order.orders import make_order
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.readahead import make_plan
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import Source
 
 SIZE, BATCH, SEED, STOPPED_AFTER = 16, 12, 6, 3  # optimiser steps
 

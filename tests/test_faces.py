@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from partialkd.config import ProceduralConfig
-from partialkd.data import faces
-from partialkd.data.bins import read_bin
-from partialkd.data.decode import decode, to_tensor
-from partialkd.data.face_drawing import draw_face, draw_jpegs
-from partialkd.data.face_traits import IDENTITY, NUISANCE, identity_traits
-from partialkd.data.faces import HELD_OUT, make_faces, verification_pairs
-from partialkd.data.record_source import RecordIOSource
+from partialkd.data.formats.verification_bin import read_bin
+from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.packing import drawn_faces as faces
+from partialkd.data.packing.drawn_faces import HELD_OUT, make_faces, verification_pairs
+from partialkd.data.packing.face_drawing import draw_face, draw_jpegs
+from partialkd.data.packing.face_traits import IDENTITY, NUISANCE, identity_traits
+from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import DataError
 from partialkd.storage.made_folder import MANIFEST
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from partialkd.data.bins import read_bin, write_bin
-from partialkd.data.layout import pack_records
-from partialkd.data.record_index import read_index
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.record_index import read_index
+from partialkd.data.formats.recordio import MAGIC, RecordReader, open_writer, pack_payload
+from partialkd.data.formats.verification_bin import read_bin, write_bin
+from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import DataError
 
 MOST = 16 << 20  # bytes that a reader may hold while it reads a file of some kilobytes

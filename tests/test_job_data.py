@@ -12,8 +12,8 @@ import pytest
 from ranks import RankFailure, run
 from test_job import job
 
-from partialkd.data.decode import encode_jpeg
-from partialkd.data.layout import pack_records
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import encode_jpeg
 
 SIZE = 32
 

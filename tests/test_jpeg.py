@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from partialkd.config import DataConfig
-from partialkd.data.decode import encode_jpeg, to_tensor
-from partialkd.data.jpeg import Job, JpegLoader
-from partialkd.data.layout import pack_records
-from partialkd.data.order import TrainingPlan
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import encode_jpeg, to_tensor
+from partialkd.data.loading.jpeg import Job, JpegLoader
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.sources.open import open_source
 
 SIZE, RECORDS = 24, 12
 CPU = torch.device("cpu")

@@ -19,14 +19,15 @@ from PIL import Image
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.decode import decode, encode_jpeg, to_tensor
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import Loader, open_loader
-from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import open_writer, pack_payload
-from partialkd.data.source import Source
-from partialkd.data.sources import SyntheticSource, open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.recordio import open_writer, pack_payload
+from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
+from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import Source
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError, DataError
 
 SIZE, RECORDS, CLASSES = 32, 45, 9
@@ -280,7 +281,7 @@ def test_reading_ahead_is_bounded(loader: str, tmp_path: Path) -> None:
 
 def test_without_dali_the_key_to_change_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "partialkd.data.dali", raising=False)
+    monkeypatch.delitem(sys.modules, "partialkd.data.loading.dali", raising=False)
     with pytest.raises(ConfigError, match=r'data\.loader: must be "jpeg" where DALI is not installed'):
         _open("dali", folder)
 

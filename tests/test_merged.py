@@ -12,9 +12,9 @@ from test_sources import write_plain, write_with_header
 
 from partialkd.config import DataConfig
 from partialkd.config_files import parse_config
-from partialkd.data.layout import pack_records
-from partialkd.data.merged import MergedSource, save_class_ids
-from partialkd.data.sources import open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.sources.merged import MergedSource, save_class_ids
+from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError
 
 
@@ -221,7 +221,7 @@ def test_readahead_reaches_the_files(sets: Path, monkeypatch: pytest.MonkeyPatch
     source = merged(sets, {"path": "a"}, {"path": "b"}, {"path": "c"}, min_images=2)
     asked: list[tuple[str, int, int]] = []
     monkeypatch.setattr(
-        "partialkd.data.recordio.RecordReader.readahead",
+        "partialkd.data.formats.recordio.RecordReader.readahead",
         lambda self, start, stop: asked.append((self.path.parent.name, start, stop)),
     )
     source.readahead(1, 7)  # the first image of class 0 of a is not among them; b has two of class 1
@@ -244,7 +244,7 @@ def test_labels_of_few_images_among_many_are_read_in_pieces(tmp_path: Path, monk
     assert isinstance(source, MergedSource)
     asked: list[int] = []
     read = source.parts[0].source.labels
-    monkeypatch.setattr("partialkd.data.merged._CHUNK", 8)
+    monkeypatch.setattr("partialkd.data.sources.merged._CHUNK", 8)
     monkeypatch.setattr(
         source.parts[0].source, "labels", lambda start, stop: (asked.append(stop - start), read(start, stop))[1]
     )

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from partialkd.config import TeacherConfig
-from partialkd.data.decode import decode, encode_jpeg
-from partialkd.data.layout import pack_records
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.recordio import MAGIC, RecordReader, open_writer, pack_payload
+from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
 from partialkd.models.mxnet_checkpoint import configuration, import_checkpoint, layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partialkd.data.order import SequentialPlan, TrainingPlan
+from partialkd.data.order.plan import SequentialPlan, TrainingPlan
 from partialkd.errors import ConfigError
 
 RECORDS, GLOBAL_BATCH = 103, 24  # 4 steps, 7 records left out

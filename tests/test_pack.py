@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partialkd.data import layout
-from partialkd.data.decode import decode, encode_jpeg
-from partialkd.data.layout import pack_records, read_names
-from partialkd.data.pack import PackError, PackOptions, in_order, pack, unpack
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import RecordReader
-from partialkd.data.sources import SyntheticSource
+from partialkd.data.formats import insightface_folder as layout
+from partialkd.data.formats.insightface_folder import pack_records, read_names
+from partialkd.data.formats.recordio import RecordReader
+from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.ordered_threads import in_order
+from partialkd.data.packing.pack import PackError, PackOptions, pack, unpack
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError, DataError
 
 LAUNCH = Path(__file__).parents[1] / "launch" / "pack.py"

@@ -12,11 +12,11 @@ import pytest
 
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.data.bin_command import main
-from partialkd.data.bin_folders import build_bin, extract_bin
-from partialkd.data.bins import read_bin, write_bin
-from partialkd.data.decode import decode, encode_jpeg
-from partialkd.data.pair_lists import FORMS, read_pair_list
-from partialkd.data.prepare import prepare
+from partialkd.data.formats.pair_lists import FORMS, read_pair_list
+from partialkd.data.formats.verification_bin import read_bin, write_bin
+from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.packing.verification_sets import build_bin, extract_bin
 from partialkd.errors import DataError
 
 LFW = (

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from partialkd.data import pixel_operations as operations
+from partialkd.data.images import pixel_operations as operations
 
 SIZE = 32
 

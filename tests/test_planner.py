@@ -18,7 +18,7 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.update import make_row_optimizer
 from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config_files import load_config, parse_config
-from partialkd.data.sources import open_source
+from partialkd.data.sources.open import open_source
 from partialkd.models import build_model
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from partialkd.config import ArchiveConfig, DataConfig, ProceduralConfig
-from partialkd.data.archive import list_images
-from partialkd.data.bins import read_bin
-from partialkd.data.decode import decode, encode_jpeg
-from partialkd.data.layout import read_names
-from partialkd.data.prepare import prepare
-from partialkd.data.sources import open_source
+from partialkd.data.formats.image_tree import list_images
+from partialkd.data.formats.insightface_folder import read_names
+from partialkd.data.formats.verification_bin import read_bin
+from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.packing.prepare import prepare
+from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.made_folder import MANIFEST
 

@@ -15,12 +15,12 @@ import pytest
 from test_sources import contents
 
 from partialkd.config import DataConfig
-from partialkd.data import recordio
-from partialkd.data.readahead import make_plan
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import RecordReader, open_writer, pack_payload
-from partialkd.data.samplers import make_order
-from partialkd.data.sources import open_source
+from partialkd.data.formats import recordio
+from partialkd.data.formats.recordio import RecordReader, open_writer, pack_payload
+from partialkd.data.order.orders import make_order
+from partialkd.data.order.readahead import make_plan
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.open import open_source
 from partialkd.errors import DataError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partialkd.data.record_index import read_index
-from partialkd.data.recordio import MAGIC, RecordReader, open_writer, pack_payload, unpack_payload
+from partialkd.data.formats.record_index import read_index
+from partialkd.data.formats.recordio import MAGIC, RecordReader, open_writer, pack_payload, unpack_payload
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import replacing
 
@@ -97,7 +97,7 @@ def random_payloads(n: int) -> dict[int, bytes]:
 
 
 def test_headers_in_one_pass_equal_single_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partialkd.data.recordio._SCAN_CHUNK", 64)  # several chunks, the last one shorter
+    monkeypatch.setattr("partialkd.data.formats.recordio._SCAN_CHUNK", 64)  # several chunks, the last one shorter
     reader = write(tmp_path, random_payloads(500))
     headers = reader.headers()
     for position in range(len(reader)):

@@ -23,8 +23,9 @@ from partialkd import checkpoint, trainer
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import Config
 from partialkd.config_files import check_same_run, load_config, parse_config, save_config
-from partialkd.data.bins import write_bin
-from partialkd.data.sources import SyntheticSource, open_source
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
 from partialkd.run_state import stream_seed

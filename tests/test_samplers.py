@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from partialkd.config import DataConfig, PartConfig
-from partialkd.data.order import TrainingPlan
-from partialkd.data.readahead import ReadingAhead, make_plan
-from partialkd.data.samplers import BalancedOrder, BlockOrder, GlobalOrder, Order, PKOrder, make_order
-from partialkd.data.sources import SyntheticSource
+from partialkd.data.order.orders import BalancedOrder, BlockOrder, GlobalOrder, Order, PKOrder, make_order
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.readahead import ReadingAhead, make_plan
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
 
 BATCH = 12

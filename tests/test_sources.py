@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from partialkd.config import DataConfig
-from partialkd.data.decode import decode, encode_jpeg
-from partialkd.data.folder_source import FolderSource
-from partialkd.data.layout import pack_records
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.recordio import open_writer, pack_payload
-from partialkd.data.sources import SyntheticSource, open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.recordio import open_writer, pack_payload
+from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.sources.folder import FolderSource
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError
 
 Labels = float | Sequence[float]
@@ -76,7 +77,7 @@ def test_header_record_that_disagrees_with_the_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rounded", [11, 12, 13])
 def test_header_beyond_what_float32_can_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounded: int) -> None:
     """Where labels are rounded, the header may be off by one or more: the images end where records hold none."""
-    monkeypatch.setattr("partialkd.data.layout.FLOAT_EXACT", 8)
+    monkeypatch.setattr("partialkd.data.formats.insightface_folder.FLOAT_EXACT", 8)
     write_with_header(tmp_path, [0] * 11, (rounded, rounded + 2), identities=2)
     (tmp_path / "property").write_text("1,112,112")
     assert contents(RecordIOSource(tmp_path)) == [(b"%d" % key, 0) for key in range(1, 12)]

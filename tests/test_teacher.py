@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
-from partialkd.data.decode import decode, resize, to_tensor
+from partialkd.data.images.decode import decode, resize, to_tensor
 from partialkd.errors import TeacherError
 from partialkd.models import build_model
 from partialkd.models.saved import save_model

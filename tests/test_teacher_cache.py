@@ -21,9 +21,9 @@ from ranks import run
 from teacher_cache_cases import BLOCK, CPU, DIM, IDENTITIES, RECORDS, ROOT, embed_into, files, refusal, teacher_of, tree
 
 from partialkd.config_files import parse_config, save_config
-from partialkd.data.loader import open_loader
-from partialkd.data.order import TrainingPlan
-from partialkd.data.sources import open_source
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.sources.open import open_source
 from partialkd.errors import TeacherError
 from partialkd.teacher import cache_pass as module
 from partialkd.teacher.cache import CacheFacts, TeacherCache

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
-from partialkd.data.order import SequentialPlan
+from partialkd.data.order.plan import SequentialPlan
 from partialkd.errors import TeacherError
 from partialkd.teacher import centres as teacher_centres
 from partialkd.teacher.centres import class_means, fill_means, load_or_make

@@ -20,8 +20,9 @@ from partialkd.checkpoint import saver as checkpoint_saver
 from partialkd.checkpoint.snapshot import write_own
 from partialkd.config import Config
 from partialkd.config_files import parse_config
-from partialkd.data.bins import write_bin
-from partialkd.data.sources import SyntheticSource, open_source
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model

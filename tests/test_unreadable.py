@@ -15,11 +15,12 @@ from ranks import run
 from partialkd.centres.store import CentreStore
 from partialkd.config import DataConfig
 from partialkd.counter_random import hash64
-from partialkd.data.decode import decode, encode_jpeg, to_tensor
-from partialkd.data.layout import pack_records
-from partialkd.data.loader import Loader, open_loader
-from partialkd.data.order import Plan, SequentialPlan, TrainingPlan
-from partialkd.data.sources import SyntheticSource, open_source
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
+from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.sources.open import open_source
+from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError
 from partialkd.teacher.centres import class_means
 from partialkd.world.shard import shard_of

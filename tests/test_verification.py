@@ -14,7 +14,7 @@ from ranks import run
 from torch import Tensor, nn
 
 from partialkd.config import EvaluateConfig
-from partialkd.data.bins import write_bin
+from partialkd.data.formats.verification_bin import write_bin
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, score_pairs
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table

@@ -47,7 +47,7 @@ class PartConfig(Section):
 class AugmentConfig(Section):
     """For training batches: the share of images that each operation changes, and its strength. All are off by default.
 
-    In this order, after grey and flip. What each does exactly: partialkd/data/augment.py.
+    In this order, after grey and flip. What each does exactly: partialkd/data/images/augment.py.
     """
 
     crop: Probability = 0.0  # a window of the image, stretched to its size

@@ -1,0 +1,1 @@
+"""Data: files, pictures, sources, orders and batches of labelled face images."""

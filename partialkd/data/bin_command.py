@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from partialkd.data.bin_folders import PAIRS, build_bin, extract_bin
-from partialkd.data.pair_lists import FORMS, LFW_NAMES, read_pair_list
+from partialkd.data.formats.pair_lists import FORMS, LFW_NAMES, read_pair_list
+from partialkd.data.packing.verification_sets import PAIRS, build_bin, extract_bin
 from partialkd.errors import PartialKDError
 
 

@@ -21,8 +21,8 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.config import EvaluateConfig
-from partialkd.data.bins import VerificationSet, read_bin
-from partialkd.data.decode import RESIZE, check_size, decode, to_tensor
+from partialkd.data.formats.verification_bin import VerificationSet, read_bin
+from partialkd.data.images.decode import RESIZE, check_size, decode, to_tensor
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
 from partialkd.world.shard import shard_of

@@ -20,7 +20,7 @@ from prettytable import PrettyTable
 
 from partialkd.config import DataConfig, PhaseConfig, ProceduralConfig
 from partialkd.config_files import load_config
-from partialkd.data.layout import PROPERTY, read_property
+from partialkd.data.formats.insightface_folder import PROPERTY, read_property
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
 from partialkd.planner.plan import Plan, Ranks, plan_phase

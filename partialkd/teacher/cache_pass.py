@@ -21,8 +21,8 @@ from torch import Tensor
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.loader import open_loader
-from partialkd.data.source import Source
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.sources.source import Source
 from partialkd.errors import TeacherError
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
 from partialkd.teacher.centres import mean_rows

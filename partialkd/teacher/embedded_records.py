@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.data.layout import NAMES, pack_records, read_names
-from partialkd.data.merged import MergedSource
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.source import Source
+from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.merged import MergedSource
+from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
 from partialkd.teacher.cache import KeptEmbeddings
 

@@ -11,8 +11,8 @@ from weakref import WeakSet
 import torch
 
 from partialkd.data.batch import FaceBatch
-from partialkd.data.jpeg import ahead
-from partialkd.data.loader import Loader
+from partialkd.data.loading.loader import Loader
+from partialkd.data.ordered_threads import ahead
 from partialkd.teacher.cache import KeptEmbeddings
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from partialkd.config import Config, InputConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.loader import open_loader
-from partialkd.data.order import Plan, SequentialPlan
-from partialkd.data.source import Source
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.order.plan import Plan, SequentialPlan
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, TeacherError
 from partialkd.models.saved import open_model
 from partialkd.run_folder import MODEL

@@ -11,73 +11,20 @@ that cannot be read: unreadable.py. A micro-step that holds one is read once mor
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.config import DataConfig
-from partialkd.data import augment
 from partialkd.data.batch import FaceBatch
-from partialkd.data.decode import check_size, decode, to_tensor, write_planes
-from partialkd.data.order import Plan
-from partialkd.data.source import Source
-from partialkd.data.unreadable import Unreadable
-from partialkd.errors import DataError, Where
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class OrderedLoader(ABC):
-    """Batches of a source in the order of a plan. What loaders share: their iterators, their end, augmentation."""
-
-    def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
-        self.data, self.source, self.plan, self.device = data, source, plan, device
-        self.micro_steps = plan.micro_steps
-        self.unreadable = Unreadable(data, source, plan)
-        self._open: WeakSet[Generator[FaceBatch, None, None]] = WeakSet()
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
-        """The batches of micro-steps start, start + 1, ... of an epoch; threads start with the first `next`."""
-        if not 0 <= start <= self.micro_steps:
-            raise ValueError(f"start must be in [0, {self.micro_steps}], got {start}")
-        batches = self._batches(epoch, range(start, self.micro_steps))
-        self._open.add(batches)
-        return batches
-
-    def close(self) -> None:
-        """End the iterators that still run, and with them their threads; say how many records were unreadable."""
-        for batches in list(self._open):
-            batches.close()
-        self.unreadable.say_total()
-
-    @abstractmethod
-    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]: ...
-
-    def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
-        where = Where(self.source.name, index)
-        image = decode(encoded, where, out)
-        if not self.data.resize:
-            check_size(image, self.data.image_size, where)
-        return image
-
-    def _batch(
-        self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray
-    ) -> FaceBatch:
-        """Normalised images on their device -> augmented there, in this thread; the labels follow them."""
-        augment.apply(images, augment.draw(self.data.augment, self.plan.seed, epoch, indices))
-        on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
-        return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
+from partialkd.data.images.decode import to_tensor, write_planes
+from partialkd.data.loading.ordered import OrderedLoader, read_record
+from partialkd.data.ordered_threads import ahead
+from partialkd.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -145,31 +92,3 @@ class JpegLoader(OrderedLoader):
         """One record -> its pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""
         encoded, label = read_record(self.source, index)
         return self._decode(encoded, index, out), label
-
-
-def read_record(source: Source, index: int) -> tuple[bytes, int]:
-    """Encoded bytes and class id; whatever the disk says becomes a `DataError` naming the record."""
-    try:
-        return source.read(index)
-    except OSError as error:
-        raise DataError(f"{source.name(index)}: cannot be read: {error}") from error
-
-
-def ahead(
-    job: Callable[[Item], Result], todo: Iterable[Item], workers: int
-) -> Generator[tuple[Item, Result], None, None]:
-    """(item, job(item)) in the order of `todo`, computed by threads at most `workers` + 1 items ahead.
-
-    An exception of `job` is raised in the place of its item. `todo` is read by the calling thread only.
-    """
-    pending: deque[tuple[Item, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="partialkd-loader")
-    try:
-        for item in todo:
-            pending.append((item, pool.submit(job, item)))
-            if len(pending) > workers:
-                yield pending[0][0], pending.popleft()[1].result()
-        while pending:
-            yield pending[0][0], pending.popleft()[1].result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from partialkd.config import DataConfig
-from partialkd.data.order import TrainingPlan
-from partialkd.data.samplers import BlockOrder, Order
-from partialkd.data.source import Source
+from partialkd.data.order.orders import BlockOrder, Order
+from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.sources.source import Source
 
 
 def make_plan(

@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFilter
 
-from partialkd.data.face_traits import Traits, identity_traits, nuisance_traits
+from partialkd.data.packing.face_traits import Traits, identity_traits, nuisance_traits
 
 Colour = tuple[int, ...]
 Point = tuple[float, float]

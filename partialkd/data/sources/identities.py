@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partialkd.data.layout import read_names
+from partialkd.data.formats.insightface_folder import read_names
 from partialkd.errors import DataError
 
 LEFT_OUT = -1

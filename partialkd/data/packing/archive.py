@@ -14,25 +14,21 @@ Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and
 from __future__ import annotations
 
 import shutil
-import tarfile
-import zlib
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from partialkd.config import ArchiveConfig, DataConfig
-from partialkd.data.bins import write_bin
-from partialkd.data.decode import RESIZE, check_size, decode, encode_jpeg, to_pixels
-from partialkd.data.folder_source import IMAGE_SUFFIXES, list_folder
-from partialkd.data.pack import PackOptions, pack
-from partialkd.data.pair_lists import ListedPair, read_csv
+from partialkd.data.formats.image_tree import list_images, read_images
+from partialkd.data.formats.pair_lists import ListedPair, read_csv
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.images.decode import check_size, decode, sized
+from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.made_folder import made_before, making
 
 PREPARATION = 1  # raised when the same settings give other files
-_MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
 _INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
 
 
@@ -143,84 +139,11 @@ def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: P
     write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))
 
 
-def sized(encoded: bytes, image_size: int | None, resize: bool, where: str, option: str = RESIZE) -> bytes:
-    """The bytes as they are if the image has the right size; None: any."""
-    pixels = decode(encoded, where)
-    if image_size is None or pixels.shape[:2] == (image_size, image_size):
-        return encoded
-    if not resize:
-        check_size(pixels, image_size, where, option)
-    return encode_jpeg(to_pixels(pixels, image_size))
-
-
 def _identity(path: str) -> str:
     return path.partition("/")[0]
 
 
 # --------------------------------------------------------------------------------------- archives and folders
-
-
-def list_images(tree: Path) -> dict[str, list[str]]:
-    """Identity -> its image names, both sorted."""
-    if tree.is_dir():
-        listing = list_folder(tree)
-        if listing.problems:
-            raise DataError(f"{tree}/{listing.problems[0][0]}: {listing.problems[0][1]}")
-        paths = listing.paths
-    else:
-        paths = [path for path, _ in _members(tree, ())]
-    found: dict[str, list[str]] = {}
-    for path in sorted(set(paths)):
-        identity, _, image = path.partition("/")
-        found.setdefault(identity, []).append(image)
-    if not found:
-        raise DataError(f"{tree}: no <identity>/<image> in it")
-    return found
-
-
-def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(path, encoded bytes) of the wanted `<identity>/<image>` paths, in any order; `DataError` if one is missing."""
-    missing = set(wanted)
-    for path, encoded in _files(tree, sorted(missing)) if tree.is_dir() else _members(tree, missing):
-        if path in missing:
-            missing.discard(path)
-            yield path, encoded
-    if missing:
-        raise DataError(f"{tree}: no image {min(missing)} in it ({len(missing)} such images)")
-
-
-def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    for path in wanted:
-        if ".." in path.split("/") or not (tree / path.lstrip("/")).is_file():
-            continue
-        try:
-            yield path, (tree / path.lstrip("/")).read_bytes()
-        except OSError as error:
-            raise DataError(f"{tree}/{path}: cannot be read: {error}") from error
-
-
-def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The images of an archive, in its order; only wanted ones are read, others come as b"".
-
-    Hidden files, and files beside the identities, are not looked at.
-    """
-    try:
-        with tarfile.open(tree, "r|*") as archive:
-            for member in archive:
-                parts = Path(member.name).parts
-                if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
-                    rule = f"a member has at most {_MOST_BYTES} bytes"
-                    raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
-                if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
-                    continue
-                if not member.isfile() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
-                    raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
-                if not parts[1].lower().endswith(IMAGE_SUFFIXES):
-                    raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
-                file = archive.extractfile(member) if "/".join(parts) in wanted else None
-                yield "/".join(parts), file.read() if file else b""
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{tree}: cannot be read: {error}") from error
 
 
 def _input_bytes(config: ArchiveConfig) -> dict[str, int]:

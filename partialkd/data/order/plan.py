@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from partialkd.counter_random import uniform
-from partialkd.data.samplers import GlobalOrder, Order
+from partialkd.data.order.orders import GlobalOrder, Order
 from partialkd.errors import ConfigError
 
 _TOGETHER = 4096  # records worked out in one go

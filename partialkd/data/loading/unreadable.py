@@ -28,8 +28,8 @@ import numpy as np
 
 from partialkd.config import DataConfig
 from partialkd.counter_random import hash64
-from partialkd.data.order import Plan
-from partialkd.data.source import Source
+from partialkd.data.order.plan import Plan
+from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
 
 ATTEMPTS = 100  # records drawn in the place of one

@@ -30,7 +30,7 @@ import numpy as np
 
 from partialkd.config import DataConfig
 from partialkd.counter_random import hash64, permute
-from partialkd.data.source import Source
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 
 _EPOCH, _PASS, _GROUP, _CLASSES, _IMAGES = range(101, 106)  # salts

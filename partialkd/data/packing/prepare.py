@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from partialkd.config import DataConfig, ProceduralConfig
-from partialkd.data.archive import pack_archive
-from partialkd.data.faces import make_faces
+from partialkd.data.packing.archive import pack_archive
+from partialkd.data.packing.drawn_faces import make_faces
 from partialkd.errors import ConfigError
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from partialkd.config import AugmentConfig
 from partialkd.counter_random import uniform
-from partialkd.data import pixel_operations as operations
+from partialkd.data.images import pixel_operations as operations
 
 NAMES = ("crop", "rand", "colour", "blur", "low_resolution", "occlusion")  # keys of data.augment, in their order
 _SALTS = {name: 100 * number for number, name in enumerate(NAMES, 1)}  # of the choice; parameters count on from there

@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from partialkd.data.archive import list_images, read_images, sized
-from partialkd.data.bins import VerificationSet, read_bin, write_bin
-from partialkd.data.pack import image_suffix
-from partialkd.data.pair_lists import ListedPair
+from partialkd.data.formats.image_tree import list_images, read_images
+from partialkd.data.formats.pair_lists import ListedPair
+from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
+from partialkd.data.images.decode import image_suffix, sized
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import refuse_existing, sync
 from partialkd.storage.made_folder import fresh_partial

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.decode import check_size, decode, to_grey, to_tensor
-from partialkd.data.jpeg import OrderedLoader, ahead, read_record
-from partialkd.data.order import Plan
+from partialkd.data.images.decode import check_size, decode, to_grey, to_tensor
+from partialkd.data.loading.ordered import OrderedLoader, read_record
+from partialkd.data.order.plan import Plan
+from partialkd.data.ordered_threads import ahead
 from partialkd.errors import DataError
 
 JPEG = b"\xff\xd8"  # how these files begin

@@ -13,9 +13,9 @@ import torch
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.jpeg import JpegLoader
-from partialkd.data.order import Plan
-from partialkd.data.source import Source
+from partialkd.data.loading.jpeg import JpegLoader
+from partialkd.data.order.plan import Plan
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.devi
     """The loader that `data.loader` names, for one rank."""
     if data.loader == "dali":
         try:
-            from partialkd.data.dali import DaliLoader  # a second, and a library not every machine has
+            from partialkd.data.loading.dali import DaliLoader  # a second, and a library not every machine has
         except ImportError as error:
             rule = 'must be "jpeg" where DALI is not installed (pip install nvidia-dali-cuda130)'
             raise ConfigError(f'data.loader: {rule}, got "dali": {error}') from error

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from partialkd.data.layout import IDX, PROPERTY, REC, image_positions, read_property
-from partialkd.data.recordio import Headers, RecordReader
-from partialkd.data.source import check_index, sampled_bytes
+from partialkd.data.formats.insightface_folder import IDX, PROPERTY, REC, image_positions, read_property
+from partialkd.data.formats.recordio import Headers, RecordReader
+from partialkd.data.sources.source import check_index, sampled_bytes
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import write_json
 

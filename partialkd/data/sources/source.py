@@ -9,7 +9,7 @@ Errors: `DataError` with file and record key, or the image's path; `IndexError` 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -62,3 +62,12 @@ def check_index(index: int, length: int) -> None:
     """IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
         raise IndexError(f"index must be in [0, {length}), got {index}")
+
+
+def digest_of(parts: Iterable[bytes | np.ndarray]) -> str:
+    """SHA-256 of arrays and bytes, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+        digest.update(b"|")
+    return digest.hexdigest()

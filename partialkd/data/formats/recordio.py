@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from partialkd.data.record_index import read_index
+from partialkd.data.formats.record_index import read_index
 from partialkd.errors import DataError, Where
 from partialkd.storage.atomic_files import replacing
 

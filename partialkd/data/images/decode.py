@@ -178,3 +178,28 @@ def to_pixels(image: np.ndarray, image_size: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (S, S, 3) uint8, by the resize of `to_tensor`, rounded."""
     resized = resize(_planes(torch.from_numpy(image)[None], torch.device("cpu")), image_size)
     return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def sized(encoded: bytes, image_size: int | None, resize: bool, where: str, option: str = RESIZE) -> bytes:
+    """The bytes as they are if the image has the right size; None: any."""
+    pixels = decode(encoded, where)
+    if image_size is None or pixels.shape[:2] == (image_size, image_size):
+        return encoded
+    if not resize:
+        check_size(pixels, image_size, where, option)
+    return encode_jpeg(to_pixels(pixels, image_size))
+
+
+def image_suffix(encoded: bytes) -> str | None:
+    """ ".jpg", ".png" ... by the first bytes; None: not a known image format."""
+    return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)
+
+
+_MAGICS = (
+    (b"\xff\xd8", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"BM", ".bmp"),
+    (b"RIFF", ".webp"),
+    (b"II", ".tif"),
+    (b"MM", ".tif"),
+)

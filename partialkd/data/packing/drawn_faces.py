@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from partialkd.config import ProceduralConfig
-from partialkd.data.bins import write_bin
-from partialkd.data.face_drawing import draw_jpegs
-from partialkd.data.layout import pack_records
+from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.errors import DataError
 from partialkd.storage.made_folder import made_before, making
 

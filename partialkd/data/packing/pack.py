@@ -14,39 +14,24 @@ import io
 import os
 import re
 import shutil
-import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from partialkd.data.decode import decode, encode_jpeg, to_pixels
-from partialkd.data.folder_source import list_folder
-from partialkd.data.layout import FLOAT_EXACT, NAMES, pack_records, read_names
-from partialkd.data.record_source import RecordIOSource
+from partialkd.data.formats.image_tree import list_folder
+from partialkd.data.formats.insightface_folder import FLOAT_EXACT, NAMES, pack_records, read_names
+from partialkd.data.images.decode import decode, encode_jpeg, image_suffix, to_pixels
+from partialkd.data.ordered_threads import in_order
+from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import refuse_existing, replacing
 from partialkd.storage.made_folder import fresh_partial
 
 SKIPPED = "skipped.txt"
-_MAGICS = (
-    (b"\xff\xd8", ".jpg"),
-    (b"\x89PNG", ".png"),
-    (b"BM", ".bmp"),
-    (b"RIFF", ".webp"),
-    (b"II", ".tif"),
-    (b"MM", ".tif"),
-)
 _NUMBER = re.compile(r"[0-9]{1,10}")
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -217,29 +202,3 @@ def _write_image(source: RecordIOSource, index: int, root: Path, names: list[str
     if suffix is None:
         raise DataError(f"{source.name(index)}: not a known image format (starts with {image[:8]!r})")
     (root / names[label] / f"{source.stem(index)}{suffix}").write_bytes(image)
-
-
-def image_suffix(encoded: bytes) -> str | None:
-    """ ".jpg", ".png" ... by the first bytes; None: not a known image format."""
-    return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)
-
-
-def in_order(job: Callable[[Job], Result], todo: Iterable[Job], workers: int, title: str) -> Iterator[Result]:
-    """Results of `job` in the order of `todo`, computed by threads a bounded distance ahead, with a progress bar."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    todo = list(todo)
-    with ThreadPoolExecutor(workers) as pool, Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        bar = progress.add_task(title, total=len(todo))
-        ahead: deque = deque()
-        try:
-            for item in todo:
-                ahead.append(pool.submit(job, item))
-                if len(ahead) >= 32 * workers:
-                    yield ahead.popleft().result()
-                    progress.advance(bar)
-            while ahead:
-                yield ahead.popleft().result()
-                progress.advance(bar)
-        finally:
-            for future in ahead:
-                future.cancel()

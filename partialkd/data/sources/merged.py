@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from partialkd.config import PartConfig
-from partialkd.data.folder_source import FolderSource, digest_of
-from partialkd.data.identities import LEFT_OUT, Names, excluded, mapped
-from partialkd.data.layout import NAMES
-from partialkd.data.record_source import RecordIOSource
-from partialkd.data.source import Source, check_index
+from partialkd.data.formats.insightface_folder import NAMES
+from partialkd.data.sources.folder import FolderSource
+from partialkd.data.sources.identities import LEFT_OUT, Names, excluded, mapped
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.source import Source, check_index, digest_of
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import replacing
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partialkd.data.recordio import Headers, RecordWriter, open_writer, pack_payload
+from partialkd.data.formats.recordio import Headers, RecordWriter, open_writer, pack_payload
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import refuse_existing, replacing
 

@@ -1,0 +1,127 @@
+"""List and read the images of a tree `<identity>/<image>`: a folder or a tar archive."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from partialkd.errors import DataError
+
+
+def list_images(tree: Path) -> dict[str, list[str]]:
+    """Identity -> its image names, both sorted."""
+    if tree.is_dir():
+        listing = list_folder(tree)
+        if listing.problems:
+            raise DataError(f"{tree}/{listing.problems[0][0]}: {listing.problems[0][1]}")
+        paths = listing.paths
+    else:
+        paths = [path for path, _ in _members(tree, ())]
+    found: dict[str, list[str]] = {}
+    for path in sorted(set(paths)):
+        identity, _, image = path.partition("/")
+        found.setdefault(identity, []).append(image)
+    if not found:
+        raise DataError(f"{tree}: no <identity>/<image> in it")
+    return found
+
+
+def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(path, encoded bytes) of the wanted `<identity>/<image>` paths, in any order; `DataError` if one is missing."""
+    missing = set(wanted)
+    for path, encoded in _files(tree, sorted(missing)) if tree.is_dir() else _members(tree, missing):
+        if path in missing:
+            missing.discard(path)
+            yield path, encoded
+    if missing:
+        raise DataError(f"{tree}: no image {min(missing)} in it ({len(missing)} such images)")
+
+
+def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    for path in wanted:
+        if ".." in path.split("/") or not (tree / path.lstrip("/")).is_file():
+            continue
+        try:
+            yield path, (tree / path.lstrip("/")).read_bytes()
+        except OSError as error:
+            raise DataError(f"{tree}/{path}: cannot be read: {error}") from error
+
+
+def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The images of an archive, in its order; only wanted ones are read, others come as b"".
+
+    Hidden files, and files beside the identities, are not looked at.
+    """
+    try:
+        with tarfile.open(tree, "r|*") as archive:
+            for member in archive:
+                parts = Path(member.name).parts
+                if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
+                    rule = f"a member has at most {_MOST_BYTES} bytes"
+                    raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
+                if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
+                    continue
+                if not member.isfile() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
+                    raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
+                if not parts[1].lower().endswith(IMAGE_SUFFIXES):
+                    raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
+                file = archive.extractfile(member) if "/".join(parts) in wanted else None
+                yield "/".join(parts), file.read() if file else b""
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{tree}: cannot be read: {error}") from error
+
+
+_MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class Listing:
+    """What `list_folder` found: names by class id, paths relative to the folder with their labels, problems."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        self.problems: list[tuple[str, str]] = []  # path, reason
+
+
+def list_folder(folder: Path) -> Listing:
+    """All `<identity>/<image>` of a folder, sorted. Hidden files and files beside the identities are not looked at."""
+    listing = Listing()
+    for identity in _visible(folder):
+        if not _is(identity.is_dir):
+            continue
+        label = len(listing.names)
+        listing.names.append(identity.name)
+        for entry in _visible(Path(identity.path)):
+            path = f"{identity.name}/{entry.name}"
+            if _is(entry.is_file) and entry.name.lower().endswith(IMAGE_SUFFIXES):
+                listing.paths.append(path)
+                listing.labels.append(label)
+            else:
+                listing.problems.append((path, "not an image file (by its name)"))
+        if not listing.labels or listing.labels[-1] != label:
+            listing.problems.append((identity.name, "identity without an image"))
+    if not listing.names:
+        raise DataError(f"{folder}: no <identity>/<image> in this folder")
+    return listing
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """A link that leads round in a circle is no file and no folder."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Pixels: decoding, encoding, resizing and augmenting images."""

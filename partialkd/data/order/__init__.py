@@ -1,0 +1,1 @@
+"""Which record comes when: plans, samplers and read-ahead."""

@@ -1,0 +1,41 @@
+"""Where labelled encoded images come from: InsightFace folders, image folders, or a generator in memory.
+
+One data set of `data.path`, or several of `data.parts` merged; with identities mapped or left out where the
+configuration says so (merged.py).
+Errors: `DataError` with file and record key, or the image's path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from partialkd.config import DataConfig, PartConfig
+from partialkd.data.formats.insightface_folder import PROPERTY
+from partialkd.data.sources.folder import FolderSource
+from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.merged import merge
+from partialkd.data.sources.source import Source
+from partialkd.data.sources.synthetic import SyntheticSource
+from partialkd.errors import DataError
+
+
+def open_source(data: DataConfig) -> Source:
+    """The source that `data.path` or `data.parts` name, with the identities that training uses."""
+    if data.source == "synthetic":
+        return SyntheticSource(data.synthetic_identities, data.synthetic_images, data.image_size)
+    alone = PartConfig(
+        path=data.path, source=data.source, label_map=data.label_map, exclude_identities=data.exclude_identities
+    )
+    parts = data.parts or (alone,)
+    sources = [_open_part(part, data) for part in parts]
+    return merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]
+
+
+def _open_part(part: PartConfig, data: DataConfig) -> FolderSource | RecordIOSource:
+    if part.source == "folder":
+        return FolderSource(Path(part.path))
+    source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None, data.embeddings)
+    if not data.resize and (source.height, source.width) != (data.image_size, data.image_size):
+        rule = f"data.image_size is {data.image_size} and data.resize is false"
+        raise DataError(f"{Path(part.path) / PROPERTY}: images are {source.height} x {source.width}, but {rule}")
+    return source
