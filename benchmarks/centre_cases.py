@@ -10,8 +10,8 @@ import torch
 from measure import free_bytes
 from pydantic import ValidationError
 
-from partialkd.centres.products import rounds
 from partialkd.centres.store import DTYPES
+from partialkd.centres.sweeps.products import rounds
 from partialkd.config import CentresConfig
 
 FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")

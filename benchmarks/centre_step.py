@@ -41,8 +41,9 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.moving_average import move_ema
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.out_of_memory import is_out_of_memory

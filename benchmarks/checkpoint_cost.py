@@ -32,7 +32,7 @@ from measure import machine, wait_for
 from prettytable import PrettyTable
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.update import make_row_optimizer
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.checkpoint.saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method

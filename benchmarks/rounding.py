@@ -28,8 +28,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.rounding import Draw
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.margin import arc_margin, margin_softmax
 from partialkd.storage.atomic_files import write_json

@@ -34,8 +34,9 @@ from scaling_model import NotingWorld, against_model, calls_of, side_by_side
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.moving_average import move_ema
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, DistConfig
 from partialkd.config_files import parse_config
 from partialkd.margin import arc_margin, margin_softmax

@@ -18,6 +18,8 @@ from torch import Tensor
 ROUNDS = 8  # each moves both coordinates; fewer are visibly not uniform for sizes of 5 to 10
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ONES = (1 << 64) - 1
+Word = TypeVar("Word", int, Tensor)
+_WORD = 0xFFFFFFFF
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:
@@ -64,10 +66,6 @@ def uniform(seed: int, salt: int, epoch: int, indices: np.ndarray) -> np.ndarray
     Every random choice about one record (flip, grey, an augmentation) takes a salt of its own.
     """
     return (hash64(seed, salt, epoch, indices) >> np.uint64(11)) * 2.0**-53
-
-
-Word = TypeVar("Word", int, Tensor)
-_WORD = 0xFFFFFFFF
 
 
 def hash_words(ids: Tensor, seed: int, step: int) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 
 from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.update import make_row_optimizer
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import Loader, open_loader

@@ -9,8 +9,9 @@ from triton import compile as build_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from partialkd.centres import kernels, row_kernels
-from partialkd.centres.tuning import candidates, width_of
+from partialkd.centres.sweeps import row_kernels
+from partialkd.centres.sweeps import sum_kernel as kernels
+from partialkd.centres.sweeps.tiles import candidates, width_of
 
 
 def compiled(dim: int) -> str:

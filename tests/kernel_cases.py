@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import ChunkedSweep, offset_of
-from partialkd.centres.fused import FusedSweep
 from partialkd.centres.rounding import Draw
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tiles, Tuner
-from partialkd.centres.update import RowAdamW, RowSGD
+from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.tiles import Tiles
+from partialkd.centres.sweeps.tuner import Tuner
 
 MOMENTUM, DECAY, LR, ADAMW_LR = 0.9, 0.01, 0.3, 0.05
 
@@ -214,7 +215,7 @@ def check_adamw(case: Case, device: torch.device, seed: int = 5) -> dict[str, fl
 
 def check_tiles(device: torch.device) -> dict[str, float]:
     """Every way to cut one problem, empty splits among them, against float64."""
-    from partialkd.centres import kernels
+    from partialkd.centres.sweeps import sum_kernel as kernels
 
     case = Case()
     store, queries = build(case, device, 3)
@@ -301,7 +302,7 @@ def check_engine(device: torch.device) -> dict[str, float]:
 
 def check_measured(device: torch.device, path: Path) -> dict[str, float]:
     """What `auto` compares before it measures: 1 where it finds that the kernels do not agree with the chunked path."""
-    from partialkd.centres import measured
+    from partialkd.centres.sweeps import fastest as measured
 
     found = {}
     for name in ("tails", "scale 30", "scale 128", "duplicates", "sampled"):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from test_planner import peak_of
 
-from partialkd.centres import measured
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import ChunkedSweep
-from partialkd.centres.fused import KERNEL_TYPES, FusedSweep
-from partialkd.centres.graphed import GraphedSweep, Run
-from partialkd.centres.measured import MeasuredSweep
-from partialkd.centres.products import rounds
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES, CentreStore
-from partialkd.centres.tuning import Tuner
-from partialkd.centres.update import make_row_optimizer
+from partialkd.centres.sweeps import fastest as measured
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fastest import MeasuredSweep
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep
+from partialkd.centres.sweeps.graphed import GraphedSweep, Run
+from partialkd.centres.sweeps.products import rounds
+from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.checkpoint.snapshot import Snapshot, Staging
 from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config

@@ -12,8 +12,10 @@ from ranks import RankFailure, run
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore, sampling
+from partialkd.centres.gathered import OwnRows
+from partialkd.centres.moving_average import move_ema
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.update import OwnRows, make_row_optimizer, move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
 from partialkd.methods import make_method

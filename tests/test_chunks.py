@@ -10,9 +10,9 @@ import pytest
 import torch
 from kernel_cases import Case
 
-from partialkd.centres.chunks import ChunkSize, cache_of
-from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK, ChunkedSweep
-from partialkd.centres.products import Products, RoundedOnCPU, RoundedOnCUDA
+from partialkd.centres.sweeps.chunked import GRADIENTS_CHUNK, SUMS_CHUNK, ChunkedSweep
+from partialkd.centres.sweeps.chunks import ChunkSize, cache_of
+from partialkd.centres.sweeps.products import Products, RoundedOnCPU, RoundedOnCUDA
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MB = 1 << 20

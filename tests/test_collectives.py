@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from partialkd.centres import Centres, CentreStore, engine, sampling
 from partialkd.centres import store as store_module
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.methods.base import Method
 from partialkd.world.world import World

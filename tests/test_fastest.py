@@ -14,13 +14,13 @@ from test_graphed import Recording
 from test_measured import CPU, ROWS, FakeKernels, moved, of_few_rows
 from torch import Tensor
 
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import ChunkedSweep
-from partialkd.centres.graphed import GraphedSweep
-from partialkd.centres.measured import MeasuredSweep
-from partialkd.centres.products import Products
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tuner
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fastest import MeasuredSweep
+from partialkd.centres.sweeps.graphed import GraphedSweep
+from partialkd.centres.sweeps.products import Products
+from partialkd.centres.sweeps.tuner import Tuner
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from partialkd.centres import graphed
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import ChunkedSweep, make_sweep
-from partialkd.centres.graphed import GraphedSweep, Run
-from partialkd.centres.products import Products, RoundedOnCUDA
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.store import CentreStore
+from partialkd.centres.sweeps import graphed
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.choose import make_sweep
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.graphed import GraphedSweep, Run
+from partialkd.centres.sweeps.products import Products, RoundedOnCUDA
 from partialkd.config import CentresConfig
 from partialkd.errors import ConfigError
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 from kernel_cases import CASES, Case
 
-from partialkd.centres.contrast import ChunkedSweep, make_sweep
-from partialkd.centres.fused import KERNEL_TYPES, FusedSweep, kept_rows
-from partialkd.centres.products import Products, RoundedOnCPU, make_products
-from partialkd.centres.tuning import PINNED, Tiles, Tuner, candidates, splits_of
-from partialkd.centres.update import RowAdamW, RowSGD
+from partialkd.centres.row_optimizers import RowAdamW, RowSGD
+from partialkd.centres.sweeps.choose import make_sweep
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep, kept_rows
+from partialkd.centres.sweeps.products import Products, RoundedOnCPU, make_products
+from partialkd.centres.sweeps.tiles import PINNED, Tiles, candidates, splits_of
+from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.config import CentresConfig
 from partialkd.errors import ConfigError
 
@@ -206,7 +208,7 @@ def test_no_tiles_that_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["everything", "sampled", "seen", "both", "unseen"])
 def test_listed_rows_are_those_the_filter_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partialkd.centres.fused.LISTED_AT_ONCE", 7)
+    monkeypatch.setattr("partialkd.centres.sweeps.fused.LISTED_AT_ONCE", 7)
     _, queries = kernel_cases.build(Case(rows=200, filter=name), CPU, 1)
     lists, kept = list(kept_rows(queries.filter)), queries.filter.keep(0, 200)
     assert (lists == [None]) == (name == "everything")

@@ -18,16 +18,17 @@ import torch
 from kernel_cases import Case
 from torch import Tensor
 
-from partialkd.centres import measured
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import ChunkedSweep, make_sweep
-from partialkd.centres.fused import FusedSweep
-from partialkd.centres.measured import MeasuredSweep, first_rows
-from partialkd.centres.products import Products
 from partialkd.centres.rounding import Draw
+from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.store import CentreStore
-from partialkd.centres.tuning import Tuner
-from partialkd.centres.update import RowAdamW, RowSGD
+from partialkd.centres.sweeps import fastest as measured
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.choose import make_sweep
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fastest import MeasuredSweep, first_rows
+from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.products import Products
+from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.config import CentresConfig
 
 CPU = torch.device("cpu")

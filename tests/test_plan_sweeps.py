@@ -11,8 +11,8 @@ import torch
 from test_planner import peak_of
 
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer
 from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config
 from partialkd.methods import make_method

@@ -14,8 +14,8 @@ import pytest
 import torch
 from ranks import run
 
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES, CentreStore
-from partialkd.centres.update import make_row_optimizer
 from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config_files import load_config, parse_config
 from partialkd.data.sources.open import open_source

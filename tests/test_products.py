@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_centres import SGD, assembled, expected, one_step
 
-from partialkd.centres.products import Products, RoundedOnCPU, RoundedOnCUDA, make_products, rounds
+from partialkd.centres.sweeps.products import Products, RoundedOnCPU, RoundedOnCUDA, make_products, rounds
 from partialkd.config import CentresConfig
 from partialkd.config_files import parse_config
 from partialkd.errors import ConfigError

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
-from partialkd.centres.update import make_row_optimizer
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.config_files import parse_config
 from partialkd.counter_random import hash_words, mix_word

@@ -12,9 +12,10 @@ from ranks import run
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
-from partialkd.centres.chunks import chunks, side_by_side
-from partialkd.centres.products import Products
-from partialkd.centres.sampling import RowFilter, Sampling, block_rows
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.sampling import Sampling, block_rows
+from partialkd.centres.sweeps.chunks import chunks, side_by_side
+from partialkd.centres.sweeps.products import Products
 from partialkd.config import CentresConfig
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

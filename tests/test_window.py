@@ -22,11 +22,12 @@ from ranks import run
 from test_centres import ADAMW, SCALE, SEED, SGD, method_of, problem, sampled, store_of
 from torch import Tensor
 
-from partialkd.centres import Centres, window
+from partialkd.centres import Centres
+from partialkd.centres import host_memory as window
+from partialkd.centres.host_memory import Window, Windows
+from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import DTYPES, CentreStore
-from partialkd.centres.update import make_row_optimizer
-from partialkd.centres.window import Window, Windows
 from partialkd.config import CentresConfig
 from partialkd.drift import CentreSweep
 from partialkd.errors import PartialKDError

@@ -10,8 +10,8 @@ import dense
 import pytest
 from test_window import BATCH, CLASSES, DIM, RATE, go_on, made
 
+from partialkd.centres.host_memory import Windows
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.window import Windows
 from partialkd.config_files import load_config, parse_config
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import savings

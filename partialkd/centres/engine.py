@@ -32,15 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from partialkd.centres.answers import told
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import make_sweep, offset_of
-from partialkd.centres.residence import InStore, Residence
+from partialkd.centres.device_io import told
+from partialkd.centres.gathered import OwnRows, where_finite
+from partialkd.centres.host_memory import Windows
 from partialkd.centres.rounding import Draw
+from partialkd.centres.row_memory import InStore, Residence
+from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
-from partialkd.centres.update import OwnRows, RowOptimizer, where_finite
-from partialkd.centres.window import Windows
+from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.config import CentresConfig
 from partialkd.world.shard import local_rows
 from partialkd.world.world import World

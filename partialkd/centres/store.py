@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from partialkd.centres.answers import told
+from partialkd.centres.device_io import told
 from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 
 INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish

@@ -6,8 +6,8 @@ Before the logits, each class of the batch moves towards its teacher embedding,
 
 with w_y in a' taken before the update; then the loss of ArcDistill or CosDistill over the moved centres. No
 loss weight, no further term. f_t is normalised, also where it is averaged. What happens when a class occurs
-several times in a batch, or for the first time: partialkd.centres.update.move_ema. With gradient accumulation the
-centres move at every micro-step, so an accumulated step is not exactly the step of the larger batch.
+several times in a batch, or for the first time: partialkd.centres.moving_average.move_ema. With gradient
+accumulation the centres move at every micro-step, so an accumulated step is not exactly the step of the larger batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from partialkd.centres import Centres
-from partialkd.centres.update import move_ema
+from partialkd.centres.moving_average import move_ema
 from partialkd.config import AdaDistillConfig
 from partialkd.margin import arc_margin, cos_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome

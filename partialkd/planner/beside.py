@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import torch
 
-from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of
-from partialkd.centres.graphed import MOST_CHUNKS
-from partialkd.centres.products import rounds
+from partialkd.centres.row_optimizers import RowOptimizer, make_row_optimizer
 from partialkd.centres.store import DTYPES, CentreStore
-from partialkd.centres.update import RowOptimizer, make_row_optimizer
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of
+from partialkd.centres.sweeps.graphed import MOST_CHUNKS
+from partialkd.centres.sweeps.products import rounds
 from partialkd.config import PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.planner.work import FLOAT

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from partialkd.centres.chunks import ChunkSize
-from partialkd.centres.contrast import GRADIENTS_CHUNK, SUMS_CHUNK
-from partialkd.centres.products import rounds
 from partialkd.centres.sampling import Sampling, block_rows
+from partialkd.centres.sweeps.chunked import GRADIENTS_CHUNK, SUMS_CHUNK
+from partialkd.centres.sweeps.chunks import ChunkSize
+from partialkd.centres.sweeps.products import rounds
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
 from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from partialkd.errors import DataError
 
+_MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
 
 def list_images(tree: Path) -> dict[str, list[str]]:
     """Identity -> its image names, both sorted."""
@@ -72,11 +75,6 @@ def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
                 yield "/".join(parts), file.read() if file else b""
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{tree}: cannot be read: {error}") from error
-
-
-_MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Listing:

@@ -29,6 +29,14 @@ RESIZE = "data.resize = true"  # in the configuration of a run
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, that of JPEG and of Pillow's "L"
+_MAGICS = (
+    (b"\xff\xd8", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"BM", ".bmp"),
+    (b"RIFF", ".webp"),
+    (b"II", ".tif"),
+    (b"MM", ".tif"),
+)
 
 
 def decode(encoded: bytes, where: str | Where, out: np.ndarray | None = None) -> np.ndarray:
@@ -193,13 +201,3 @@ def sized(encoded: bytes, image_size: int | None, resize: bool, where: str, opti
 def image_suffix(encoded: bytes) -> str | None:
     """ ".jpg", ".png" ... by the first bytes; None: not a known image format."""
     return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)
-
-
-_MAGICS = (
-    (b"\xff\xd8", ".jpg"),
-    (b"\x89PNG", ".png"),
-    (b"BM", ".bmp"),
-    (b"RIFF", ".webp"),
-    (b"II", ".tif"),
-    (b"MM", ".tif"),
-)

@@ -2,7 +2,7 @@
 
 The first time that a shape comes up, chunked and each of the others that can do it work on the first TUNING_ROWS rows
 that the step compares with, with its batch: once to compare what they make, then for the clock. Of those that agree
-with chunked the fastest is used from then on and kept in the file of partialkd.centres.tuning. A shape: sums or a
+with chunked the fastest is used from then on and kept in the file of partialkd.centres.sweeps.tuner. A shape: sums or a
 kernel that moves rows, what can do it, device, type of the rows and of products, D, the power of two that N falls into,
 all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of torch and Triton. graphed is chunked
 but for the sums of all rows, and is not asked for anything else.
@@ -36,14 +36,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import LARGEST_SCALE, ChunkedSweep, RowGradient, Sweep
-from partialkd.centres.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
-from partialkd.centres.graphed import GraphedSweep
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_optimizers import RowAdamW, RowOptimizer, RowSGD
 from partialkd.centres.store import TINY, CentreStore
-from partialkd.centres.tuning import Tuner
-from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
+from partialkd.centres.sweeps.base import LARGEST_SCALE, Queries, RowGradient, Sweep
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
+from partialkd.centres.sweeps.graphed import GraphedSweep
+from partialkd.centres.sweeps.tuner import Tuner
 
 Run = Callable[[], object]  # to be timed
 Results = dict[str, Tensor]  # of one run, by name

@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from partialkd.centres.answers import sent
-from partialkd.centres.chunks import Queries, side_by_side
-from partialkd.centres.contrast import ChunkedSweep, offset_of
-from partialkd.centres.products import Products, make_products
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.device_io import sent
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_optimizers import RowAdamW, RowOptimizer, RowSGD
 from partialkd.centres.store import TINY, CentreStore
-from partialkd.centres.tuning import LARGEST_DIM, Tiles, Tuner, candidates, splits_of
-from partialkd.centres.update import RowAdamW, RowOptimizer, RowSGD
+from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.chunks import side_by_side
+from partialkd.centres.sweeps.products import Products, make_products
+from partialkd.centres.sweeps.tiles import LARGEST_DIM, Tiles, candidates, splits_of
+from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.counter_random import mix_word
 from partialkd.errors import ConfigError
 
@@ -243,12 +245,12 @@ def _shared_bytes(device: torch.device) -> int:
 
 
 def _kernels() -> ModuleType:
-    from partialkd.centres import kernels
+    from partialkd.centres.sweeps import sum_kernel as kernels
 
     return kernels
 
 
 def _row_kernels() -> ModuleType:
-    from partialkd.centres import row_kernels
+    from partialkd.centres.sweeps import row_kernels
 
     return row_kernels

@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from partialkd.centres.tuning import Tiles, width_of
+from partialkd.centres.sweeps.tiles import Tiles, width_of
 
 LOG2_E = math.log2(math.e)
 INTERPRETED = triton.knobs.runtime.interpret

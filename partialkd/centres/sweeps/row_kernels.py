@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from partialkd.centres.kernels import LOG2_E, compiled_for
-from partialkd.centres.tuning import Tiles, width_of
+from partialkd.centres.sweeps.sum_kernel import LOG2_E, compiled_for
+from partialkd.centres.sweeps.tiles import Tiles, width_of
 
 PART = 4096  # numbers of a row block that are moved at once: 16 registers a thread of 8 warps
 LEAST_BETA = 1e-30  # stands for 0, which has no logarithm

@@ -1,4 +1,4 @@
-"""Where the rows lie that a step reads and moves: in the store itself, or in a window of it (partialkd.centres.window).
+"""Say where the rows lie that a step reads and moves: in the store, or in a window of it (partialkd.centres.host_memory).
 
 A micro-step enters, is filtered, and may move its own classes' rows; an optimiser step ends with `leave` or `undo`.
 """
@@ -10,9 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from partialkd.centres.sampling import RowFilter, Sampling
+from partialkd.centres.gathered import OwnRows
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
-from partialkd.centres.update import OwnRows
 
 Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
 

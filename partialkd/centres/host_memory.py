@@ -34,10 +34,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from partialkd.centres.residence import Residence
-from partialkd.centres.sampling import RowFilter, Sampling
+from partialkd.centres.gathered import OwnRows
+from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_memory import Residence
+from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
-from partialkd.centres.update import OwnRows
 from partialkd.errors import PartialKDError
 from partialkd.world.world import World
 

@@ -30,11 +30,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from partialkd.centres.chunks import Queries
-from partialkd.centres.contrast import SUMS_CHUNK, ChunkedSweep
-from partialkd.centres.products import Products
-from partialkd.centres.sampling import RowFilter
+from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.store import CentreStore
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.chunked import SUMS_CHUNK, ChunkedSweep
+from partialkd.centres.sweeps.products import Products
 from partialkd.errors import ConfigError
 
 Run = Callable[[], tuple[Tensor, Tensor]]  # -> O (N, D), Z (N,)

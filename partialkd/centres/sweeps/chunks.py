@@ -22,36 +22,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from partialkd.centres.products import Products
-from partialkd.centres.sampling import RowFilter, outside_of
+from partialkd.centres.row_filter import RowFilter, outside_of
 from partialkd.centres.store import CentreStore
+from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.products import Products
 
 LEAST_ROWS = 256  # of a chunk; on CUDA it is a multiple of them
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The global batch of one micro-step, as the owner of one shard sees it."""
-
-    embeddings: Tensor  # (N, D) unit length
-    owned: Tensor  # (N,) bool: the sample's class is in this shard
-    row: Tensor  # (N,) int64 row of the sample's class, 0 where not owned
-    filter: RowFilter  # the rows compared with
-
-    @cached_property
-    def place(self) -> Tensor:
-        """(N,) int64: where the sample's class stands among the sampled rows, -1 where it does not."""
-        return torch.where(self.owned, self.filter.place(self.row), -1)
-
-    @cached_property
-    def number(self) -> Tensor:
-        """(N,) int64: 0 to N - 1"""
-        return torch.arange(len(self.row), device=self.row.device)
-
-    @cached_property
-    def entry(self) -> Tensor:
-        """(N,) int64: where the sample's own class stands in the logits of all sampled rows; negative: not in them."""
-        return self.place * len(self.row) + self.number
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""Move class centres towards the teacher's embeddings of their samples (AdaDistill)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from partialkd.centres.gathered import OwnRows
+from partialkd.centres.row_filter import one_for_all
+
+
+def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool) -> Tensor:
+    """AdaDistill's centre update (ECCV 2024): w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
+
+    a = clip(<f_s, f_t>, 0, 1), or, weighted, a' = clip(<f_s, f_t> <w/|w|, f_t>, 0, 1). A class that occurs k
+    times moves by the mean of its k steps, each from the old centre: the paper at k = 1, whatever the order
+    and the ranks. With `first_sight`, a class not seen before takes the mean of its teacher embeddings
+    (a = 0). The published code draws centres at random, knows no first sight, and lets one of several equal
+    labels win.
+    """
+    store = own.store
+    if not len(store.shard):
+        return torch.zeros_like(own.student[:, 0])
+    rows, _ = one_for_all(own.row, own.owned)
+    f_s, f_t, centre = own.student, own.teacher, store.read(rows)
+    alpha = (f_s * f_t).sum(1)
+    if weighted:
+        alpha = alpha * (store.directions(rows) * f_t).sum(1)
+    alpha = alpha.clamp(0, 1)
+    if first_sight:
+        alpha = alpha * store.seen[rows]
+    step = (1 - alpha)[:, None] * (f_t - centre)
+    counts = own.owned & step.isfinite().all(1)
+    rows, entry = one_for_all(rows, counts)
+    group = _groups(rows)
+    steps = torch.zeros_like(step).index_add_(0, group, step.where(counts[:, None], 0))
+    count = torch.zeros_like(alpha).index_add_(0, group, counts.to(alpha)).clamp_min_(1)
+    with store.only_if(counts.any(), rows):
+        store.write(rows, centre[entry] + (steps / count[:, None])[group])
+        store.seen[rows] = True
+        if renormalise:
+            store.renormalise(rows)
+    return alpha.where(own.owned, 0)
+
+
+def _groups(rows: Tensor) -> Tensor:
+    """rows (n,) -> a number in [0, n) for each, the same where rows are the same. Their count stays on the device."""
+    ordered, order = rows.sort(stable=True)
+    new = torch.ones_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(0) - 1)
