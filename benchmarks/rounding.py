@@ -31,7 +31,7 @@ from partialkd.centres.rounding import Draw
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.margin import arc_margin, margin_softmax
+from partialkd.methods.margins import arc_margin, margin_softmax
 from partialkd.storage.atomic_files import write_json
 from partialkd.world.world import World
 

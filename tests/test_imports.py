@@ -39,7 +39,6 @@ LAYERS = (
     ),
     (
         "centres",
-        "margin",
         "models",
         "data",
         "schedule",
@@ -107,6 +106,7 @@ LAYERS = (
         "centres.sweeps.products",
         "centres.sweeps.row_kernels",
         "centres.sweeps.tuner",
+        "methods.margins",
     ),
     ("methods",),
     (
@@ -289,7 +289,7 @@ def test_importing_everything_loads_nothing_heavy() -> None:
 )
 def test_the_reader_finds_what_it_forbids(code: str, name: str, top: bool) -> None:
     assert name in {use.name for use in uses(code) if use.top == top}
-    assert strangers("margin", uses(code))
+    assert strangers("methods.margins", uses(code))
 
 
 def test_owners_may_use_what_is_theirs_and_no_more() -> None:
@@ -297,7 +297,7 @@ def test_owners_may_use_what_is_theirs_and_no_more() -> None:
     assert strangers("storage.sharded_file", uses("import torch.distributed.checkpoint as dcp"))
     assert strangers("checkpoint.load", uses("import torch.distributed as dist"))
     assert strangers("centres.sweeps.chunked", uses("import triton"))
-    assert not strangers("margin", uses("import torch.distributions"))
+    assert not strangers("methods.margins", uses("import torch.distributions"))
 
 
 def test_a_module_outside_the_layers_is_found() -> None:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from partialkd.margin import arc_margin, combined_margin, cos_margin, falling_cosine, margin_softmax, straight_through
+from partialkd.methods.margins import (
+    arc_margin,
+    combined_margin,
+    cos_margin,
+    falling_cosine,
+    margin_softmax,
+    straight_through,
+)
 
 COSINES = torch.linspace(-0.999, 0.999, 401, dtype=torch.float64)
 

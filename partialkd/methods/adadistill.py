@@ -20,8 +20,8 @@ from torch import Tensor
 from partialkd.centres import Centres
 from partialkd.centres.moving_average import move_ema
 from partialkd.config import AdaDistillConfig
-from partialkd.margin import arc_margin, cos_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome
+from partialkd.methods.margins import arc_margin, cos_margin, margin_softmax
 
 
 class AdaDistill:

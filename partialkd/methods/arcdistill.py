@@ -12,8 +12,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.config import ArcDistillConfig
-from partialkd.margin import arc_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome
+from partialkd.methods.margins import arc_margin, margin_softmax
 
 
 class ArcDistill:

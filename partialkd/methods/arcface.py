@@ -8,8 +8,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.config import ArcFaceConfig
-from partialkd.margin import combined_margin, margin_softmax, straight_through
 from partialkd.methods.base import CentreKind, Outcome
+from partialkd.methods.margins import combined_margin, margin_softmax, straight_through
 
 
 class ArcFace:

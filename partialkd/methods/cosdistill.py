@@ -8,8 +8,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.config import CosDistillConfig
-from partialkd.margin import cos_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome
+from partialkd.methods.margins import cos_margin, margin_softmax
 
 
 class CosDistill:

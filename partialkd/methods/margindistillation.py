@@ -18,8 +18,8 @@ from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.config import MarginDistillationConfig
-from partialkd.margin import arc_margin, margin_softmax
 from partialkd.methods.base import CentreKind, Outcome
+from partialkd.methods.margins import arc_margin, margin_softmax
 
 
 class MarginDistillation:
