@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from partialkd.errors import PartialKDError
-from partialkd.export import TOLERANCE, export
+from partialkd.export.onnx import TOLERANCE, export
 from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
 

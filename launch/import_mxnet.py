@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from partialkd.errors import PartialKDError
-from partialkd.models.mxnet_checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
 
 
 def main() -> int:

@@ -41,14 +41,14 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
-from partialkd.export import export
+from partialkd.export.onnx import export
 from partialkd.methods import METHODS
 from partialkd.models.compiled import require_compiler
-from partialkd.models.saved import open_model, save_model
+from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.out_of_memory import advising
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run_folder import MODEL, open_run
+from partialkd.run_folder import open_run
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres

@@ -14,9 +14,9 @@ from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.config_files import check_same_run, save_config
 from partialkd.errors import CheckpointError
+from partialkd.models.saved import MODEL
 
 PHASES = ("teacher", "student", "alone")  # in the order of a run
-MODEL = "model.safetensors"  # a phase that has it is finished
 SAVED_CONFIG = "config.toml"
 
 

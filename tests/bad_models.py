@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
 from partialkd.data.formats.verification_bin import read_bin
-from partialkd.models.mxnet_params import read_params
+from partialkd.models.mxnet.params import read_params
 from partialkd.models.saved import open_model, save_model
 from partialkd.models.weights import read_weights
 from partialkd.teacher.cache import EMBEDDINGS, CacheFacts, TeacherCache

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import partialkd.export as export_module
+import partialkd.export.onnx as export_module
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError
-from partialkd.export import Exported, export, largest_difference
+from partialkd.export.onnx import Exported, export, largest_difference
 from partialkd.models import build_model
 from partialkd.models.saved import open_model, save_model
 from partialkd.teacher.network import open_teacher

@@ -107,18 +107,21 @@ LAYERS = (
         "centres.sweeps.row_kernels",
         "centres.sweeps.tuner",
         "methods.margins",
+        "models.mxnet.checkpoint",
+        "models.mxnet.graph",
+        "models.mxnet.params",
     ),
     ("methods",),
     (
         "student",
         "planner",
         "evaluate",
-        "export",
         "progress",
         "teacher.classifier",
         "teacher.cache_pass",
         "teacher.centres",
         "checkpoint",
+        "export.onnx",
     ),
     (
         "run_state",
@@ -130,6 +133,7 @@ LAYERS = (
     (
         "trainer",
         "run_folder",
+        "models.saved",
     ),
     (
         "job",

@@ -23,9 +23,9 @@ from partialkd.data.images.decode import decode, encode_jpeg
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
-from partialkd.models.mxnet_checkpoint import configuration, import_checkpoint, layers
-from partialkd.models.mxnet_graph import read_graph
-from partialkd.models.mxnet_params import read_params
+from partialkd.models.mxnet.checkpoint import configuration, import_checkpoint, layers
+from partialkd.models.mxnet.graph import read_graph
+from partialkd.models.mxnet.params import read_params
 from partialkd.teacher.classifier import read_label_map, read_matrix
 from partialkd.teacher.network import open_teacher
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from partialkd.config import TeacherConfig
 from partialkd.errors import CheckpointError
-from partialkd.models.mxnet_checkpoint import import_checkpoint, read_checkpoint
+from partialkd.models.mxnet.checkpoint import import_checkpoint, read_checkpoint
 from partialkd.models.saved import read_description
 from partialkd.teacher.classifier import read_matrix
 from partialkd.teacher.network import open_teacher

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from partialkd.errors import CheckpointError
-from partialkd.models.mxnet_params import V1_MAGIC, V2_MAGIC, V3_MAGIC, read_params
+from partialkd.models.mxnet.params import V1_MAGIC, V2_MAGIC, V3_MAGIC, read_params
 
 TYPES = ["<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8"]
 

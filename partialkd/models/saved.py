@@ -69,3 +69,6 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
         return ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable description: {error}") from error
+
+
+MODEL = "model.safetensors"  # a phase that has it is finished

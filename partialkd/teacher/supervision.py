@@ -25,8 +25,7 @@ from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import Plan, SequentialPlan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, TeacherError
-from partialkd.models.saved import open_model
-from partialkd.run_folder import MODEL
+from partialkd.models.saved import MODEL, open_model
 from partialkd.teacher.cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
 from partialkd.teacher.cache_pass import embed_records
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished

@@ -31,8 +31,8 @@ from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
 from partialkd.models.iresnet import STAGES
-from partialkd.models.mxnet_graph import Graph, Layer, read_graph
-from partialkd.models.mxnet_params import read_params
+from partialkd.models.mxnet.graph import Graph, Layer, read_graph
+from partialkd.models.mxnet.params import read_params
 from partialkd.models.network import halved, scaled_blocks, scaled_channels
 from partialkd.models.saved import save_model
 from partialkd.models.weights import put_weights
