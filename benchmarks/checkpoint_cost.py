@@ -37,8 +37,8 @@ from partialkd.checkpoint.saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method
 from partialkd.models import build_model
-from partialkd.run_state import Position, capture
-from partialkd.student import Student
+from partialkd.training.state import Position, capture
+from partialkd.training.student import Student
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -51,7 +51,7 @@ from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.network import open_teacher
-from partialkd.trainer import Trainer
+from partialkd.training.trainer import Trainer
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -42,8 +42,8 @@ from partialkd.data.sources.open import open_source
 from partialkd.embed_command import embed
 from partialkd.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.models.saved import MODEL
-from partialkd.progress import METRICS
 from partialkd.storage.atomic_files import write_json
+from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

@@ -54,7 +54,7 @@ from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, file_digest
 from partialkd.teacher.supervision import Teaching, open_network, teach
-from partialkd.trainer import Trainer, key_of, plan_of
+from partialkd.training.trainer import Trainer, key_of, plan_of
 from partialkd.world import flight_recorder
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals

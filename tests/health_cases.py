@@ -14,7 +14,6 @@ import torch
 from ranks import run
 from torch import Tensor
 
-from partialkd import trainer
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config_files import parse_config
@@ -23,6 +22,7 @@ from partialkd.errors import PartialKDError
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.teacher.network import wrap_teacher
+from partialkd.training import trainer
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

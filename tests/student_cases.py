@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.config import ArcFaceConfig, ModelConfig, OptimizerConfig, PhaseConfig, ScheduleConfig
-from partialkd.student import Student
+from partialkd.training.student import Student
 from partialkd.world.world import World
 
 STAGES = (0, 1, 2, 3)

@@ -12,8 +12,8 @@ from ranks import run
 
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
-from partialkd.drift import CentreSweep, bit_sums
 from partialkd.errors import PartialKDError
+from partialkd.training.silent_changes import CentreSweep, bit_sums
 from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from partialkd import checkpoint
 from partialkd.config import Config
-from partialkd.health import Spikes
+from partialkd.training.health import Spikes
 from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed

@@ -26,7 +26,7 @@ from partialkd.planner.command import main, parse_size
 from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.teacher.network import wrap_teacher
-from partialkd.trainer import Trainer
+from partialkd.training.trainer import Trainer
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

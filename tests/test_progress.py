@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from partialkd import progress as module
 from partialkd.errors import ConfigError, DataError
-from partialkd.progress import Progress, Throughput
 from partialkd.storage.atomic_files import replacing, write_json, write_text
+from partialkd.training import progress as module
+from partialkd.training.progress import Progress, Throughput
 from partialkd.world.world import World
 
 

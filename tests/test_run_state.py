@@ -19,7 +19,7 @@ import torch
 from ranks import run
 from torch import Tensor, nn
 
-from partialkd import checkpoint, trainer
+from partialkd import checkpoint
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import Config
 from partialkd.config_files import check_same_run, load_config, parse_config, save_config
@@ -28,8 +28,9 @@ from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
-from partialkd.run_state import stream_seed
 from partialkd.teacher.network import wrap_teacher
+from partialkd.training import trainer
+from partialkd.training.state import stream_seed
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

@@ -10,7 +10,7 @@ import torch
 
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig, ScheduleConfig
 from partialkd.errors import ConfigError
-from partialkd.schedule import Schedule
+from partialkd.training.schedule import Schedule
 
 
 def _schedule(total: int = 100, per_epoch: int = 10, **settings: Any) -> Schedule:

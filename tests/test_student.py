@@ -31,7 +31,7 @@ from student_cases import (
 from partialkd.config import ModelConfig
 from partialkd.errors import ConfigError
 from partialkd.models import build_model
-from partialkd.student import Student
+from partialkd.training.student import Student
 from partialkd.world.world import World
 
 
@@ -107,7 +107,7 @@ def test_variants_equal_plain_torch() -> None:
 
 
 def train_in_small_buckets(world: World, cases: list[Case]) -> list[Outcome]:
-    with patch("partialkd.student.BUCKET", 100):
+    with patch("partialkd.training.student.BUCKET", 100):
         return train(world, cases)
 
 

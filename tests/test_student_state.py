@@ -11,7 +11,7 @@ from student_cases import ADAMW, SGD, STAGES, Case, Net, Outcome, advance, asser
 from torch import Tensor
 
 from partialkd.errors import CheckpointError
-from partialkd.full_values import FullValues
+from partialkd.training.zero_values import FullValues
 from partialkd.world.world import World
 
 Saved = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ranks import RankFailure, run
 
-from partialkd import checkpoint, trainer
+from partialkd import checkpoint
 from partialkd.centres.store import CentreStore
 from partialkd.checkpoint import saver as checkpoint_saver
 from partialkd.checkpoint.snapshot import write_own
@@ -27,6 +27,7 @@ from partialkd.errors import DataError, Preempted
 from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.teacher.network import wrap_teacher
+from partialkd.training import trainer
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

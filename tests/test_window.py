@@ -29,8 +29,8 @@ from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import CentresConfig
-from partialkd.drift import CentreSweep
 from partialkd.errors import PartialKDError
+from partialkd.training.silent_changes import CentreSweep
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

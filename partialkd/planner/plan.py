@@ -25,8 +25,8 @@ from partialkd.methods import METHODS
 from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.planner.work import FLOAT, flops_of, wire_of
-from partialkd.student import BUCKET
 from partialkd.teacher.network import GROUP
+from partialkd.training.student import BUCKET
 from partialkd.world.shard import shard_of
 
 CONTEXT_BYTES = 1_500_000_000  # on CUDA

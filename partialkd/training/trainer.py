@@ -32,16 +32,16 @@ from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.evaluate.verification import evaluate_sets
-from partialkd.health import Health
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
-from partialkd.progress import Progress, Throughput
-from partialkd.run_state import Position, capture, identity, restore
-from partialkd.schedule import Schedule
-from partialkd.student import Student
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
 from partialkd.teacher.network import Teacher
+from partialkd.training.health import Health
+from partialkd.training.progress import Progress, Throughput
+from partialkd.training.schedule import Schedule
+from partialkd.training.state import Position, capture, identity, restore
+from partialkd.training.student import Student
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World, collective_failed, seed_rank
 

@@ -36,11 +36,11 @@ from partialkd.centres import Centres
 from partialkd.config import HealthConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.sources.source import Source
-from partialkd.drift import CentreSweep, Frozen, replica_problem
 from partialkd.errors import PartialKDError
-from partialkd.nonfinite import GradientWatch, MicroStep, explain, watched
-from partialkd.student import Student
 from partialkd.teacher.network import Teacher
+from partialkd.training.nonfinite import GradientWatch, MicroStep, explain, watched
+from partialkd.training.silent_changes import CentreSweep, Frozen, replica_problem
+from partialkd.training.student import Student
 from partialkd.world.world import World
 
 WINDOW, ENOUGH = 32, 8  # logged losses compared with, and how many there must be

@@ -33,7 +33,7 @@ from partialkd.centres import Centres
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.errors import CheckpointError
-from partialkd.student import Student
+from partialkd.training.student import Student
 from partialkd.world.world import World
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
-from partialkd.nonfinite import centre_problem, floating, shortened
+from partialkd.training.nonfinite import centre_problem, floating, shortened
 from partialkd.world.world import World
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

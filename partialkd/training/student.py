@@ -37,11 +37,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialkd.config import PhaseConfig
 from partialkd.errors import CheckpointError, ConfigError
-from partialkd.full_values import FullValues, full_shape
 from partialkd.models.compiled import compile_in_place
 from partialkd.models.sync_batchnorm import synchronise
-from partialkd.optimizer import clip, make_optimizer, moment_keys, trained
-from partialkd.schedule import Schedule
+from partialkd.training.optimizer import clip, make_optimizer, moment_keys, trained
+from partialkd.training.schedule import Schedule
+from partialkd.training.zero_values import FullValues, full_shape
 from partialkd.world.world import World
 
 BUCKET = 16_000_000  # gradient elements reduced at once at stages 1-3; DeepSpeed's own 500 M would allocate 2 GB
