@@ -40,7 +40,7 @@ from partialkd.centres.store import DTYPES
 from partialkd.config import CentresConfig, DistConfig
 from partialkd.config_files import parse_config
 from partialkd.methods.margins import arc_margin, margin_softmax
-from partialkd.planner.work import centre_wire
+from partialkd.planner.step_cost import centre_wire
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World, free_port
 

@@ -24,12 +24,12 @@ from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.checkpoint.snapshot import Snapshot, Staging
 from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config
-from partialkd.planner import beside
+from partialkd.planner import overheads as beside
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main
+from partialkd.planner.network_cost import NetworkCost
 from partialkd.planner.plan import Plan, Ranks, plan_phase
-from partialkd.planner.trace import NetworkCost
 
 CONFIG = Path(__file__).parent.parent / "configs" / "ms1mv2_arcface.toml"
 SAMPLES, DIM, ROWS, STUDENT = 32, 64, 40_000, 1000

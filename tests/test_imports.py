@@ -122,6 +122,9 @@ LAYERS = (
         "export.onnx",
         "training.progress",
         "training.student",
+        "planner.overheads",
+        "planner.network_cost",
+        "planner.step_cost",
     ),
     (
         "out_of_memory",

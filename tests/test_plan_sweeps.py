@@ -17,9 +17,9 @@ from partialkd.config import PhaseConfig
 from partialkd.config_files import load_config
 from partialkd.methods import make_method
 from partialkd.planner import plan as planner
+from partialkd.planner.network_cost import NetworkCost
 from partialkd.planner.plan import Ranks, plan_phase
-from partialkd.planner.trace import NetworkCost
-from partialkd.planner.work import flops_of
+from partialkd.planner.step_cost import flops_of
 from partialkd.world.world import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -23,8 +23,8 @@ from partialkd.models import build_model
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
 from partialkd.planner.command import main, parse_size
+from partialkd.planner.network_cost import NetworkCost, network_cost
 from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
-from partialkd.planner.trace import NetworkCost, network_cost
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training.trainer import Trainer
 from partialkd.world.shard import shard_of

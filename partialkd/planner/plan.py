@@ -22,9 +22,9 @@ from partialkd.centres.sweeps.chunks import ChunkSize
 from partialkd.centres.sweeps.products import rounds
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import METHODS
-from partialkd.planner.beside import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
-from partialkd.planner.trace import NetworkCost, network_cost
-from partialkd.planner.work import FLOAT, flops_of, wire_of
+from partialkd.planner.network_cost import NetworkCost, network_cost
+from partialkd.planner.overheads import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
+from partialkd.planner.step_cost import FLOAT, flops_of, wire_of
 from partialkd.teacher.network import GROUP
 from partialkd.training.student import BUCKET
 from partialkd.world.shard import shard_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from partialkd.config import PhaseConfig, sampled_share
 from partialkd.methods import METHODS
-from partialkd.planner.trace import NetworkCost
+from partialkd.planner.network_cost import NetworkCost
 
 FLOAT = 4
 

@@ -25,7 +25,7 @@ from partialkd.centres.sweeps.graphed import MOST_CHUNKS
 from partialkd.centres.sweeps.products import rounds
 from partialkd.config import PhaseConfig
 from partialkd.methods import METHODS
-from partialkd.planner.work import FLOAT
+from partialkd.planner.step_cost import FLOAT
 
 KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driver takes (a guess)
 
