@@ -135,7 +135,6 @@ LAYERS = (
     ),
     (
         "run_folder",
-        "models.saved",
         "training.trainer",
     ),
     (

@@ -1,4 +1,4 @@
-"""Say where the rows lie that a step reads and moves: in the store, or in a window of it (partialkd.centres.host_memory).
+"""Say where the rows lie that a step reads and moves: in the store itself, or in a window of it (host_memory.py).
 
 A micro-step enters, is filtered, and may move its own classes' rows; an optimiser step ends with `leave` or `undo`.
 """
