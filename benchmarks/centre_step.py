@@ -46,7 +46,7 @@ from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
 from partialkd.config import CentresConfig, OptimizerConfig
 from partialkd.methods.margins import arc_margin, margin_softmax
-from partialkd.out_of_memory import is_out_of_memory
+from partialkd.run.out_of_memory import is_out_of_memory
 from partialkd.storage.atomic_files import write_text
 from partialkd.world.world import World
 

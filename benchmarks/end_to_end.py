@@ -40,13 +40,13 @@ from measure import machine, wait_for
 from prettytable import PrettyTable
 
 from partialkd.centres.store import CentreStore
+from partialkd.commands.embed import embed
 from partialkd.config import Config
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.batch import FaceBatch
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.data.sources.open import open_source
-from partialkd.embed_command import embed
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.teacher.cache import TeacherCache

@@ -38,7 +38,7 @@ from partialkd.centres.moving_average import move_ema
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
 from partialkd.config import CentresConfig, DistConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.methods.margins import arc_margin, margin_softmax
 from partialkd.planner.step_cost import centre_wire
 from partialkd.world.shard import shard_of

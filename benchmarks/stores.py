@@ -35,13 +35,14 @@ from measure import machine
 from prettytable import PrettyTable
 from torch import nn
 
+from partialkd.commands.embed import embed
 from partialkd.config import Config
-from partialkd.config_files import load_config, parse_config
+from partialkd.config.load import load_config, parse_config
+from partialkd.context import Job
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
-from partialkd.embed_command import embed
-from partialkd.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.models.saved import MODEL
+from partialkd.run.job import evaluate, make_teacher, prepare_job, run_phase
 from partialkd.storage.atomic_files import write_json
 from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals

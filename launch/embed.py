@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partialkd.config_files import load_config
-from partialkd.embed_command import embed, output_of
+from partialkd.commands.embed import embed, output_of
+from partialkd.config.load import load_config
 from partialkd.world.launch import configured, launched
 
 

@@ -7,7 +7,7 @@ torchrun --nproc_per_node=2 launch/evaluate.py student.pt --model mobilefacenet 
 
 from __future__ import annotations
 
-from partialkd.evaluate.command import main
+from partialkd.commands.evaluate import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from partialkd.data.bin_command import main
+from partialkd.commands.make_bin import main
 
 if __name__ == "__main__":
     sys.exit(main())

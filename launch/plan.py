@@ -9,7 +9,7 @@ The last one, without data and --identities, asks how many identities there coul
 
 from __future__ import annotations
 
-from partialkd.planner.command import main
+from partialkd.commands.plan import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -18,8 +18,8 @@ DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 def main() -> int:
     """Exit status."""
     die_with_launcher()
-    from partialkd.config_files import load_config
-    from partialkd.job import run_job
+    from partialkd.config.load import load_config
+    from partialkd.run.job import run_job
     from partialkd.world.launch import configured, launched
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from partialkd.config import ArchiveConfig, DataConfig
-from partialkd.config_files import load_config
+from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import RecordWriter, open_writer, pack_payload
 from partialkd.data.images.decode import encode_jpeg

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
 from partialkd.methods import METHODS

@@ -12,16 +12,16 @@ import pytest
 import torch
 from ranks import run
 
-from partialkd.config_files import parse_config
+from partialkd.commands.embed import embed, output_of
+from partialkd.config.load import parse_config
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import TrainingPlan
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
-from partialkd.embed_command import embed, output_of
 from partialkd.errors import PartialKDError
-from partialkd.job import make_teacher, prepare_job, run_phase
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
+from partialkd.run.job import make_teacher, prepare_job, run_phase
 from partialkd.teacher.cache_writer import CacheWriter
 from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.world.stop_signals import StopSignals

@@ -22,12 +22,12 @@ from partialkd.centres.sweeps.graphed import GraphedSweep, Run
 from partialkd.centres.sweeps.products import rounds
 from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.checkpoint.snapshot import Snapshot, Staging
+from partialkd.commands.plan import main
 from partialkd.config import PhaseConfig
-from partialkd.config_files import load_config
+from partialkd.config.load import load_config
 from partialkd.planner import overheads as beside
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
-from partialkd.planner.command import main
 from partialkd.planner.network_cost import NetworkCost
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 

@@ -13,8 +13,9 @@ import torch
 from ranks import run
 from teacher_cache_cases import CPU, DIM, RECORDS, losses, refusal, save_teacher, settings_of, tree
 
+from partialkd.commands.embed import output_of
 from partialkd.config import DataConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.augment import NAMES
 from partialkd.data.images.decode import encode_jpeg
@@ -23,7 +24,6 @@ from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.open import open_source
-from partialkd.embed_command import output_of
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
 from partialkd.teacher import cache_pass as module

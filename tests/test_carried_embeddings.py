@@ -12,7 +12,7 @@ from ranks import run
 from teacher_cache_cases import DIM, RECORDS, embed_into, losses, settings_of, tree
 
 from partialkd.config import DataConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError

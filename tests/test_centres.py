@@ -17,7 +17,7 @@ from partialkd.centres.moving_average import move_ema
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.methods import make_method
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World

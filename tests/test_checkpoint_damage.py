@@ -20,7 +20,7 @@ from partialkd import checkpoint
 from partialkd.checkpoint.saver import Saver
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.errors import CheckpointError
-from partialkd.run_folder import go_back
+from partialkd.run.folder import go_back
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -25,11 +25,11 @@ from student_cases import DIM, Case, Net, Outcome, advance, assert_close, make_s
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from partialkd import job as module
-from partialkd.config_files import check_same_run, parse_config, save_config
+from partialkd.config.load import check_same_run, parse_config, save_config
 from partialkd.errors import ConfigError
-from partialkd.job import prepare_job, run_job
 from partialkd.models import compiled
+from partialkd.run import job as module
+from partialkd.run.job import prepare_job, run_job
 from partialkd.teacher.network import GROUP, LARGEST_PART, part_of, wrap_teacher
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

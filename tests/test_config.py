@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from partialkd.config import AdaDistillConfig
-from partialkd.config_files import load_config, parse_config, save_config
+from partialkd.config.load import load_config, parse_config, save_config
 from partialkd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

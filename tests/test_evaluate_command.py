@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from partialkd.commands.evaluate import main
 from partialkd.config import EvaluateConfig, ModelConfig
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.evaluate.command import main
 from partialkd.evaluate.verification import evaluate_sets, results_dict
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model

@@ -20,9 +20,9 @@ from ranks import run
 from safetensors.torch import load_file
 from test_job import ENVIRONMENT, ROOT, TORCHRUN, job, tree
 
-from partialkd import job as job_module
-from partialkd.config_files import parse_config, save_config
+from partialkd.config.load import parse_config, save_config
 from partialkd.errors import Preempted
+from partialkd.run import job as job_module
 from partialkd.storage.atomic_files import write_text
 from partialkd.storage.process import Place
 from partialkd.world import stop_signals as stopping

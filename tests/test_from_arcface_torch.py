@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from partialkd.config import ArcFaceConfig, Config, ModelConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
 from partialkd.models.weights import read_weights

@@ -23,7 +23,6 @@ LAYERS = (
         "",
         "errors",
         "config",
-        "config_files",
         "config_problems",
         "storage.atomic_files",
         "storage.process",
@@ -31,6 +30,7 @@ LAYERS = (
         "world.flight_recorder",
         "world.parent_death",
         "world.rendezvous",
+        "config.load",
     ),
     ("world.world",),
     (
@@ -110,6 +110,7 @@ LAYERS = (
         "training.zero_values",
         "training.optimizer",
         "training.schedule",
+        "commands.make_bin",
     ),
     ("methods",),
     (
@@ -125,22 +126,25 @@ LAYERS = (
         "planner.overheads",
         "planner.network_cost",
         "planner.step_cost",
+        "commands.evaluate",
+        "commands.plan",
     ),
     (
-        "out_of_memory",
         "training.silent_changes",
         "training.health",
         "training.nonfinite",
         "training.state",
+        "run.out_of_memory",
     ),
     (
-        "run_folder",
         "training.trainer",
+        "run.folder",
     ),
     (
-        "job",
-        "embed_command",
         "teacher.supervision",
+        "context",
+        "run.job",
+        "commands.embed",
     ),
     ("launch",),
 )

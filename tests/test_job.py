@@ -16,10 +16,10 @@ import torch
 from ranks import RankFailure, run
 from safetensors.torch import load_file
 
-from partialkd import job as module
-from partialkd.config_files import load_config, parse_config, save_config
+from partialkd.config.load import load_config, parse_config, save_config
 from partialkd.errors import CheckpointError, ConfigError, Preempted
-from partialkd.job import run_job
+from partialkd.run import job as module
+from partialkd.run.job import run_job
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World
 

@@ -11,7 +11,7 @@ import pytest
 from test_sources import write_plain, write_with_header
 
 from partialkd.config import DataConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.sources.merged import MergedSource, save_class_ids
 from partialkd.data.sources.open import open_source

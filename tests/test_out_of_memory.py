@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from partialkd.errors import OutOfMemory
-from partialkd.out_of_memory import advising, is_out_of_memory
 from partialkd.planner.advice import memory_advice
 from partialkd.planner.plan import Ranks
+from partialkd.run.out_of_memory import advising, is_out_of_memory
 from partialkd.world.world import World, free_port
 
 TESTS = Path(__file__).parent

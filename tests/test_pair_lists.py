@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from partialkd.commands.make_bin import main
 from partialkd.config import ArchiveConfig, DataConfig
-from partialkd.data.bin_command import main
 from partialkd.data.formats.pair_lists import FORMS, read_pair_list
 from partialkd.data.formats.verification_bin import read_bin, write_bin
 from partialkd.data.images.decode import decode, encode_jpeg

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from partialkd.commands.plan import DEVICES, least_seconds, main
 from partialkd.config import PhaseConfig
-from partialkd.config_files import load_config
+from partialkd.config.load import load_config
 from partialkd.planner.advice import identities_that_fit, memory_advice, sampling, savings
-from partialkd.planner.command import DEVICES, least_seconds, main
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 ROOT = Path(__file__).parent.parent

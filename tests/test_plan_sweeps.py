@@ -14,7 +14,7 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
 from partialkd.config import PhaseConfig
-from partialkd.config_files import load_config
+from partialkd.config.load import load_config
 from partialkd.methods import make_method
 from partialkd.planner import plan as planner
 from partialkd.planner.network_cost import NetworkCost

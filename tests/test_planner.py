@@ -16,13 +16,13 @@ from ranks import run
 
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES, CentreStore
+from partialkd.commands.plan import main, parse_size
 from partialkd.config import Config, DistConfig, ModelConfig
-from partialkd.config_files import load_config, parse_config
+from partialkd.config.load import load_config, parse_config
 from partialkd.data.sources.open import open_source
 from partialkd.models import build_model
 from partialkd.planner import plan as planner
 from partialkd.planner.advice import memory_advice, savings
-from partialkd.planner.command import main, parse_size
 from partialkd.planner.network_cost import NetworkCost, network_cost
 from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.teacher.network import wrap_teacher

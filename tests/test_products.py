@@ -11,7 +11,7 @@ from test_centres import SGD, assembled, expected, one_step
 
 from partialkd.centres.sweeps.products import Products, RoundedOnCPU, RoundedOnCUDA, make_products, rounds
 from partialkd.config import CentresConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.errors import ConfigError
 from partialkd.world.world import World
 

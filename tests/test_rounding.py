@@ -17,7 +17,7 @@ from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
 from partialkd.config import CentresConfig, OptimizerConfig
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.counter_random import hash_words, mix_word
 from partialkd.errors import ConfigError
 from partialkd.world.world import World

@@ -24,7 +24,7 @@ from ranks import run
 from safetensors.torch import load_file
 from test_job import ENVIRONMENT, ROOT, job, tree
 
-from partialkd.config_files import parse_config, save_config
+from partialkd.config.load import parse_config, save_config
 from partialkd.world.world import free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ranks import run
 from teacher_cache_cases import BLOCK, CPU, DIM, IDENTITIES, RECORDS, ROOT, embed_into, files, refusal, teacher_of, tree
 
-from partialkd.config_files import parse_config, save_config
+from partialkd.config.load import parse_config, save_config
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import TrainingPlan
 from partialkd.data.sources.open import open_source

@@ -19,7 +19,7 @@ from partialkd.centres.store import CentreStore
 from partialkd.checkpoint import saver as checkpoint_saver
 from partialkd.checkpoint.snapshot import write_own
 from partialkd.config import Config
-from partialkd.config_files import parse_config
+from partialkd.config.load import parse_config
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource

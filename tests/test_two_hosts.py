@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_job import ENVIRONMENT, ROOT, tree
 
-from partialkd.config_files import parse_config, save_config
+from partialkd.config.load import parse_config, save_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -12,7 +12,7 @@ from test_window import BATCH, CLASSES, DIM, RATE, go_on, made
 
 from partialkd.centres.host_memory import Windows
 from partialkd.centres.sampling import Sampling
-from partialkd.config_files import load_config, parse_config
+from partialkd.config.load import load_config, parse_config
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import savings
 from partialkd.planner.plan import Ranks, plan_phase

@@ -1,6 +1,6 @@
 """Typed, frozen, strict configuration: every key with its type, range, default and unit.
 
-A file is one complete run; reading files and saying what is wrong with them: partialkd.config_files.
+A file is one complete run; reading files and saying what is wrong with them: partialkd.config.load.
 """
 
 from partialkd.config.data import ArchiveConfig, AugmentConfig, DataConfig, PartConfig, ProceduralConfig

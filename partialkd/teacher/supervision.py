@@ -36,7 +36,7 @@ from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 if TYPE_CHECKING:
-    from partialkd.job import Job
+    from partialkd.context import Job
 
 CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
 

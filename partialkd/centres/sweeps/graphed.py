@@ -8,8 +8,8 @@ A graph reads and writes the places that it was captured with. Embeddings and ow
 before a replay, O and Z out of them after; rows are read where they lie, so what has moved them is seen. It belongs to
 one store (where what `sums` reads lies), N and D; another takes its place, and there is never more than one.
 It holds on to the memory of a sweep (a chunk of logits, O and a few more (N, D): partialkd.planner.overheads) and to
-the settings of products that it was captured with, and it costs the driver about 10 KB a kernel, which is why a shard of
-more than MOST_CHUNKS chunks is not captured.
+the settings of products that it was captured with, and it costs the driver about 10 KB a kernel, which is why a shard
+of more than MOST_CHUNKS chunks is not captured.
 
 Captured in mode "thread_local": other threads (NCCL's watchdog, DALI, a checkpoint being written) use the device
 meanwhile. Before, the sums are made once in vain, on the stream that is captured, so that what libraries load or

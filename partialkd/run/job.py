@@ -21,7 +21,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,22 +32,21 @@ from partialkd import __version__
 from partialkd.centres import CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
+from partialkd.context import Job
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.merged import MergedSource, save_class_ids
 from partialkd.data.sources.open import open_source
-from partialkd.data.sources.source import Source
 from partialkd.errors import Preempted
-from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export.onnx import export
 from partialkd.methods import METHODS
 from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
-from partialkd.out_of_memory import advising
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run_folder import open_run
+from partialkd.run.folder import open_run
+from partialkd.run.out_of_memory import advising
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
@@ -61,25 +59,6 @@ from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 CLASS_IDS = "class_ids.txt"
-
-
-@dataclass
-class Job:
-    """One rank's view of the job."""
-
-    config: Config
-    world: World
-    resumed: bool
-    folder: Path
-    source: Source
-    stop: StopSignals
-    data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase
-    scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
-
-    @property
-    def image_size(self) -> int:
-        return self.config.data.image_size
 
 
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from partialkd import checkpoint
 from partialkd.config import Config
-from partialkd.config_files import check_same_run, save_config
+from partialkd.config.load import check_same_run, save_config
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import MODEL
 

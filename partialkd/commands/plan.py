@@ -19,7 +19,7 @@ from pathlib import Path
 from prettytable import PrettyTable
 
 from partialkd.config import DataConfig, PhaseConfig, ProceduralConfig
-from partialkd.config_files import load_config
+from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import PROPERTY, read_property
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
