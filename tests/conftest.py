@@ -21,6 +21,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def teacher_caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a teacher, and caches of each number format; made once, for it takes long."""
-    from teacher_cache_cases import make_caches  # others need not wait for what it imports
+    from helpers.teacher_cache_cases import make_caches  # others need not wait for what it imports
 
     return make_caches(tmp_path_factory.mktemp("made"))

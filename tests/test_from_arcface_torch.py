@@ -12,13 +12,14 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file
 
+from helpers.places import ROOT
 from partialkd.config import ArcFaceConfig, Config, ModelConfig
 from partialkd.config.load import parse_config
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
 from partialkd.models.weights import read_weights
 
-PAGE = (Path(__file__).parent.parent / "docs" / "from_arcface_torch.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "from_arcface_torch.md").read_text(encoding="utf-8")
 TABLE = [line.split(" | ") for line in PAGE.splitlines() if line.startswith(("| `", "| its"))]
 KEYS = sorted(set(re.findall(r"`((?:run|data|student|teacher|evaluate)\.[a-z_.]+)[`= ]", PAGE)))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers.places import ROOT
 
 # From the bottom up: a module imports from its own layer and those below. The longest name that fits counts.
 LAYERS = (

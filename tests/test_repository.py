@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers.places import ROOT
+
 MACHINE_PATH = re.compile(r"(?:^|[^\w.])/(?:work|farm|root|home)/")
 INDEX_ADDRESS = re.compile(r"--(?:extra-)?index-url|https?://[\w.-]*/simple")
 UNSAFE_LOAD = re.compile(r"\bpickle\.loads?\(|\btorch\.load\((?!.*weights_only=True)")

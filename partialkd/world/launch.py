@@ -103,9 +103,9 @@ def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exce
 
 def _place_of(error: Exception) -> str:
     """The function of ours that asked for it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
-    ours = [frame for frame in frames if Path(frame.filename).name not in ("dist.py", "launching.py")]
+    ours = [frame for frame in frames if Path(frame.filename).name not in ("world.py", "launch.py")]
     return f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "the job"
 
 

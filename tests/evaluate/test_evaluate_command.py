@@ -1,0 +1,175 @@
+"""launch/evaluate.py: self-describing files, .pt with --model, ONNX of another convention, torchrun, errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helpers.places import ROOT
+from partialkd.commands.evaluate import main
+from partialkd.config import EvaluateConfig, ModelConfig
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.evaluate.verification import evaluate_sets, results_dict
+from partialkd.models.build import build_model
+from partialkd.models.saved import save_model
+from partialkd.world.world import World, free_port
+
+LAUNCH = ROOT / "launch" / "evaluate.py"
+MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _own_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun would set, and gone afterwards."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    images = []
+    for pair in range(20):
+        one, other = rng.integers(0, 256, (2, SIZE, SIZE, 3))
+        for pixels in (one, 0.6 * one + 0.4 * other if pair % 2 else other):
+            stream = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+            images.append(stream.getvalue())
+    write_bin(tmp_path / "faces.bin", images, [bool(pair % 2) for pair in range(20)])
+    return tmp_path / "faces.bin"
+
+
+def _network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(MODEL, SIZE).eval()
+
+
+def _expected(embed: Any, faces: Path, **settings: Any) -> dict[str, Any]:
+    config = EvaluateConfig(sets=(str(faces),), **settings)
+    scores = evaluate_sets(embed, config, SIZE, False, World())
+    return results_dict({name: {"_": row} for name, row in scores.items()})["sets"]["faces"]["_"]
+
+
+def _json(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    target = tmp_path / "out.json"
+    assert main([*arguments, "--device", "cpu", "--json", str(target)]) == 0
+    return json.loads(target.read_text())
+
+
+def test_a_file_that_describes_itself(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = _network()
+    save_model(tmp_path / "student.safetensors", network, MODEL, SIZE)
+    got = _json(tmp_path, str(tmp_path / "student.safetensors"), "--sets", str(faces), "--fars", "0.3", "--no-flip")
+    assert got["sets"] == {"faces": {"student.safetensors": _expected(network, faces, fars=(0.3,), flip=False)}}
+    assert got["settings"]["image_size"] == SIZE
+    assert got["settings"]["flip"] is False
+    table = capsys.readouterr().out
+    assert "student.safetensors" in table
+    assert "TAR % @ FAR 0.3" in table
+
+
+def test_a_state_dict_with_its_model_named(tmp_path: Path, faces: Path) -> None:
+    network = _network()
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "student.pt")
+    options = ("--model", "mobilefacenet", "--embedding-dim", "16", "--width", "0.25", "--input-size", str(SIZE))
+    got = _json(tmp_path, str(tmp_path / "student.pt"), "--sets", str(faces), *options)
+    assert got["sets"]["faces"]["student.pt"] == _expected(network, faces)
+
+
+def _write_onnx(path: Path, weight: Tensor) -> None:
+    """Pixels (n, 3, S, S) -> (n, D): one matrix product."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["pixels"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["embedding"])],
+        "matrix",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", weight.shape[1]])],
+        [numpy_helper.from_array(weight.numpy(), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def test_onnx_of_another_convention(tmp_path: Path, faces: Path) -> None:
+    """It takes BGR pixels as (pixel - 100) / 50; its width stands in the file."""
+    weight = torch.randn(3 * SIZE * SIZE, 24, generator=torch.Generator().manual_seed(1))
+    _write_onnx(tmp_path / "teacher.onnx", weight)
+
+    def embed(images: Tensor) -> Tensor:
+        return ((images * 127.5 + 127.5 - 100) / 50).flip(1).flatten(1) @ weight
+
+    options = ("--input-size", str(SIZE), "--mean", "100", "--std", "50", "--colour", "bgr")
+    got = _json(tmp_path, str(tmp_path / "teacher.onnx"), "--sets", str(faces), *options)["sets"]["faces"][
+        "teacher.onnx"
+    ]
+    expected = _expected(embed, faces)
+    assert got == expected
+    assert expected != _expected(lambda images: images.flatten(1) @ weight, faces)  # the options matter
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_of_torchrun_say_the_same(tmp_path: Path, faces: Path) -> None:
+    save_model(tmp_path / "student.safetensors", _network(), MODEL, SIZE)
+    arguments = [str(tmp_path / "student.safetensors"), "--sets", str(faces), "--batch", "6"]
+    alone = _json(tmp_path, *arguments)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [*torchrun, str(LAUNCH), *arguments, "--device", "cpu", "--json", str(tmp_path / "two.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("student.safetensors") == 1  # only rank 0 prints
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["settings"].pop("world_size") == 2
+    assert alone["settings"].pop("world_size") == 1
+    assert two == alone
+
+
+def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "student.safetensors", build_model(MODEL, 2 * SIZE), MODEL, 2 * SIZE)
+    arguments = [str(tmp_path / "student.safetensors"), "--sets", str(faces), "--device", "cpu"]
+    assert main(arguments) == 1
+    message = f"must be {2 * SIZE} x {2 * SIZE} pixels (--resize brings every image to that size), got {SIZE} x {SIZE}"
+    assert message in capsys.readouterr().err
+    assert main([*arguments, "--resize"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing.safetensors", "--sets", "faces.bin"], "missing.safetensors: no such file"),
+        (["missing.onnx", "--sets", "none.bin"], "missing.onnx: no such file"),
+        (["weights.pt", "--sets", "faces.bin"], "model is required"),
+        (["faces.onnx", "--sets", "faces.bin"], "faces.onnx: not an ONNX file"),
+        (["faces.onnx", "--sets", "none.bin"], "none.bin: cannot be read"),
+        (["x.onnx", "--sets", "faces.bin", "--folds", "1"], "folds: Input should be greater than or equal to 2, got 1"),
+        (["x.onnx", "--sets", "faces.bin", "--json", "none/a.json"], "--json none/a.json: its folder must exist"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    reason: str,
+    faces: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(faces.parent)
+    Path("weights.pt").write_bytes(b"")
+    Path("faces.onnx").write_bytes(faces.read_bytes())
+    assert main([*arguments, "--device", "cpu"]) == (1 if reason.startswith("none.bin") else 2)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert reason in message
+    assert message.count("\n") == 1

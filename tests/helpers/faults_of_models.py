@@ -1,0 +1,273 @@
+"""Ways in which verification sets and teachers' files are wrong, and what is said of each."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+from helpers import bad_models as make
+from helpers.bad_files import Fault, put
+from partialkd.errors import CheckpointError, TeacherError
+from partialkd.models.weights import read_weights
+from partialkd.teacher.cache import EMBEDDINGS
+from partialkd.teacher.classifier import read_matrix
+
+
+def _laughs(depth: int) -> bytes:
+    """Opcodes of a tuple of two of a tuple of two ...: its text, and its hash, would take for ever."""
+    places = [number.to_bytes(4, "little") for number in range(depth)]
+    return b")" + b"".join(b"r" + place + b"j" + place + b"\x86" for place in places)
+
+
+BINS = (
+    Fault(
+        ".bin that runs a command",
+        make.bin_that_runs,
+        r"lfw\.bin: .*the file asks for \w+\.system, which no verification set needs",
+    ),
+    Fault(
+        "truncated .bin",
+        make.bin_file(pickle.dumps(([b"x" * 99] * 2, [True]))[:60]),
+        r"lfw\.bin: not a verification set: ",
+    ),
+    Fault("empty .bin", make.bin_file(b""), r"lfw\.bin: not a verification set: the file ends early"),
+    Fault("text as .bin", make.bin_file(b"hello"), r"lfw\.bin: not a verification set: "),
+    Fault(
+        "odd number of images",
+        make.bin_of(([b"a", b"b", b"c"], [True])),
+        r"lfw\.bin: pairs need an even number of images, got 3",
+    ),
+    Fault(
+        "more answers than pairs",
+        make.bin_of(([b"a", b"b"], [True, False])),
+        r"lfw\.bin: 2 images are 1 pairs, but there are 2 answers",
+    ),
+    Fault(
+        "an image that is not bytes",
+        make.bin_of(([b"a", 7], [True])),
+        r"lfw\.bin: image 1: must be the bytes of an encoded image, got 7",
+    ),
+    Fault("an image without bytes", make.bin_of(([b"a", b""], [True])), r"lfw\.bin: image 1: must be the bytes"),
+    Fault("answer 2", make.bin_of(([b"a", b"b"], [2])), r"lfw\.bin: pair 0: same must be true or false, got 2"),
+    Fault("set without a pair", make.bin_of(([], [])), r"lfw\.bin: the set is empty"),
+    Fault(
+        "pickle with a memo of 2^31 places",
+        make.bin_file(b"\x80\x02]r\xff\xff\xff\x7f."),
+        r"lfw\.bin: must hold \(images, same\), got list",
+    ),
+    Fault(
+        "pickle that announces 2^60 bytes",
+        make.bin_file(b"\x80\x04\x8e" + (2**60).to_bytes(8, "little")),
+        r"lfw\.bin: .*the file ends early: 1152921504606846976 bytes",
+    ),
+    Fault(
+        "pickle that announces an array of 2^40",
+        make.bin_file(b"\x80\x05\x96" + (2**40).to_bytes(8, "little")),
+        r"lfw\.bin: .*the file ends early: 1099511627776 bytes",
+    ),
+    Fault(
+        "pickle with a dictionary",
+        make.bin_of({"images": []}),
+        r"lfw\.bin: .*the opcode b'}', which no verification set needs",
+    ),
+    Fault(
+        "pickle of 2^60 nested tuples, as image",
+        make.bin_file(b"\x80\x02](" + _laughs(60) + b"K\x01e](\x88e\x86."),
+        r"lfw\.bin: image 0: must be .*, got a tuple",
+    ),
+    Fault(
+        "pickle of 2^60 nested tuples, as type",
+        make.bin_file(b"\x80\x02cnumpy\ndtype\n" + _laughs(60) + b"\x85R."),
+        r"lfw\.bin: .*must be bool or uint8, got a tuple",
+    ),
+    Fault(
+        "pickle that multiplies its bytes",
+        make.bin_file(
+            b"\x80\x02]c_codecs\nencode\nq\x00X\xe8\x03\0\0"
+            + b"x" * 1000
+            + b"X\x06\0\0\0latin1\x86q\x01R"
+            + b"h\x00h\x01R" * 99
+            + b"."
+        ),
+        r"lfw\.bin: .*the file encodes more bytes than it has",
+    ),
+)
+
+TEACHERS = (
+    Fault(
+        "checkpoint that runs a command",
+        make.checkpoint_that_runs(read_weights),
+        r"r50\.pt: cannot be read as weights: it holds objects that are not tensors",
+        CheckpointError,
+    ),
+    Fault(
+        "classifier that runs a command",
+        make.checkpoint_that_runs(read_matrix),
+        r"r50\.pt: cannot be read: it holds objects that are not tensors",
+        TeacherError,
+    ),
+    Fault("truncated checkpoint", make.truncated_checkpoint, r"r50\.pt: cannot be read as weights: ", CheckpointError),
+    Fault(
+        "truncated .safetensors",
+        make.safetensors(lambda b: b[:-8]),
+        r"r50\.safetensors: cannot be read as weights: .*",
+        CheckpointError,
+    ),
+    Fault(
+        ".safetensors header of 2^62 bytes",
+        make.safetensors(lambda b: b"\0" * 7 + b"\x40" + b[8:]),
+        r"r50\.safetensors: cannot be read as weights: .*header too large",
+        CheckpointError,
+    ),
+    Fault(
+        ".safetensors header of junk",
+        make.safetensors(lambda b: b[:8] + b"\xff" + b[9:]),
+        r"r50\.safetensors: cannot be read as weights: .*header",
+        CheckpointError,
+    ),
+    Fault(
+        "model.safetensors with another mean",
+        make.model_metadata("mean", "0"),
+        r"model\.safetensors: mean must be '127\.5', .*, got '0'",
+        CheckpointError,
+    ),
+    Fault(
+        "model.safetensors in blue, green, red",
+        make.model_metadata("colour", "bgr"),
+        r"model\.safetensors: colour must be 'rgb', .*, got 'bgr'",
+        CheckpointError,
+    ),
+    Fault(
+        "model.safetensors of an unknown network",
+        make.model_metadata("model", "{}"),
+        r"model\.safetensors: unreadable description: ",
+        CheckpointError,
+    ),
+    Fault(
+        "classifier .npy with objects",
+        make.matrix("w.npy", make.pickled_npy()),
+        r"w\.npy: cannot be read: ",
+        TeacherError,
+    ),
+    Fault(
+        "classifier .npy of 4 TB, in 100 bytes",
+        make.matrix("w.npy", make.npy("(1000000, 1000000)")),
+        r"w\.npy: cannot be read: mmap length",
+        TeacherError,
+    ),
+    Fault(
+        "classifier .npy of text",
+        make.matrix("w.npy", make.npy("(2, 2)", "<U4", bytes(64))),
+        r"w\.npy: cannot be read: ",
+        TeacherError,
+    ),
+    Fault(
+        "classifier .npy of complex numbers",
+        make.matrix("w.npy", make.npy("(2, 2)", "<c8", bytes(32))),
+        r"w\.npy: a classifier is a matrix of floating-point numbers",
+        TeacherError,
+    ),
+    Fault(
+        "classifier .npy with code in its header",
+        make.matrix("w.npy", make.npy("__import__('os')")),
+        r"w\.npy: cannot be read: ",
+        TeacherError,
+    ),
+    Fault("empty classifier .npy", make.matrix("w.npy", b""), r"w\.npy: cannot be read: ", TeacherError),
+    Fault("packed .npz as .npy", make.matrix("w.npy", make.npz()), r"w\.npy: cannot be read: ", TeacherError),
+    Fault("packed .npz of 4 MB in 4 KB", make.matrix("w.npz", make.npz()), r"w\.npz: cannot be read: ", TeacherError),
+    Fault(
+        "classifier rows of junk", make.label_map(b"\xff"), r"rows\.txt: must hold one class id a line", TeacherError
+    ),
+    Fault(
+        "classifier rows with id 1.5",
+        make.label_map(b"0\n1.5\n2\n"),
+        r"rows\.txt: must hold one class id a line: .*'1\.5'",
+        TeacherError,
+    ),
+    Fault(
+        "classifier rows with an id of 5000 digits",
+        make.label_map(b"9" * 5000),
+        r"rows\.txt: must hold one class id a line",
+        TeacherError,
+    ),
+    Fault("ONNX of junk", make.onnx_teacher(b"no protobuf"), r"t\.onnx: onnxruntime cannot load it", TeacherError),
+    Fault(
+        "ONNX of junk, for a cache",
+        make.onnx_teacher(b"no protobuf", only_described=True),
+        r"t\.onnx: cannot be read as ONNX",
+        TeacherError,
+    ),
+    Fault(
+        "truncated ONNX",
+        make.onnx_teacher(make.onnx_model()[:-1000]),
+        r"t\.onnx: onnxruntime cannot load it",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX for another size",
+        make.onnx_teacher(make.onnx_model(48)),
+        r"t\.onnx: input .* must be \(batch, 3, 32, 32\)",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX, data outside its folder",
+        make.onnx_teacher(make.onnx_model(place="../secret")),
+        r"t\.onnx: onnxruntime cannot load it: .*escapes",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX, data outside its folder, for a cache",
+        make.onnx_teacher(make.onnx_model(place="../secret"), only_described=True),
+        r"t\.onnx: external data must be a file in its folder, got '\.\./secret'",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX, data at an absolute path",
+        make.onnx_teacher(make.onnx_model(place="/dev/zero"), only_described=True),
+        r"t\.onnx: external data must be a file in its folder, got '/dev/zero'",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX, data by a link that leads out",
+        make.onnx_teacher(make.onnx_model(place="link"), only_described=True),
+        r"t\.onnx: external data must be a file in its folder, got 'link'",
+        TeacherError,
+    ),
+    Fault(
+        "empty MXNet .params",
+        make.mxnet_params(b""),
+        r"model\.params: not an MXNet parameter file: it is empty",
+        CheckpointError,
+    ),
+    Fault(
+        "truncated MXNet .params",
+        make.mxnet_params((0x112).to_bytes(8, "little") + bytes(4)),
+        r"model\.params: ",
+        CheckpointError,
+    ),
+    Fault(
+        "MXNet .params of 2^60 arrays",
+        make.mxnet_params((0x112).to_bytes(8, "little") + bytes(8) + (2**60).to_bytes(8, "little")),
+        r"model\.params: .*announces 1152921504606846976 arrays",
+        CheckpointError,
+    ),
+    Fault(
+        "teacher cache cut short",
+        make.teacher_cache(lambda cache: os.truncate(cache / EMBEDDINGS, 40)),
+        r"embeddings\.bin: must have 48 bytes, as the manifest says, got 40",
+        TeacherError,
+    ),
+    Fault(
+        "teacher cache with one bit changed",
+        make.teacher_cache(make.flip_embedding),
+        r"embeddings\.bin: records 0 to 2 are damaged",
+        TeacherError,
+    ),
+    Fault(
+        "teacher cache, manifest of junk",
+        make.teacher_cache(lambda cache: put(cache / "manifest.json", "{")),
+        r"manifest\.json: not a usable manifest",
+        TeacherError,
+    ),
+)

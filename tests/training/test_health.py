@@ -1,0 +1,200 @@
+"""Numbers gone wrong, put there on purpose: each is found, named, and either ends all ranks or changes nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from helpers import health_cases
+from helpers.health_cases import (
+    BAD,
+    PARAMETER,
+    STEPS,
+    bad_centre,
+    bad_gradient,
+    bad_image,
+    bad_teacher,
+    config_of,
+    make,
+    stopped_by,
+    train,
+)
+from helpers.ranks import run
+from partialkd import checkpoint
+from partialkd.config import Config
+from partialkd.training.health import Spikes
+from partialkd.world.world import World
+
+pytestmark = pytest.mark.distributed
+
+
+# ------------------------------------------------------------------------------------------------------- stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_stop_names_step_rank_records_and_checkpoint(stage: int, tmp_path: Path) -> None:
+    """With live BatchNorm one bad image makes all embeddings of its rank NaN; the image is named."""
+    problem = stopped_by(config_of(tmp_path, zero_stage=stage), 2, bad_image)
+    what = (
+        rf"student: loss or gradient of step {BAD + 1} not finite: rank 1: the image of synthetic image \d+; last good"
+    )
+    assert re.match(what, problem)
+    saved = checkpoint.newest(tmp_path / "student" / "checkpoints")
+    assert saved is not None
+    assert saved.name == f"step_{BAD:09d}"
+    assert problem.endswith(f"last good checkpoint: {saved}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["arcface", "adadistill"])
+def test_what_is_found_late_is_told_as_it_was_and_never_saved(method: str, tmp_path: Path) -> None:
+    """Stage 0 goes on for some steps, all of them NaN: the first is named, and centres of both kinds stay finite."""
+    config = config_of(tmp_path, method, run={"log_every": 50, "checkpoint_every": 0})
+    problem = stopped_by(config, 1, bad_image if method == "arcface" else bad_teacher)
+    cause = "image" if method == "arcface" else "teacher's embedding"
+    assert f"step {BAD + 1} not finite: rank 0: the {cause} of synthetic image" in problem
+    assert problem.endswith("last good checkpoint: none yet")
+    assert not list((tmp_path / "student").glob("checkpoints/step_*"))
+
+
+@pytest.mark.slow
+def test_a_gradient_that_overflows_names_rank_parameter_and_records(tmp_path: Path) -> None:
+    problem = stopped_by(config_of(tmp_path), 3, bad_gradient)
+    where = f"rank 2: the gradient of {PARAMETER}, in the backward pass of"
+    assert re.search(rf"step {BAD + 1} not finite: {where} synthetic image \d+, synthetic image \d+", problem)
+
+
+@pytest.mark.slow
+def test_a_centre_that_is_not_finite_names_rank_and_class(tmp_path: Path) -> None:
+    problem = stopped_by(config_of(tmp_path), 2, bad_centre)  # rank 1 has the classes 6 to 10
+    assert f"step {BAD + 1} not finite: rank 1: NaN or infinity in the centres of classes 7;" in problem
+
+
+# ------------------------------------------------------------------------------------------------------- skip
+
+ADAMW = {"name": "adamw", "lr": 0.01}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "injection", "when", "phase", "size"),
+    [
+        ("arcface", "bad_image", {}, {"zero_stage": 0}, 1),
+        ("arcface", "bad_gradient", {}, {"zero_stage": 0, "optimizer": ADAMW}, 2),
+        ("arcface", "bad_image", {"late": 1}, {"zero_stage": 1, "accumulation": 2, "optimizer": ADAMW}, 2),
+        ("adadistill", "bad_teacher", {"late": 1}, {"zero_stage": 2, "accumulation": 2}, 2),
+        ("adadistill", "bad_gradient", {}, {"zero_stage": 3}, 2),
+    ],
+)
+def test_skip_leaves_the_step_out(
+    method: str, injection: str, when: dict[str, int], phase: dict[str, Any], size: int, tmp_path: Path
+) -> None:
+    """The run is, bit for bit, the one whose data lack that step's samples: the last micro-step's fault undoes all."""
+    health = {"on_nonfinite": "skip"}
+    skipped = run(
+        train, size, config_of(tmp_path / "a", method, health, **phase), getattr(health_cases, injection), when
+    )
+    never = run(train, size, config_of(tmp_path / "b", method, health, **phase), None, {"late": 0})
+    for a, b in zip(skipped, never, strict=True):
+        assert a["state"].keys() == b["state"].keys()
+        for key, value in a["state"].items():
+            torch.testing.assert_close(value, b["state"][key], rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+    assert [line["loss"] for line in skipped[0]["lines"]] == [line["loss"] for line in never[0]["lines"]]
+    assert [line.get("skipped") for line in skipped[0]["lines"]] == [None] * BAD + [1.0] * (STEPS - BAD)
+    assert not any("skipped" in line for line in never[0]["lines"])
+
+
+@pytest.mark.slow
+def test_skipping_is_bounded_also_over_a_resume(tmp_path: Path) -> None:
+    health = {"on_nonfinite": "skip", "max_skipped": 2}
+    problem = stopped_by(config_of(tmp_path, health=health), 1, bad_image, times=3)
+    assert problem.endswith("; health.max_skipped = 2 such steps were left out")
+    run(train, 1, config_of(tmp_path / "b", health=health), bad_image, {"times": 2})
+    assert run(skipped_after_resume, 1, config_of(tmp_path / "b", health=health)) == [2]
+
+
+def skipped_after_resume(world: World, config: Config) -> int:
+    one, stop = make(world, config)
+    one.resume()
+    one.close()
+    stop.forget()
+    return one.health.skipped
+
+
+# ------------------------------------------------------------------------------------------------------- alarm
+
+
+def test_a_spike_is_an_alarm_and_a_drop_is_not() -> None:
+    spikes = Spikes(10.0)
+    losses = [20.0 + 0.1 * (step % 5) for step in range(12)]
+    assert [spikes.look(loss) for loss in losses] == [None] * 12
+    assert spikes.look(3.0) is None
+    assert spikes.look(22.1) is None  # a deviation counts at least 1 % of the median
+    assert "more than 10 deviations above" in (spikes.look(23.0) or "")
+    assert spikes.count == 1
+    off = Spikes(0.0)
+    assert not any(off.look(loss) for loss in [1.0] * 20 + [1e9])
+    assert [Spikes(1.0).look(loss) for loss in (1.0, 9.0)] == [None, None]  # too few to compare with
+
+
+def test_a_spike_is_logged(tmp_path: Path) -> None:
+    counters, said = run(logged, 1, config_of(tmp_path, health={"spike_factor": 5.0}))[0]
+    assert counters == [{}] * 8 + [{"spikes": 1.0}]
+    assert "warning: student: the loss of step 0 is 4, more than 5 deviations above 2" in said
+
+
+def logged(world: World, config: Config) -> tuple[list[dict[str, float]], str]:
+    one, stop = make(world, config)
+    with redirect_stderr(io.StringIO()) as said:
+        counters = [one.health.logged(loss) for loss in [2.0] * 8 + [4.0]]
+    one.close()
+    stop.forget()
+    return counters, said.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------- cost
+
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")  # what makes a host wait for its device
+
+
+class Waits(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in WAITING:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_healthy_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
+    first, second = run(waits, 1, config_of(tmp_path, health={"check_every": 2}))[0]
+    assert first == []
+    assert "_local_scalar_dense" in second  # the check of every second step does
+
+
+def waits(world: World, config: Config) -> list[list[str]]:
+    one, stop = make(world, config)
+    batch = next(iter(one.loader.epoch(0, 0)))
+    rows = torch.randn(len(batch), 8)
+    one.student.norm = torch.tensor(1.0)
+    found = []
+    for step in (1, 2):
+        one.student.steps = step
+        with Waits() as seen:
+            one.health.watch(batch, rows, None, torch.tensor(1.0), rows)
+            one.health.stepped()
+        found.append(seen.found)
+    one.close()
+    stop.forget()
+    return found
