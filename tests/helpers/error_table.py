@@ -1,4 +1,4 @@
-"""The tables of docs/data.md, "What each error means": what they quote, and whether an error says that.
+"""The tables of docs/errors.md, "What each error means": what they quote, and whether an error says that.
 
 Compared are our own words. Not compared: places in files, which hang on how images were encoded, and what a library
 says behind ours, which changes with its version.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from helpers.places import ROOT
 
-PAGE = ROOT / "docs" / "data.md"
+PAGE = ROOT / "docs" / "errors.md"
 _ROW = re.compile(r"^\| (?P<what>.+?) \| `(?P<says>.+)` \| (?P<then>.+) \|$", re.MULTILINE)
 _FOLDERS = re.compile(r"(?<![\w.])(set|in)/")  # in which the test puts its files
 _LENGTHS = re.compile(r"(?<=byte )\d+|(?<=file of )\d+|(?<=record has only )\d+")

@@ -1,6 +1,6 @@
 """Ways in which files are wrong: what is said, that nothing is written or run, and whether the run stops or goes on.
 
-The tables of docs/data.md, "What each error means", have a line for each of these, which says what is said. The
+The tables of docs/errors.md, "What each error means", have a line for each of these, which says what is said. The
 ways are in faults_of_data.py and faults_of_models.py; bad_files.py and bad_models.py make the files.
 """
 
@@ -36,7 +36,7 @@ def _refused(fault: Fault, folder: Path) -> None:
     assert len(str(caught.value)) < 1000
     assert _there(folder) == before
     row = error_table.rows()[fault.what]
-    assert error_table.says(row, str(caught.value), folder), f"docs/data.md says {row.says!r}, it is {caught.value}"
+    assert error_table.says(row, str(caught.value), folder), f"docs/errors.md says {row.says!r}, it is {caught.value}"
 
 
 def test_there_are_enough() -> None:
