@@ -1,6 +1,30 @@
-"""Errors a user can act on. Each names what is wrong and where: the key, the file, the record, the rank."""
+"""Errors a user can act on. Each names what is wrong and where: the key, the file, the record, the rank.
+
+Names of files and records come from other people and may hold line ends, terminal escapes or characters that reverse
+the direction of writing. `printable` makes them visible. Errors apply it to their text, and so does whatever else ends
+in a message or a list of names.
+"""
 
 from collections.abc import Callable
+
+_JOINERS = "\u200c\u200d"  # not printable to Python, but letters of Persian and Indic names take their shape from them
+
+
+def printable(text: str) -> str:
+    """The text on one line, with every character that is not a visible one written as an escape like \\n or \\x1b.
+
+    Bytes that are not UTF-8 (which Python keeps in file names as lone surrogates) become \\xff and the like. What has
+    been made printable once is not changed by doing so again.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in _JOINERS else _escaped(one) for one in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python writes a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class Where:
@@ -16,7 +40,13 @@ class Where:
 
 
 class PartialKDError(Exception):
-    """Base of every error that is the input's fault, not the program's."""
+    """Base of every error that is the input's fault, not the program's: one argument for each line of its text."""
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(printable(str(line)) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ConfigError(PartialKDError):

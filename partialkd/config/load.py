@@ -47,7 +47,7 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
         lines = [describe(problem, tree) for problem in error.errors()]
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from None
+        raise ConfigError(*(f"{origin}: {line}" for line in lines)) from None
 
 
 def save_config(config: Config, path: Path) -> None:

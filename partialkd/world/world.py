@@ -22,7 +22,7 @@ from torch import Tensor
 
 from partialkd import errors
 from partialkd.config import DistConfig
-from partialkd.errors import PartialKDError, Preempted, RankLost
+from partialkd.errors import PartialKDError, Preempted, RankLost, printable
 from partialkd.world import flight_recorder
 from partialkd.world.rendezvous import Roll, within
 
@@ -189,7 +189,7 @@ class World:
         if texts:
             kind, text = next(failure for failure in failures if failure)
             alike = all(failure == (kind, text) for failure in failures)
-            raise kind(text if alike else "; ".join(texts)) from own
+            raise kind(*(text if alike else "; ".join(texts)).split("\n")) from own
         return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -236,7 +236,9 @@ def _shared_kind(error: Exception) -> type[PartialKDError]:
 
 
 def _shared_text(error: Exception) -> str:
-    return str(error) if isinstance(error, PartialKDError | Preempted) else f"{type(error).__name__}: {error}"
+    if isinstance(error, PartialKDError | Preempted):
+        return str(error)
+    return printable(f"{type(error).__name__}: {error}")
 
 
 _JOIN_GRACE_S = 5.0  # how long the others may take to report that the ranks could not be joined

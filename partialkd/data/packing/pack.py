@@ -26,7 +26,7 @@ from partialkd.data.formats.insightface_folder import FLOAT_EXACT, NAMES, pack_r
 from partialkd.data.images.decode import decode, encode_jpeg, image_suffix, to_pixels
 from partialkd.data.ordered_threads import in_order
 from partialkd.data.sources.insightface import RecordIOSource
-from partialkd.errors import ConfigError, DataError
+from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import refuse_existing, replacing
 from partialkd.storage.made_folder import fresh_partial
 
@@ -48,7 +48,7 @@ class PackError(DataError):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         lines = [f"{problem.path}: {problem.reason}" for problem in problems]
-        super().__init__("\n".join([*lines, f"{len(problems)} images cannot be packed; nothing was written"]))
+        super().__init__(*lines, f"{len(problems)} images cannot be packed; nothing was written")
 
 
 @dataclass
@@ -89,7 +89,7 @@ def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[i
     count = pack_records(out, _packable(results, todo.problems, options), len(todo.names), size, todo.names)
     if todo.problems:
         with replacing(out / SKIPPED) as (file,):
-            file.writelines(f"{problem.path}\t{problem.reason}\n".encode() for problem in todo.problems)
+            file.writelines(f"{printable(one.path)}\t{printable(one.reason)}\n".encode() for one in todo.problems)
     return count, todo.problems
 
 

@@ -27,7 +27,7 @@ from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.identities import LEFT_OUT, Names, excluded, mapped
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.source import Source, check_index, digest_of
-from partialkd.errors import ConfigError, DataError
+from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import replacing
 
 _CHUNK = 1 << 18  # labels looked at in one go
@@ -119,7 +119,7 @@ class MergedSource:
 def save_class_ids(source: MergedSource, path: Path) -> None:
     """Text, a line for every identity in use: class id, number of its part counted from 0, identity there; by tabs."""
     with replacing(path) as (file,):
-        file.writelines(f"{label}\t{part}\t{name}\n".encode() for label, part, name in source.origins())
+        file.writelines(f"{label}\t{part}\t{printable(name)}\n".encode() for label, part, name in source.origins())
 
 
 def merge(
