@@ -1,4 +1,4 @@
-"""Class centres sharded over ranks (docs/one_batch.md)."""
+"""Class centres sharded over ranks (docs/flows.md)."""
 
 from partialkd.centres.engine import Centres, Contrast
 from partialkd.centres.store import CentreStore

@@ -1,7 +1,7 @@
 """Class centres sharded over ranks: what a method asks of them in a step.
 
 `contrast` takes this rank's embeddings (b, D) and labels (b,) and returns, for each of its samples, the target
-cosine and the negative log-sum-exp over all other classes (docs/one_batch.md). Both carry their exact
+cosine and the negative log-sum-exp over all other classes (docs/flows.md). Both carry their exact
 gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
 gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass. `begin`
 starts the first one early, so that it goes on while the teacher embeds the batch.

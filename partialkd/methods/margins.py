@@ -1,7 +1,7 @@
 """Margins: functions of the target cosine (b,), differentiable, and the margin softmax they belong to.
 
 Only the target's logit carries a margin, so a margin is a function on (b,), outside the sweep
-(docs/one_batch.md). Margins in radians. Gradients are the true derivatives unless a function is named
+(docs/flows.md). Margins in radians. Gradients are the true derivatives unless a function is named
 straight_through.
 
 Sources: ArcFace, arXiv:1801.07698; CosFace, arXiv:1801.09414; SphereFace, arXiv:1704.08063 (the continuation).

@@ -1,7 +1,7 @@
 """The world of ranks: devices, collectives, seeds, start and end. The only module that calls torch.distributed.
 
 Every rank is one process started by torchrun (or the only process, when there is none). NCCL joins CUDA
-devices, gloo everything else. Collectives here carry no gradient: the mathematics of docs/one_batch.md needs none.
+devices, gloo everything else. Collectives here carry no gradient: the mathematics of docs/flows.md needs none.
 """
 
 from __future__ import annotations

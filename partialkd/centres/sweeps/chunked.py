@@ -6,7 +6,7 @@ the rows gives, for every sample of the global batch,
     Z_i = sum_{j != y_i} p_ij          (N,)
     O_i = sum_{j != y_i} p_ij * u_j    (N, D)
 
-from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (docs/one_batch.md). Sums of chunks and of
+from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (docs/flows.md). Sums of chunks and of
 ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep. offset = max(0, scale - 64).
 
 For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
