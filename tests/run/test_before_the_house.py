@@ -1,0 +1,71 @@
+"""A run begun before the modules moved is gone on with: checkpoints, teacher cache, teacher centres.
+
+`before_the_house.tar.gz` is what commit 4999d97 left on two ranks (CPU, float32) of a run of 24 drawings: the teacher
+finished, the student at step 3 of 6, and the teacher's own checkpoint of step 3. `LOSSES` is what that commit computed
+when it went on from there. Another processor's rounding moves them by about 1e-6 (measured with SSE4.1 against AVX512).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from helpers.jobs import job
+from helpers.ranks import run
+from partialkd.config.load import load_config
+from partialkd.world.world import World
+
+ARCHIVE = Path(__file__).with_name("before_the_house.tar.gz")
+LOSSES = {
+    "student": {4: 6.98249626159668, 5: 7.900204181671143, 6: 7.624499320983887},
+    "teacher": {4: 15.088747024536133, 5: 14.811311721801758, 6: 10.61867904663086},
+}
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def gone_on(world: World, folder: Path, resume: str) -> dict[str, float]:
+    """Seconds of the phases that were trained; the paths of the configuration are relative to `folder`."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        settings = load_config("runs/half/config.toml").model_dump(mode="json", exclude_none=True)
+        return job(world, settings, resume)["phase_seconds"]
+    finally:
+        os.chdir(before)
+
+
+def losses(folder: Path, phase: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "runs/half/metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["phase"] == phase and line["step"] > 3}
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    """When each file of the teacher was written: one made again would be newer."""
+    files = [path for name in ("teacher", "teacher_*") for path in (folder / "runs/half").glob(f"{name}/**/*")]
+    return {str(path): path.stat().st_mtime_ns for path in files if path.is_file()}
+
+
+def test_the_student_goes_on_with_the_cache_and_the_centres_that_are_there(folder: Path) -> None:
+    before = written_at(folder)
+    assert any("teacher_cache" in path for path in before)
+    assert any("teacher_centres" in path for path in before)
+    assert [list(seconds) for seconds in run(gone_on, 2, folder, "auto")] == [["student"]] * 2
+    assert losses(folder, "student") == pytest.approx(LOSSES["student"], rel=1e-4)
+    assert written_at(folder) == before
+
+
+def test_trained_centres_go_on_with_their_moments(folder: Path) -> None:
+    run(gone_on, 2, folder, "runs/half/teacher/checkpoints/step_000000003")
+    assert losses(folder, "teacher") == pytest.approx(LOSSES["teacher"], rel=1e-4)
