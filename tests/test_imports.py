@@ -31,6 +31,7 @@ OWNERS = {
     "torch.distributed": {"world.world"},
     "deepspeed": {"training.student"},
     "nvidia.dali": {"data.loading.dali"},
+    "onnxruntime": {"models.onnx_session"},
     "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"},
 }
 HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib")

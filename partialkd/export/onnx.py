@@ -26,6 +26,7 @@ from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
 from partialkd.models.network import Network
+from partialkd.models.onnx_session import OnnxSession
 from partialkd.models.saved import describe, save_model
 from partialkd.models.weights import put_weights
 from partialkd.storage.atomic_files import write_bytes
@@ -83,9 +84,7 @@ def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
 
 def largest_difference(network: Network, content: bytes) -> float:
     """Largest difference between embeddings of length one, over random images."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = OnnxSession(content, "the exported network")
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch in BATCHES:

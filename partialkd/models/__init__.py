@@ -1,4 +1,4 @@
-"""The networks: building, loading published weights, self-describing files, frozen teachers."""
+"""The networks: building them, loading published weights, self-describing files, sessions of ONNX files."""
 
 from partialkd.models.build import build_model
 from partialkd.models.weights import load_weights

@@ -11,7 +11,7 @@
       result.json                    scores of all networks, and how they came about
 
 A phase that has its model.safetensors is finished; a resumed run loads it, and goes on with the phase that is not
-from its newest checkpoint (run_folder.py).
+from its newest checkpoint (folder.py).
 """
 
 from __future__ import annotations

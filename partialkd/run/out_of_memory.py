@@ -1,8 +1,8 @@
 """Out of memory on one rank: an error that names the rank and says what can be changed, by key and in bytes.
 
-Raised on the rank that it happens to; that rank ends (launching.py) and pulls the others down, within seconds on gloo,
-on NCCL when torchrun ends them. Allocations of torch (CUDA and CPU), numpy and Python are recognised, and what C++
-libraries say of theirs.
+Raised on the rank that it happens to; that rank ends (world/launch.py) and pulls the others down, within seconds on
+gloo, on NCCL when torchrun ends them. Allocations of torch (CUDA and CPU), numpy and Python are recognised, and what
+C++ libraries say of theirs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One distributed pass of a teacher over all records, into a teacher cache (data/teacher_cache.py).
+"""One distributed pass of a teacher over all records, into a teacher cache (cache.py).
 
 The blocks that are still missing are dealt out in consecutive ranges, a range a rank, so that each rank reads and
 writes one stretch of the files; after every block the ranks look whether all of them are well. Killed at any moment

@@ -1,4 +1,4 @@
-"""Writing a teacher cache (teacher_cache.py): block by block, by any number of processes, again and again until whole.
+"""Writing a teacher cache (cache.py): block by block, by any number of processes, again and again until whole.
 
 While it is made everything lies in `.<name>.partial` beside the folder's later name; when all is written and on the
 disk, that takes its name. In there, beside the files to be:

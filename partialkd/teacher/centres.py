@@ -7,7 +7,7 @@ with R, and no rank ever holds (C, D). A class without records stays unseen: it 
 
 A classifier is a file with one matrix (K, D): .npy, .safetensors or .pt. Which of its rows is which class is
 always said: `label_map` is a text file whose line k holds the class id of row k, or -1 for a row that is not
-used, or the word "identity" where row k is class k. A folder of arcface_torch is one too (classifier_shards.py).
+used, or the word "identity" where row k is class k. A folder of arcface_torch is one too (classifier.py reads both).
 
 Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
 centres were made, their shape, size and checksum of every file. Centres whose manifest says something else are made
@@ -117,21 +117,22 @@ def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], T
     """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
     saved = world.together(lambda: _saved_rows(folder, store.shard))
     rows = saved_centres(saved).to(store.device)
-    store.write(slice(None), world.together(lambda: _checked(project(rows), store.dim, folder)))
+    store.write(slice(None), world.together(lambda: checked_rows(project(rows), store.dim, folder)))
     store.seen[:] = True
 
 
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "centres").mkdir(parents=True)
-
-
-def _checked(rows: Tensor, dim: int, path: Path) -> Tensor:
+def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:
+    """The rows (n, dim) themselves; TeacherError naming their file if they cannot be centres."""
     if rows.shape[1] != dim:
         raise TeacherError(f"{path}: rows must have {dim} numbers, got {rows.shape[1]}")
     if not (rows.isfinite().all(1) & (rows.norm(dim=1) > 0)).all():
         raise TeacherError(f"{path}: holds rows that are zero or not finite")
     return rows
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "centres").mkdir(parents=True)
 
 
 def _manifest(folder: Path) -> tuple[Any, Any]:

@@ -1,4 +1,6 @@
-"""The classifier of InsightFace's arcface_torch: a file a rank, in the folder of its run.
+"""Centres from the rows of a teacher's saved classifier: one file with one matrix (K, D), or arcface_torch's folder.
+
+The one file is .npy, .safetensors or .pt. InsightFace's arcface_torch writes one file per rank, into its run's folder:
 
     checkpoint_gpu_<rank>.pt       under "state_dict_softmax_fc", beside network and optimiser, which are not read
     softmax_fc_gpu_<rank>.pt       of earlier versions: the state_dict alone
@@ -7,7 +9,8 @@
 Rank r of W holds C // W rows, one more if r < C % W, in the order of class ids: put together in the order of ranks, row
 k is class id k of the .rec that it was trained on. Neither W nor C is in the files: that the last ranks are missing may
 be found only when rows and classes are compared.
-Shapes: -> W matrices (rows, D), memory-mapped: who takes some rows reads only those.
+Which row is which class says a label map: one class id per row, -1 for a row that is not used, or the word "identity".
+Shapes: matrices (rows, D), memory-mapped where the format allows: who takes some rows reads only those.
 Errors: TeacherError naming folder or file. Nothing is unpickled but tensors and plain values.
 """
 
@@ -29,7 +32,7 @@ from torch import Tensor
 from partialkd.centres.store import CentreStore
 from partialkd.errors import TeacherError
 from partialkd.models.weights import why_unreadable
-from partialkd.teacher.centres import _checked
+from partialkd.teacher.centres import checked_rows
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
@@ -86,7 +89,7 @@ def classifier_rows(
     shards = world.together(lambda: read_shards(path) if path.is_dir() else [read_matrix(path)])
     ids = world.together(lambda: read_label_map(label_map, sum(map(len, shards)), store.num_classes))
     mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
-    rows = world.together(lambda: _checked(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
+    rows = world.together(lambda: checked_rows(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
     target = (ids[mine] - store.shard.start).to(store.device)
     store.write(target, rows)
     store.seen[target] = True

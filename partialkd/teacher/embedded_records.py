@@ -1,15 +1,15 @@
 """Records that carry a teacher's embedding as float labels: the form in which MarginDistillation keeps its teacher.
 
-The payload of an image record, little-endian (recordio.py says what lies around it):
+The payload of an image record, little-endian (data/formats/recordio.py says what lies around it):
   bytes 0..3    flag, uint32: D + 1, the number of labels
   bytes 4..7    0.0, float32: unused where flag > 0
   bytes 8..23   the record's key, uint64, and 0, uint64
   4 D bytes     the embedding, float32, not normalised, of the image as it is (not mirrored)
   4 bytes       the class id, float32
   the rest      the encoded image, byte for byte as it was
-Header and identity records, .idx and `property` are those of any InsightFace folder (layout.py). With D = 512 these are
-the 513 labels that MarginDistillation writes; there the class id is the last one, too. Images cannot be mirrored in
-training, since only one embedding is there.
+Header and identity records, .idx and `property` are those of any InsightFace folder (insightface_folder.py there). With
+D = 512 these are the 513 labels that MarginDistillation writes; there the class id is the last one, too. Images cannot
+be mirrored in training, since only one embedding is there.
 Errors: DataError naming the record.
 """
 

@@ -34,9 +34,10 @@ from partialkd.config import InputConfig, TeacherConfig
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.compiled import compile_in_place
+from partialkd.models.onnx_file import onnx_digest
 from partialkd.models.saved import open_model
 from partialkd.models.weights import put_weights, read_weights
-from partialkd.teacher.onnx_network import OnnxNetwork, onnx_digest
+from partialkd.teacher.onnx_network import OnnxNetwork
 
 PROJECTION_SEED = 20240701
 GROUP = 16  # images a forward pass on the CPU

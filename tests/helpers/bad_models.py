@@ -127,6 +127,19 @@ def onnx_model(width: int = SIZE, place: str | None = None) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def endless_onnx() -> bytes:
+    """The same network behind a Loop without a number of turns, whose condition stays true."""
+    model = onnx.load_from_string(onnx_model())
+    value = lambda name, kind: helper.make_tensor_value_info(name, kind, None)
+    again = [helper.make_node("Identity", ["go"], ["more"]), helper.make_node("Relu", ["h"], ["k"])]
+    inputs = [value("i", TensorProto.INT64), value("go", TensorProto.BOOL), value("h", TensorProto.FLOAT)]
+    body = helper.make_graph(again, "body", inputs, [value("more", TensorProto.BOOL), value("k", TensorProto.FLOAT)])
+    yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    model.graph.node[1].output[:] = ["z"]
+    model.graph.node.extend([yes, helper.make_node("Loop", ["", "yes", "z"], ["y"], body=body)])
+    return bytes(model.SerializeToString())
+
+
 def onnx_teacher(content: bytes, only_described: bool = False) -> Maker:
     """In a folder of its own, beside a file that its external data may lead to."""
 

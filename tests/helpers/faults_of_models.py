@@ -191,7 +191,7 @@ TEACHERS = (
         r"rows\.txt: must hold one class id a line",
         TeacherError,
     ),
-    Fault("ONNX of junk", make.onnx_teacher(b"no protobuf"), r"t\.onnx: onnxruntime cannot load it", TeacherError),
+    Fault("ONNX of junk", make.onnx_teacher(b"no protobuf"), r"t\.onnx: cannot be read as ONNX", TeacherError),
     Fault(
         "ONNX of junk, for a cache",
         make.onnx_teacher(b"no protobuf", only_described=True),
@@ -201,7 +201,13 @@ TEACHERS = (
     Fault(
         "truncated ONNX",
         make.onnx_teacher(make.onnx_model()[:-1000]),
-        r"t\.onnx: onnxruntime cannot load it",
+        r"t\.onnx: cannot be read as ONNX",
+        TeacherError,
+    ),
+    Fault(
+        "ONNX that runs for ever",
+        make.onnx_teacher(make.endless_onnx()),
+        r"t\.onnx: holds the operator 'Loop': an embedder must not repeat a part of its graph",
         TeacherError,
     ),
     Fault(
