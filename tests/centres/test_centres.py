@@ -24,7 +24,7 @@ from helpers.centre_cases import (
     store_of,
 )
 from helpers.ranks import RankFailure, run
-from partialkd.centres import Centres, CentreStore, sampling
+from partialkd.centres import Centres, CentreStore, row_filter
 from partialkd.centres.gathered import OwnRows
 from partialkd.centres.moving_average import move_ema
 from partialkd.config import CentresConfig, OptimizerConfig
@@ -255,5 +255,5 @@ def test_lists_with_gaps_as_on_cuda(name: str, size: int) -> None:
 def one_step_with(world: World, gaps: bool, name: str, p: dense.Problem, settings: dict[str, Any]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         if gaps:
-            patch.setattr(sampling, "without_gaps", lambda rows, valid: (rows, valid))
+            patch.setattr(row_filter, "without_gaps", lambda rows, valid: (rows, valid))
         return one_step(world, name, p, settings)

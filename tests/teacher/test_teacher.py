@@ -198,7 +198,8 @@ def test_checkpoint_teachers_open(network: nn.Module, tmp_path: Path) -> None:
     described = TeacherConfig(source="checkpoint", path=str(tmp_path / "t.safetensors"))
     for config in (checkpoint(tmp_path / "t.pth"), checkpoint(tmp_path / "t.safetensors"), described):
         teacher = open_teacher(config, 32, "cpu")
-        assert torch.equal(teacher.embed(pictures(3)), expected)
+        # The same weights; a product's last bits hang on memory layout and threads, on some processors.
+        torch.testing.assert_close(teacher.embed(pictures(3)), expected, rtol=1e-5, atol=1e-6)
         teacher.check(pictures(3))
     assert open_teacher(described, 48, CPU).embed(pictures(2, 48)).shape == (2, 16)  # the file knows its 32 pixels
 

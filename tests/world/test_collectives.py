@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from helpers import dense
 from helpers.centre_cases import METHODS, method_of, store_of
 from helpers.ranks import run
-from partialkd.centres import Centres, CentreStore, engine, sampling
+from partialkd.centres import Centres, CentreStore, engine, row_filter
 from partialkd.centres import store as store_module
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
@@ -137,7 +137,7 @@ def test_a_step_asks_the_device_nothing(
     """Tensors without content: whatever would depend on it, be it a number of rows, is an error. Two micro-steps."""
     for module in (engine, store_module):  # as on CUDA, with an answer that does not come
         monkeypatch.setattr(module, "told", lambda x: (x, lambda: False))
-    monkeypatch.setattr(sampling, "without_gaps", lambda rows, valid: (rows, valid))
+    monkeypatch.setattr(row_filter, "without_gaps", lambda rows, valid: (rows, valid))
     method = method_of(name)
     with FakeTensorMode(allow_non_fake_inputs=True):
         centres = centres_on(World(), method, optimizer, kept, settings)

@@ -20,7 +20,7 @@ JOB = """
 import os, signal, sys
 import torch
 from pathlib import Path
-from partialkd import flight_recorder
+from partialkd.world import flight_recorder
 from partialkd.config import DistConfig
 from partialkd.world.world import World
 
@@ -67,7 +67,7 @@ def run(folder: Path, timeout_s: float, how: str, *environments: dict[str, str])
 def test_the_list_is_there_when_a_peer_is_gone(how: str, timeout_s: float, tmp_path: Path) -> None:
     said, _ = run(tmp_path / "run", timeout_s, how)
     file = tmp_path / "run" / "rank_0.json"
-    assert said.startswith("; its last collective: number 4, gloo:all_reduce, at dist.py:")
+    assert said.startswith("; its last collective: number 4, gloo:all_reduce, at world.py:")
     assert said.endswith(f"; the list: {file}")
     found = json.loads(file.read_text())
     assert [one["number"] for one in found] == [1, 2, 3, 4]
