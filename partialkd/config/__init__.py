@@ -6,7 +6,6 @@ A file is one complete run; reading files and saying what is wrong with them: pa
 from partialkd.config.data import ArchiveConfig, AugmentConfig, DataConfig, PartConfig, ProceduralConfig
 from partialkd.config.job import Config, EvaluateConfig
 from partialkd.config.methods import (
-    METHODS_WITH_TEACHER,
     AdaDistillConfig,
     ArcDistillConfig,
     ArcFaceConfig,
@@ -15,6 +14,7 @@ from partialkd.config.methods import (
     CosFaceConfig,
     MarginDistillationConfig,
     MethodConfig,
+    MethodSection,
 )
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
@@ -22,7 +22,6 @@ from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, sampled_share
 
 __all__ = [
-    "METHODS_WITH_TEACHER",
     "AdaDistillConfig",
     "ArcDistillConfig",
     "ArcFaceConfig",
@@ -40,6 +39,7 @@ __all__ = [
     "InputConfig",
     "MarginDistillationConfig",
     "MethodConfig",
+    "MethodSection",
     "ModelConfig",
     "OptimizerConfig",
     "PartConfig",

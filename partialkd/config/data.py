@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Count, Positive, PositiveFloat, Probability, Section, Share
+from partialkd.config.base import Count, Free, Positive, PositiveFloat, Probability, Section, Share
 
 
 class ProceduralConfig(Section):
@@ -78,7 +78,9 @@ class DataConfig(Section):
     exclude_identities: str | None = None  # without parts: as in a part
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
     embeddings: Positive | None = None  # D: records carry D floats of a teacher's embedding, then the class id
-    index_cache: str | None = None  # folder where the parsed indices of .rec files are kept; None: parsed at each start
+    index_cache: Free[str | None] = (
+        None  # folder where the parsed indices of .rec files are kept; None: parsed at each start
+    )
     sampler: Literal["shuffle", "balanced", "pk"] = "shuffle"  # each record once; each identity alike; P x K batches
     images_per_identity: Annotated[int, Field(ge=2)] = 4  # pk: K; P = global_batch / K
     shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files
@@ -86,10 +88,12 @@ class DataConfig(Section):
     group_blocks: Positive = 256  # blocks: blocks whose records are mixed; their bytes should fit in memory twice
     image_size: Annotated[int, Field(ge=16, le=512)] = 112
     resize: bool = False  # False: a record of another size is an error
-    loader: Literal["jpeg", "dali"] = "jpeg"  # docs/data.md has the figures of both
-    workers: Positive = 2  # decoding threads a rank
-    on_corrupt: Literal["stop", "skip"] = "stop"  # at an unreadable image; skip: another record takes its place
-    max_corrupt: Count = 100  # skip: different unreadable records a rank may meet in a phase; one more ends the run
+    loader: Free[Literal["jpeg", "dali"]] = "jpeg"  # docs/data.md has the figures of both
+    workers: Free[Positive] = 2  # decoding threads a rank
+    on_corrupt: Free[Literal["stop", "skip"]] = "stop"  # at an unreadable image; skip: another record takes its place
+    max_corrupt: Free[Count] = (
+        100  # skip: different unreadable records a rank may meet in a phase; one more ends the run
+    )
     flip: bool = True  # mirror half of the images
     grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
     augment: AugmentConfig = AugmentConfig()

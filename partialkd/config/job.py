@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Positive, Section, Share
+from partialkd.config.base import Free, Positive, Section, Share
 from partialkd.config.data import DataConfig
-from partialkd.config.methods import METHODS_THAT_EMBED, METHODS_WITH_TEACHER, AdaDistillConfig
+from partialkd.config.methods import AdaDistillConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.training import PhaseConfig
@@ -25,13 +25,13 @@ class EvaluateConfig(Section):
 
 class Config(Section):
     run: RunConfig
-    dist: DistConfig = DistConfig()
+    dist: Free[DistConfig] = DistConfig()
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
     student: PhaseConfig
     alone: PhaseConfig | None = None  # the same student without a teacher, for comparison
-    evaluate: EvaluateConfig = EvaluateConfig()
-    health: HealthConfig = HealthConfig()
+    evaluate: Free[EvaluateConfig] = EvaluateConfig()
+    health: Free[HealthConfig] = HealthConfig()
 
     @property
     def evaluation(self) -> EvaluateConfig:
@@ -45,10 +45,10 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.run.keep_best and not self.evaluate.sets:
             raise ValueError("run.keep_best must be false without evaluate.sets, got true")
-        method, teacher = self.student.method.name, self.teacher
-        if method in METHODS_WITH_TEACHER:
+        method, teacher = self.student.method, self.teacher
+        if method.teacher_use != "none":
             if teacher.source == "none":
-                raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method}"')
+                raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method.name}"')
             emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
             if teacher.source == "records":
                 emitted = self.data.embeddings
@@ -58,7 +58,7 @@ class Config(Section):
         self._check_centres()
         self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
-            if phase is not None and phase.method.name in METHODS_WITH_TEACHER:
+            if phase is not None and phase.method.teacher_use != "none":
                 raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
         return self
 
@@ -76,7 +76,7 @@ class Config(Section):
         teacher, altering = self.teacher, self.data.altering
         if teacher.source == "records" and self.data.embeddings is None:
             raise ValueError('data.embeddings is required with teacher.source = "records"')
-        if self.student.method.name not in METHODS_THAT_EMBED:  # it looks at class means only, never at a batch
+        if self.student.method.teacher_use != "every batch":  # it looks at class means only, never at a batch
             return
         if teacher.source == "records" and self.data.flip:
             raise ValueError('data.flip must be false with teacher.source = "records": no mirrored embedding is there')

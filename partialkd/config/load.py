@@ -16,16 +16,9 @@ import tomli_w
 from pydantic import ValidationError
 
 from partialkd.config import Config
+from partialkd.config.resume import FREE, covered, flat
 from partialkd.errors import ConfigError
 from partialkd.storage.atomic_files import write_text
-
-# What may differ between a run and its resumption: where and how it runs, not what it computes.
-_RUN = ("dist", "evaluate", "health", "run.folder", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints",
-        "run.keep_best", "run.checkpoint_async", "run.tensorboard", "data.loader", "data.workers",
-        "data.index_cache", "data.on_corrupt", "data.max_corrupt", "teacher.compile")  # fmt: skip
-_PHASE = ("accumulation", "zero_stage", "centres.store", "centres.moments", "centres.memory", "centres.backend",
-          "centres.products", "centres.chunk_rows", "compile")  # fmt: skip
-FREE = (*_RUN, *(f"{phase}.{key}" for phase in ("teacher.train", "student", "alone") for key in _PHASE))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -80,19 +73,12 @@ def _tuples(value: Any) -> Any:
 
 def check_same_run(config: Config, path: Path) -> None:
     """ConfigError naming the keys in which `config` differs from the saved one, other than those that may."""
-    saved, given = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
+    saved, given = (flat(c.model_dump(mode="json")) for c in (load_config(path), config))
     keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
-    changed = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
+    changed = [key for key in keys if not covered(key, FREE)]
     if changed:
         changes = "; ".join(f"{key}: must be {saved.get(key)!r}, got {given.get(key)!r}" for key in changed)
         raise ConfigError(f"--resume goes on with the run of {path} only: {changes}")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 FIXED = {"extra_forbidden": "unknown key", "missing": "required key is missing"}

@@ -1,12 +1,18 @@
-"""A section a method, told apart by `name`."""
+"""One section for each method, told apart by `name`; it says where the method's centres come from and what it wants.
+
+To add a method: its section here, its class in partialkd/methods (docs/extending.md).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, model_validator
 
 from partialkd.config.base import PositiveFloat, Radians, Section
+
+CentreKind = Literal["trainable", "fixed", "ema"]
+TeacherUse = Literal["none", "centres", "every batch"]
 
 
 class CombinedMargin(Section):
@@ -18,33 +24,53 @@ class CombinedMargin(Section):
     gradient: Literal["true", "straight_through"] = "true"
 
 
-class ArcFaceConfig(Section):
-    name: Literal["arcface"]
+class MethodSection(Section):
+    """What every method's section says; `name` is a Literal of the section."""
+
+    centre_kind: ClassVar[CentreKind]  # moved by gradient, by nobody, or by a moving average of teacher embeddings
+    teacher_use: ClassVar[TeacherUse]  # nothing, its centres alone, or its embedding of each image as well
+
+    name: str
     scale: PositiveFloat = 64.0
+
+
+class ArcFaceConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "trainable"
+    teacher_use: ClassVar[TeacherUse] = "none"
+
+    name: Literal["arcface"]
     margin: CombinedMargin = CombinedMargin()
 
 
-class CosFaceConfig(Section):
+class CosFaceConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "trainable"
+    teacher_use: ClassVar[TeacherUse] = "none"
+
     name: Literal["cosface"]
-    scale: PositiveFloat = 64.0
     margin: Annotated[float, Field(ge=0, le=1)] = 0.35
 
 
-class ArcDistillConfig(Section):
+class ArcDistillConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "fixed"
+    teacher_use: ClassVar[TeacherUse] = "centres"
+
     name: Literal["arcdistill"]
-    scale: PositiveFloat = 64.0
     margin: Radians = 0.45
 
 
-class CosDistillConfig(Section):
+class CosDistillConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "fixed"
+    teacher_use: ClassVar[TeacherUse] = "centres"
+
     name: Literal["cosdistill"]
-    scale: PositiveFloat = 64.0
     margin: Annotated[float, Field(ge=0, le=1)] = 0.35
 
 
-class AdaDistillConfig(Section):
+class AdaDistillConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "ema"
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+
     name: Literal["adadistill"]
-    scale: PositiveFloat = 64.0
     kind: Literal["arc", "cos"] = "arc"
     margin: Radians = 0.45  # radians for arc, cosine for cos
     weighted: bool = True  # alpha' (True) or alpha (False)
@@ -59,18 +85,17 @@ class AdaDistillConfig(Section):
         return self
 
 
-class MarginDistillationConfig(Section):
+class MarginDistillationConfig(MethodSection):
+    centre_kind: ClassVar[CentreKind] = "fixed"
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+
     name: Literal["margindistillation"]
-    scale: PositiveFloat = 64.0
     margin_min: Radians = 0.2
     margin_max: Radians = 0.5
     per_rank_maximum: bool = False  # True: D_max over each rank's batch, as the original does
 
 
-MethodConfig = Annotated[
-    ArcFaceConfig | CosFaceConfig | ArcDistillConfig | CosDistillConfig | AdaDistillConfig | MarginDistillationConfig,
-    Field(discriminator="name"),
-]
-
-METHODS_THAT_EMBED = frozenset({"adadistill", "margindistillation"})  # each batch with the teacher
-METHODS_WITH_TEACHER = frozenset({"arcdistill", "cosdistill", "adadistill", "margindistillation"})
+if TYPE_CHECKING:
+    MethodConfig = MethodSection
+else:  # any of the sections above
+    MethodConfig = Annotated[Union[tuple(MethodSection.__subclasses__())], Field(discriminator="name")]  # noqa: UP007

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Section
+from partialkd.config.base import Count, Free, NonNegativeFloat, Positive, PositiveFloat, Section
 
 
 class DistConfig(Section):
@@ -16,15 +16,15 @@ class DistConfig(Section):
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # results go to <folder>/<name>
-    folder: str = "runs"
+    folder: Free[str] = "runs"
     seed: Count = 0
     deterministic: bool = False
-    log_every: Positive = 50  # optimiser steps
-    checkpoint_every: Count = 1000  # optimiser steps; 0: only at the end of each phase
-    keep_checkpoints: Positive = 2  # the newest
-    keep_best: bool = False  # and the most accurate one on the evaluation sets: scores each when it is saved
-    checkpoint_async: bool = False  # write in the background: a copy in host memory, training goes on meanwhile
-    tensorboard: bool = True
+    log_every: Free[Positive] = 50  # optimiser steps
+    checkpoint_every: Free[Count] = 1000  # optimiser steps; 0: only at the end of each phase
+    keep_checkpoints: Free[Positive] = 2  # the newest
+    keep_best: Free[bool] = False  # and the most accurate one on the evaluation sets: scores each when it is saved
+    checkpoint_async: Free[bool] = False  # write in the background: a copy in host memory, training goes on meanwhile
+    tensorboard: Free[bool] = True
 
 
 class HealthConfig(Section):

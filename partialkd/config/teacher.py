@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from partialkd.config.base import Positive, Section
+from partialkd.config.base import Free, Positive, Section
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.training import PhaseConfig
 
@@ -28,7 +28,7 @@ class TeacherConfig(Section):
     label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
     cache: str | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
     cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
-    compile: bool = False  # torch.compile of its network where it runs, CUDA graphs on GPUs; differs by rounding
+    compile: Free[bool] = False  # torch.compile of its network where it runs, CUDA graphs on GPUs; differs by rounding
     train: PhaseConfig | None = None  # source = "train"; without effect with another source
 
     @property

@@ -8,8 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
-from partialkd.config.methods import METHODS_WITH_TEACHER, MarginDistillationConfig, MethodConfig
+from partialkd.config.base import (
+    Count,
+    Free,
+    Length,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    Share,
+)
+from partialkd.config.methods import MarginDistillationConfig, MethodConfig
 from partialkd.config.models import ModelConfig
 
 
@@ -23,20 +33,20 @@ class CentresConfig(Section):
     importance_correction: bool = False  # a sampled sum over other classes is scaled up to what all would give
     # Rows of the centres: bf16 and int8 (with a float32 scale a row) are rounded stochastically where they move by
     # steps. int8 is for centres that no gradient moves.
-    store: Literal["fp32", "bf16", "int8"] = "fp32"
-    moments: Literal["fp32", "bf16"] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
+    store: Free[Literal["fp32", "bf16", "int8"]] = "fp32"
+    moments: Free[Literal["fp32", "bf16"]] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
     second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
     # the device; for samples of less than half (a sample_rate under 0.487). Never run on a GPU yet.
-    memory: Literal["device", "host"] = "device"
+    memory: Free[Literal["device", "host"]] = "device"
     # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; fused: Triton kernels; both CUDA
     # only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and
     # agreed with chunked when the shape first came up.
-    backend: Literal["chunked", "graphed", "fused", "auto", "reference"] = "chunked"
+    backend: Free[Literal["chunked", "graphed", "fused", "auto", "reference"]] = "chunked"
     # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;
     # in the Triton kernels as the store.
-    products: Literal["auto", "fp32", "bf16"] = "auto"
-    chunk_rows: Positive | None = None  # rows a chunk of the sweep; None: from the batch size
+    products: Free[Literal["auto", "fp32", "bf16"]] = "auto"
+    chunk_rows: Free[Positive | None] = None  # rows a chunk of the sweep; None: from the batch size
 
     @model_validator(mode="after")
     def _sampled_from_host(self) -> CentresConfig:
@@ -84,14 +94,14 @@ class PhaseConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     epochs: PositiveFloat
-    max_steps: Positive | None = None  # optimiser steps; ends a run early (the schedule keeps its length)
+    max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
     global_batch: Positive  # images an optimiser step, over all ranks and micro-steps
-    accumulation: Positive = 1  # micro-steps an optimiser step
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    accumulation: Free[Positive] = 1  # micro-steps an optimiser step
+    zero_stage: Free[Annotated[int, Field(ge=0, le=3)]] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batchnorm: bool = False
     freeze_batchnorm: bool = False
-    compile: bool = False  # torch.compile of the network in training, at ZeRO stages 0-2; differs by rounding
+    compile: Free[bool] = False  # torch.compile of the network in training, at ZeRO stages 0-2; differs by rounding
 
     @model_validator(mode="after")
     def _compilable(self) -> PhaseConfig:
@@ -107,7 +117,7 @@ class PhaseConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
-        trainable = self.method.name not in METHODS_WITH_TEACHER
+        trainable = self.method.centre_kind == "trainable"
         if trainable and self.centres.store == "int8":
             raise ValueError(
                 f'centres.store must be "fp32" or "bf16" with {self.method.name}, whose centres are trained, got "int8"'

@@ -1,31 +1,26 @@
-"""The methods, by the name a configuration gives them."""
+"""Methods: the class of each method's section. Everything else about a method is in its section (partialkd.config)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from partialkd.config import AdaDistillConfig, MarginDistillationConfig, MethodSection
 from partialkd.methods.adadistill import AdaDistill
-from partialkd.methods.arcdistill import ArcDistill
-from partialkd.methods.arcface import ArcFace
 from partialkd.methods.base import Method, Outcome
-from partialkd.methods.cosdistill import CosDistill
-from partialkd.methods.cosface import CosFace
+from partialkd.methods.margin_softmax import MARGINS, MarginSoftmax
 from partialkd.methods.margindistillation import MarginDistillation
 
-METHODS: dict[str, Any] = {
-    "arcface": ArcFace,
-    "cosface": CosFace,
-    "arcdistill": ArcDistill,
-    "cosdistill": CosDistill,
-    "adadistill": AdaDistill,
-    "margindistillation": MarginDistillation,
+METHODS: dict[type[MethodSection], Callable[[Any], Method]] = {
+    **dict.fromkeys(MARGINS, MarginSoftmax),
+    AdaDistillConfig: AdaDistill,
+    MarginDistillationConfig: MarginDistillation,
 }
 
 
-def make_method(config: Any) -> Method:
+def make_method(config: MethodSection) -> Method:
     """The method of a `method` section."""
-    method: Method = METHODS[config.name](config)
-    return method
+    return METHODS[type(config)](config)
 
 
 __all__ = ["METHODS", "Method", "Outcome", "make_method"]

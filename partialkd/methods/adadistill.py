@@ -13,25 +13,22 @@ accumulation the centres move at every micro-step, so an accumulated step is not
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 from torch import Tensor
 
 from partialkd.centres import Centres
 from partialkd.centres.moving_average import move_ema
-from partialkd.config import AdaDistillConfig
-from partialkd.methods.base import CentreKind, Outcome
+from partialkd.config import AdaDistillConfig, MethodSection
+from partialkd.methods.base import Outcome
 from partialkd.methods.margins import arc_margin, cos_margin, margin_softmax
 
 
 class AdaDistill:
     """Reports alpha (or alpha'), near 0.87 (0.67) late in the published training."""
 
-    kind: ClassVar[CentreKind] = "ema"
-    needs_teacher: ClassVar[bool] = True
-
     def __init__(self, config: AdaDistillConfig) -> None:
-        self.scale, self.margin = config.scale, config.margin
+        self.config: MethodSection = config
+        self.margin = config.margin
         self.moved = arc_margin if config.kind == "arc" else cos_margin
         self.move_centres = partial(
             move_ema, weighted=config.weighted, first_sight=config.first_sight, renormalise=config.renormalise
@@ -40,5 +37,5 @@ class AdaDistill:
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
         assert teacher is not None
         found = centres.contrast(student, labels, teacher, look=self.move_centres)
-        loss = margin_softmax(found.negative, self.moved(found.target, self.margin), self.scale)
+        loss = margin_softmax(found.negative, self.moved(found.target, self.margin), self.config.scale)
         return Outcome(loss, {"alpha": found.looked.mean(), "cosine": found.target.detach().mean()})

@@ -1,15 +1,17 @@
-"""What a method is: where its centres come from, which margin it uses, what it adds and what it reports."""
+"""What a method is: it turns embeddings into a loss over the class centres.
+
+Where its centres come from and what it asks of a teacher stands in its section (partialkd.config.methods).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from partialkd.centres import Centres
-
-CentreKind = Literal["trainable", "fixed", "ema"]
+from partialkd.config import MethodSection
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,7 @@ class Outcome:
 class Method(Protocol):
     """Turns embeddings into a loss."""
 
-    kind: ClassVar[CentreKind]
-    needs_teacher: ClassVar[bool]
+    config: MethodSection
 
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
         """student (b, D) with gradient, labels (b,), teacher (b, D) or None -> the mean loss over these b samples."""

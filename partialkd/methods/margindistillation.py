@@ -11,25 +11,21 @@ not the global batch. The teacher's embeddings stay on their rank: w_y comes to 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from partialkd.centres import Centres
-from partialkd.config import MarginDistillationConfig
-from partialkd.methods.base import CentreKind, Outcome
+from partialkd.config import MarginDistillationConfig, MethodSection
+from partialkd.methods.base import Outcome
 from partialkd.methods.margins import arc_margin, margin_softmax
 
 
 class MarginDistillation:
     """Reports the margins used."""
 
-    kind: ClassVar[CentreKind] = "fixed"
-    needs_teacher: ClassVar[bool] = True
-
     def __init__(self, config: MarginDistillationConfig) -> None:
-        self.scale, self.low, self.high = config.scale, config.margin_min, config.margin_max
+        self.config: MethodSection = config
+        self.low, self.high = config.margin_min, config.margin_max
         self.per_rank_maximum = config.per_rank_maximum
 
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
@@ -37,7 +33,7 @@ class MarginDistillation:
         found = centres.contrast(student, labels)
         certainty = (F.normalize(teacher.to(found.centre.dtype)) * found.centre).sum(1)
         margin = self.margins(centres, certainty)
-        loss = margin_softmax(found.negative, arc_margin(found.target, margin), self.scale)
+        loss = margin_softmax(found.negative, arc_margin(found.target, margin), self.config.scale)
         values = {
             "margin": margin.mean(),
             "teacher_cosine": certainty.mean(),

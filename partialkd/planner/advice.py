@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from partialkd.config import METHODS_WITH_TEACHER, Config, DataConfig, ModelConfig, PhaseConfig
+from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 
 GB = 10**9
@@ -125,7 +125,7 @@ def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
     centres = phase.centres
     for store in STORES[STORES.index(centres.store) + 1 :]:
         yield {"centres.store": store}
-    if centres.moments == "fp32" and phase.method.name not in METHODS_WITH_TEACHER:
+    if centres.moments == "fp32" and phase.method.centre_kind == "trainable":
         yield {"centres.moments": "bf16"}
     if centres.backend in ("auto", "graphed"):
         yield {"centres.backend": "chunked"}

@@ -24,7 +24,6 @@ from partialkd.centres.sweeps.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep
 from partialkd.centres.sweeps.graphed import MOST_CHUNKS
 from partialkd.centres.sweeps.products import rounds
 from partialkd.config import PhaseConfig
-from partialkd.methods import METHODS
 from partialkd.planner.step_cost import FLOAT
 
 KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driver takes (a guess)
@@ -33,7 +32,7 @@ KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driv
 def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool) -> dict[str, int]:
     """Of rank 0. `student`: bytes of its weights, moments and buffers; `locked`: centres leave a GPU."""
     copies = {"copy for checkpoints: student": student}
-    if METHODS[phase.method.name].kind != "fixed":  # those are made again from the teacher
+    if phase.method.centre_kind != "fixed":  # those are made again from the teacher
         sizes = [rows * x.nbytes for x in _one_row(phase)[0].state().values()]
         copies["copy for checkpoints: centres"] = sum(_power_of_two(size) if locked else size for size in sizes)
     return copies
@@ -91,7 +90,7 @@ def _one_row(phase: PhaseConfig) -> tuple[CentreStore, RowOptimizer | None]:
     """A store of one row as the phase would keep it, with what moves it by gradient."""
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
     store = CentreStore.empty(range(1), 1, dim, dtype, torch.device("cpu"))
-    if METHODS[phase.method.name].kind != "trainable":
+    if phase.method.centre_kind != "trainable":
         return store, None
     return store, make_row_optimizer(store, phase.optimizer, phase.centres)
 

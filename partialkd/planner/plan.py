@@ -21,7 +21,6 @@ from partialkd.centres.sweeps.chunked import GRADIENTS_CHUNK, SUMS_CHUNK
 from partialkd.centres.sweeps.chunks import ChunkSize
 from partialkd.centres.sweeps.products import rounds
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
-from partialkd.methods import METHODS
 from partialkd.planner.network_cost import NetworkCost, network_cost
 from partialkd.planner.overheads import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.step_cost import FLOAT, flops_of, wire_of
@@ -134,7 +133,7 @@ def _row_items(phase: PhaseConfig) -> dict[str, int]:
     items = {"centres: rows": dim * STORE_BYTES[phase.centres.store], "centres: lengths and seen": FLOAT + 1}
     if phase.centres.store == "int8":
         items["centres: scales"] = FLOAT
-    if METHODS[phase.method.name].kind == "trainable":
+    if phase.method.centre_kind == "trainable":
         moment = dim * STORE_BYTES[phase.centres.moments]
         if optimizer.name == "adamw":
             second = FLOAT if phase.centres.second_moment == "row" else moment
@@ -169,7 +168,7 @@ def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[di
         "own classes in the windows": 2 * own * ranks * (bytes_ + ids),
     }
     there = int(rows.all * phase.centres.sample_rate + own * (1 - phase.centres.sample_rate))
-    back = {"trainable": there, "ema": own * ranks, "fixed": 0}[METHODS[phase.method.name].kind]
+    back = {"trainable": there, "ema": own * ranks, "fixed": 0}[phase.method.centre_kind]
     return windows, {"to the device": there * bytes_, "to the host": back * bytes_}
 
 
@@ -184,7 +183,7 @@ def _centres(
     dim = phase.model.embedding_dim
     resident = {name: rows.all * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
-    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
+    both = 2 if phase.method.centre_kind == "ema" else 1  # which send the teacher's
     # Gathered, then split: x [and f_t]; x times the scale, O, the targets' rows, and the three of them side by side.
     chunk = _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
     sums, chunk_rows = (2 * both + 6) * matrix + chunk, _chunk_rows(phase, batch, SUMS_CHUNK, cuda)
@@ -193,13 +192,13 @@ def _centres(
     if graph:
         resident["centres: graph of the sums"] = graph
         sums -= chunk
-    if METHODS[phase.method.name].kind == "ema":  # moved before: f_t - w and what becomes of it, w before and after
+    if phase.method.centre_kind == "ema":  # moved before: f_t - w and what becomes of it, w before and after
         sums = max(sums, (2 * both + 8) * matrix)
     needs, update = {"centres: sums": sums}, {}
     # Gathered, split, x times the scale, a product to add to O, and the O of two sweeps.
     if measuring and (measured := measuring_sums(phase, rows.sampled, (2 * both + 4) * matrix + chunk, bool(graph))):
         needs["centres: measuring the sweeps' sums"] = measured
-    if METHODS[phase.method.name].kind == "trainable":
+    if phase.method.centre_kind == "trainable":
         copies = ADAMW_COPIES if phase.optimizer.name == "adamw" else SGD_COPIES
         moves = 2 * matrix + _chunk(phase, batch, rows, GRADIENTS_CHUNK, copies, cuda)
         update["gradients of rows"] = moves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from partialkd.config import PhaseConfig, sampled_share
-from partialkd.methods import METHODS
 from partialkd.planner.network_cost import NetworkCost
 
 FLOAT = 4
@@ -19,13 +18,13 @@ def wire_of(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict
 def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
     """The centres' part of a micro-step with `local` samples a rank."""
     dim, others = phase.model.embedding_dim, ranks - 1
-    both = 2 if METHODS[phase.method.name].kind == "ema" else 1  # which send the teacher's
+    both = 2 if phase.method.centre_kind == "ema" else 1  # which send the teacher's
     counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
     wire = {
         "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
         "reduce_scatter of sums": others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
     }
-    if METHODS[phase.method.name].kind == "trainable":
+    if phase.method.centre_kind == "trainable":
         wire["all_gather of row weights"] = others * local * 2 * FLOAT
     return wire
 
@@ -49,7 +48,7 @@ def flops_of(
     used = max(1, int(rows * sampled_share(phase.centres.sample_rate)))
     own = (batch if cuda else local) * sampled
     multiplied = used + own
-    if METHODS[phase.method.name].kind == "trainable":
+    if phase.method.centre_kind == "trainable":
         multiplied += used + phase.accumulation * own
     flops = {"student": student.flops, "centres": 4 * batch * multiplied * phase.model.embedding_dim}
     if teacher:

@@ -40,7 +40,6 @@ from partialkd.data.sources.open import open_source
 from partialkd.errors import Preempted
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export.onnx import export
-from partialkd.methods import METHODS
 from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
@@ -152,7 +151,7 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         live = (teacher.network or teacher.kept) if teacher else None
         trainer = Trainer(name, phase, job.config, world, job.source, store, live, folder, job.stop)
         network = trainer.run(job.resumed)
-    if METHODS[phase.method.name].kind == "trainable":
+    if phase.method.centre_kind == "trainable":
         save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
     world.on_main(lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
     trainer.close()
@@ -172,7 +171,7 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teaching | None) -> Centre
     shard = shard_of(classes, world.rank, world.size)
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
     device = torch.device("cpu") if phase.centres.memory == "host" else world.device
-    kind = METHODS[method.name].kind
+    kind = method.centre_kind
     if kind == "trainable":
         return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
     if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":

@@ -32,6 +32,7 @@ from torch import Tensor
 from partialkd.centres import Centres
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
+from partialkd.config.resume import identity_changes, phase_identity
 from partialkd.errors import CheckpointError
 from partialkd.training.student import Student
 from partialkd.world.world import World
@@ -57,9 +58,7 @@ def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: 
         "seed": config.run.seed,
         "data": data,
         "teacher": teacher,
-        "global_batch": phase.global_batch,
-        "model": phase.model.model_dump(mode="json"),
-        "method": phase.method.model_dump(mode="json"),
+        **phase_identity(phase),
     }
 
 
@@ -84,8 +83,8 @@ def restore(
 ) -> Position:
     """Collective. Put a loaded snapshot into a phase of the same identity -> where to go on reading."""
     saved = snapshot.progress
-    differ = [key for key, value in facts.items() if saved.get(key) != value]
-    problem = "; ".join(f"{path}: made with {key} = {saved.get(key)!r}, this run has {facts[key]!r}" for key in differ)
+    changes = identity_changes(saved, facts).items()
+    problem = "; ".join(f"{path}: made with {key} = {was!r}, this run has {now!r}" for key, (was, now) in changes)
     student.world.agree(problem or None, CheckpointError)
     student.load_state(snapshot.student, snapshot.local)
     if snapshot.centres:

@@ -99,12 +99,12 @@ class Trainer:
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
-        teacher = teacher if self.method.needs_teacher else None
+        teacher = teacher if phase.method.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
-        self.centres = _centres(phase, self.method.kind, store, world, seed)
+        self.centres = _centres(phase, store, world, seed)
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
         self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name))
@@ -181,7 +181,9 @@ class Trainer:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
         embeddings = self.student.embed(batch.images)  # (b, D)
         student = embeddings.detach().requires_grad_()
-        if self.teacher and self.method.kind != "ema":  # moving averages send the teacher's embeddings as well
+        if (
+            self.teacher and self.phase.method.centre_kind != "ema"
+        ):  # moving averages send the teacher's embeddings as well
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
@@ -232,7 +234,7 @@ class Trainer:
         self.health.check(everything=True)
         position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
         facts = {**self._identity(), "skipped": self.health.skipped}
-        moving = self.method.kind != "fixed"
+        moving = self.phase.method.centre_kind != "fixed"
         snapshot = capture(self.student, self.centres, position, facts, moving)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         return self.saver.save(snapshot, score)
@@ -272,6 +274,7 @@ class Trainer:
         return self.phase.global_batch // self.phase.accumulation
 
 
-def _centres(phase: PhaseConfig, kind: str, store: CentreStore, world: World, seed: int) -> Centres:
-    optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if kind == "trainable" else None
+def _centres(phase: PhaseConfig, store: CentreStore, world: World, seed: int) -> Centres:
+    trainable = phase.method.centre_kind == "trainable"
+    optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if trainable else None
     return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer, phase.accumulation)

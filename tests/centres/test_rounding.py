@@ -157,8 +157,8 @@ def steps_of(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
     method, config = method_of(name), CentresConfig(**settings)
 
     def made() -> Centres:
-        store = store_of(p, world, method.kind, dtype)
-        rows = make_row_optimizer(store, optimizer, config) if method.kind == "trainable" else None
+        store = store_of(p, world, method.config.centre_kind, dtype)
+        rows = make_row_optimizer(store, optimizer, config) if method.config.centre_kind == "trainable" else None
         return Centres(store, world, SCALE, config, SEED, rows)
 
     centres = made()

@@ -64,9 +64,9 @@ def one_step(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
     method = method_of(name, settings.pop("scale", SCALE))
     optimizer, splits = settings.pop("optimizer", SGD), settings.pop("splits", 1)
     steps, dtype = settings.pop("steps", 1), settings.pop("dtype", torch.float64)
-    store = store_of(p, world, method.kind, dtype, settings.pop("skip_unseen", False))
-    row_optimizer = make_row_optimizer(store, optimizer) if method.kind == "trainable" else None
-    centres = Centres(store, world, method.scale, CentresConfig(**settings), SEED, row_optimizer)
+    store = store_of(p, world, method.config.centre_kind, dtype, settings.pop("skip_unseen", False))
+    row_optimizer = make_row_optimizer(store, optimizer) if method.config.centre_kind == "trainable" else None
+    centres = Centres(store, world, method.config.scale, CentresConfig(**settings), SEED, row_optimizer)
     gradients, losses, values = [], [], {}
     for _ in range(steps):
         gradients, losses = [], []

@@ -19,7 +19,6 @@ from partialkd.config import Config
 from partialkd.config.load import parse_config
 from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
-from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training import trainer
@@ -85,7 +84,7 @@ def make(world: World, config: Config, injection: Injection | None = None, **whe
     store = CentreStore.random(
         shard_of(CLASSES, world.rank, world.size), CLASSES, 8, torch.float32, world.device, seed=2
     )
-    store.skip_unseen = METHODS[config.student.method.name].kind == "ema"
+    store.skip_unseen = config.student.method.centre_kind == "ema"
     source, folder, stop = open_source(config.data), Path(config.run.folder) / "student", StopSignals()
     kind = type("Once", (Injected,), {"injection": injection, **when})
     return kind("student", config.student, config, world, source, store, teacher, folder, stop), stop

@@ -27,11 +27,13 @@ def made(world: World, name: str, settings: Settings, memory: str, accumulation:
     method, config = method_of(name), CentresConfig(**{"sample_rate": RATE, "memory": memory, **kept})
     p = problem(classes=CLASSES)
     p.seen[:: unseen or CLASSES] = not unseen
-    store = store_of(p, world, method.kind, torch.float64 if exact else DTYPES[config.store], bool(unseen))
+    store = store_of(
+        p, world, method.config.centre_kind, torch.float64 if exact else DTYPES[config.store], bool(unseen)
+    )
     if memory == "device":
         for key, value in vars(store).items():
             setattr(store, key, value.to(world.device) if isinstance(value, Tensor) else value)
-    rows = make_row_optimizer(store, optimizer, config) if method.kind == "trainable" else None
+    rows = make_row_optimizer(store, optimizer, config) if method.config.centre_kind == "trainable" else None
     return Centres(store, world, SCALE, config, SEED, rows, accumulation)
 
 
@@ -44,7 +46,7 @@ def go_on(centres: Centres, name: str, steps: range, splits: int = 1, skip: bool
         for part in torch.arange(BATCH).chunk(splits):
             mine = part.chunk(world.size)[world.rank]
             x, labels = p.student[mine].to(world.device, dtype).requires_grad_(), p.labels[mine].to(world.device)
-            if method.kind != "ema":
+            if method.config.centre_kind != "ema":
                 centres.begin(x, labels)
             outcome = method.loss(centres, x, labels, p.teacher[mine].to(world.device, dtype))
             outcome.loss.backward()

@@ -53,7 +53,9 @@ def test_what_sweeps_need(config: str, overrides: list[str], monkeypatch: pytest
         store.write(slice(start, start + 1000), torch.randn(1000, DIM))
     store.seen[:] = True
     method = make_method(phase.method)
-    rule = make_row_optimizer(store, phase.optimizer, phase.centres) if method.kind == "trainable" else None
+    rule = (
+        make_row_optimizer(store, phase.optimizer, phase.centres) if method.config.centre_kind == "trainable" else None
+    )
     centres = Centres(store, World(), 64.0, phase.centres, 0, rule)
     student, teacher = torch.randn(2, SAMPLES, DIM)
     student.requires_grad_()

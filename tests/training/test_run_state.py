@@ -27,7 +27,6 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
-from partialkd.methods import METHODS
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training import trainer
 from partialkd.training.state import stream_seed
@@ -128,7 +127,7 @@ def opened(world: World, config: Config, dropout: float = 0.0) -> Iterator[Watch
     """A trainer of the tiny network, its teacher and its centres the same at any number of ranks."""
     torch.manual_seed(3)
     teacher = wrap_teacher(TinyNet(0.0).eval(), SIDE, world.device)
-    source, phase, kind = open_source(config.data), config.student, METHODS[config.student.method.name].kind
+    source, phase, kind = open_source(config.data), config.student, config.student.method.centre_kind
     shard = shard_of(source.num_classes, world.rank, world.size)
     store = CentreStore.random(shard, source.num_classes, DIM, DTYPES[phase.centres.store], world.device, seed=2)
     store.skip_unseen = kind == "ema"

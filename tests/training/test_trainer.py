@@ -24,7 +24,6 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError, Preempted
-from partialkd.methods import METHODS
 from partialkd.models import build_model
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training import trainer
@@ -78,7 +77,7 @@ def make_trainer(
     teacher = wrap_teacher(build_model(config.student.model, 32).eval(), 32, world.device)
     shard = shard_of(CLASSES, world.rank, world.size)
     store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2)
-    store.skip_unseen = METHODS[config.student.method.name].kind == "ema"
+    store.skip_unseen = config.student.method.centre_kind == "ema"
     source, folder = open_source(config.data), Path(config.run.folder) / "student"
     return kind("student", config.student, config, world, source, store, teacher, folder, stop)
 

@@ -49,9 +49,9 @@ def collectives(world: World, name: str, settings: dict[str, Any]) -> Counter[st
     """-> calls in one step."""
     counting = CountingWorld(**{f.name: getattr(world, f.name) for f in fields(World)})
     p, method = dense.make_problem(40, 12, 8), method_of(name)
-    store = store_of(p, world, method.kind, torch.float32)
-    optimizer = make_row_optimizer(store, OptimizerConfig()) if method.kind == "trainable" else None
-    centres = Centres(store, counting, method.scale, CentresConfig(**settings), optimizer=optimizer)
+    store = store_of(p, world, method.config.centre_kind, torch.float32)
+    optimizer = make_row_optimizer(store, OptimizerConfig()) if method.config.centre_kind == "trainable" else None
+    centres = Centres(store, counting, method.config.scale, CentresConfig(**settings), optimizer=optimizer)
     one_step(centres, method, p, slice(6 * world.rank, 6 * world.rank + 6))
     return Counter(counting.__dict__["calls"])
 
@@ -80,7 +80,9 @@ def begun(world: World, name: str) -> bool:
     p, method, mine = dense.make_problem(40, 12, 8), method_of(name), slice(6 * world.rank, 6 * world.rank + 6)
     found = []
     for early in (False, True):
-        centres = Centres(store_of(p, world, method.kind, torch.float32), world, method.scale, CentresConfig())
+        centres = Centres(
+            store_of(p, world, method.config.centre_kind, torch.float32), world, method.config.scale, CentresConfig()
+        )
         student = p.student[mine].float().requires_grad_()
         if early:
             centres.begin(student, p.labels[mine])
@@ -121,10 +123,14 @@ def centres_on(world: World, method: Method, optimizer: str, kept: str, settings
     """Of moving averages none is seen yet."""
     store = CentreStore.empty(range(40), 40, 8, DTYPES[kept], world.device)
     store.write(torch.arange(40, device=world.device), torch.ones(40, 8, device=world.device))
-    store.skip_unseen = method.kind == "ema"
+    store.skip_unseen = method.config.centre_kind == "ema"
     config = CentresConfig.model_validate({"store": kept, **settings})
-    rule = make_row_optimizer(store, OptimizerConfig(name=optimizer), config) if method.kind == "trainable" else None
-    centres = Centres(store, world, method.scale, config, optimizer=rule, accumulation=2)
+    rule = (
+        make_row_optimizer(store, OptimizerConfig(name=optimizer), config)
+        if method.config.centre_kind == "trainable"
+        else None
+    )
+    centres = Centres(store, world, method.config.scale, config, optimizer=rule, accumulation=2)
     centres.undoable = True
     return centres
 

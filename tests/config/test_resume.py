@@ -1,0 +1,65 @@
+"""A resumed run may change what the marks of the fields say; older checkpoints are compared in what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partialkd.config import MethodSection, PhaseConfig
+from partialkd.config.resume import FREE, identity_changes, phase_identity
+from partialkd.methods import METHODS
+
+PHASE_KEYS = (
+    "accumulation", "zero_stage", "compile",
+    *(f"centres.{key}" for key in ("store", "moments", "memory", "backend", "products", "chunk_rows")),
+)  # fmt: skip
+
+
+def phase(**changes: Any) -> PhaseConfig:
+    settings = {"model": {"name": "iresnet18"}, "method": {"name": "arcface"}, "epochs": 2.0, "global_batch": 8}
+    return PhaseConfig.model_validate(settings | changes)
+
+
+def test_keys_that_are_free_on_resume() -> None:
+    assert set(FREE) == {
+        "dist", "evaluate", "health", "teacher.compile",
+        *(f"run.{key}" for key in ("folder", "log_every", "checkpoint_every", "keep_checkpoints", "keep_best",
+                                   "checkpoint_async", "tensorboard")),
+        *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),
+        *(f"{name}.{key}" for name in ("teacher.train", "student", "alone") for key in PHASE_KEYS),
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_held_to_what_changes_its_numbers() -> None:
+    of = lambda **changes: phase_identity(phase(**changes))
+    assert of() == of(max_steps=3, accumulation=2, zero_stage=1, centres={"store": "bf16"})
+    for changes in (
+        {"global_batch": 16}, {"epochs": 3.0}, {"optimizer": {"lr": 0.2}}, {"precision": "bf16"},
+        {"centres": {"sample_rate": 0.5}}, {"method": {"name": "cosface"}}, {"model": {"name": "iresnet34"}},
+    ):  # fmt: skip
+        assert of(**changes) != of()
+
+
+def test_checkpoints_of_before_are_compared_in_what_they_recorded() -> None:
+    now = {"seed": 0, **phase_identity(phase())}
+    recorded = {key: now[key] for key in ("seed", "model", "method", "global_batch")}
+    assert identity_changes(recorded, now) == {}
+    assert identity_changes({**recorded, "global_batch": 16}, now) == {"global_batch": (16, 8)}
+    assert identity_changes({**recorded, "seed": None}, now) == {"seed": (None, 0)}
+    other = {**recorded, "method": {**now["method"], "scale": 32.0}}
+    assert identity_changes(other, now) == {"method.scale": (32.0, 64.0)}
+    assert identity_changes(now, {"seed": 0, **phase_identity(phase(optimizer={"lr": 0.2}))}) == {
+        "optimizer.lr": (0.1, 0.2)
+    }
+
+
+def test_every_section_of_a_method_has_a_class_and_says_what_it_needs() -> None:
+    assert set(METHODS) == set(MethodSection.__subclasses__())
+    told = {section.model_fields["name"].annotation.__args__[0]: section for section in METHODS}  # type: ignore[union-attr]
+    assert {name: (section.centre_kind, section.teacher_use) for name, section in told.items()} == {
+        "arcface": ("trainable", "none"),
+        "cosface": ("trainable", "none"),
+        "arcdistill": ("fixed", "centres"),
+        "cosdistill": ("fixed", "centres"),
+        "adadistill": ("ema", "every batch"),
+        "margindistillation": ("fixed", "every batch"),
+    }
