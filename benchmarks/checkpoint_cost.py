@@ -37,7 +37,7 @@ from partialkd.checkpoint.saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method
 from partialkd.models import build_model
-from partialkd.training.state import Position, capture
+from partialkd.training.state import capture
 from partialkd.training.student import Student
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -90,7 +90,7 @@ class Training:
         self.centres.step(lr)
 
     def save(self, saver: Saver) -> Path:
-        return saver.save(capture(self.student, self.centres, Position(0, 0), {}, centres_move=True))
+        return saver.save(capture(self.student, self.centres, {"epoch": 0, "samples": 0}, {}, centres_move=True))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from partialkd.config import DataConfig
 from partialkd.data.loading.jpeg import Job, JpegLoader
 from partialkd.data.loading.loader import open_loader
-from partialkd.data.order.plan import TrainingPlan
-from partialkd.data.ordered_threads import ahead
+from partialkd.data.order.plan import BatchCut, TrainingPlan
+from partialkd.data.ordered_threads import in_order
 from partialkd.data.sources.open import open_source
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ class Ours(Pass):
         super().__init__(args, cores)
         self.data = DataConfig(path=str(self.folder), loader=self.loader, workers=cores)  # type: ignore[arg-type]
         self.source = open_source(self.data)
-        self.plan = TrainingPlan(len(self.source), self.batch, 1, 0, 1, seed=0, flip=True)
+        self.plan = TrainingPlan(len(self.source), BatchCut(self.batch), seed=0, flip=True)
 
     def images(self) -> Iterator[Any]:
         for batch in open_loader(self.data, self.source, self.plan, CPU).epoch(self.epoch):
@@ -71,7 +71,7 @@ class OursToBytes(Ours):
     def images(self) -> Iterator[Any]:
         loader = JpegLoader(self.data, self.source, self.plan, CPU)
         jobs = (self._job(step) for step in range(self.plan.micro_steps))
-        for _, (pixels, _) in ahead(loader.read, jobs, self.cores):
+        for _, (pixels, _) in in_order(loader.read, jobs, self.cores):
             yield pixels
 
     def _job(self, step: int) -> Job:
@@ -91,7 +91,7 @@ class Libjpeg(Pass):
         self.batches = [batch for batch in self.batches if len(batch) == self.batch]
 
     def images(self) -> Iterator[Any]:
-        for batch, size in ahead(self._decode, self.batches, self.cores):
+        for batch, size in in_order(self._decode, self.batches, self.cores):
             yield np.empty((len(batch), *size))
 
     @staticmethod

@@ -44,7 +44,7 @@ class BlockPlan:
 
     def __post_init__(self) -> None:
         self.steps = [step for block in self.blocks for step in self.steps_of(self.writer.records(block))]
-        self.micro_steps = len(self.steps)
+        self.micro_steps, self.micro_batch = len(self.steps), self.local_batch  # each rank is on its own
 
     def steps_of(self, records: range) -> list[range]:
         """The records of a block, by micro-step."""

@@ -22,7 +22,6 @@ Errors: CheckpointError naming the path, the entry and both values; nothing has 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,10 @@ from partialkd.centres import Centres
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import identity_changes, phase_identity
+from partialkd.data.loading.ordered import Loader
 from partialkd.errors import CheckpointError
 from partialkd.training.student import Student
 from partialkd.world.world import World
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far the reading of the records is, at the end of an optimiser step."""
-
-    epoch: int  # zero-based
-    samples: int  # read of this epoch by all ranks together
-
-    def micro_steps(self, samples_each: int) -> int:
-        """Micro-steps of `samples_each` samples (of all ranks together) that cover what was read."""
-        assert self.samples % samples_each == 0, "a position lies between two optimiser steps"
-        return self.samples // samples_each
 
 
 def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
@@ -63,9 +50,12 @@ def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: 
 
 
 def capture(
-    student: Student, centres: Centres, position: Position, facts: dict[str, Any], centres_move: bool
+    student: Student, centres: Centres, position: dict[str, int], facts: dict[str, Any], centres_move: bool
 ) -> Snapshot:
-    """Collective. The state of a phase between two optimiser steps; `facts`: its identity, and other JSON to keep."""
+    """Collective. The state of a phase between two optimiser steps.
+
+    position: of its loader; facts: its identity, and other JSON to keep.
+    """
     store = centres.store
     return Snapshot(
         step=student.steps,
@@ -74,24 +64,30 @@ def capture(
         centres=store.state() if centres_move else {},  # the others are made again from the teacher
         shard=store.shard,
         num_classes=store.num_classes,
-        progress={**facts, "epoch": position.epoch, "samples": position.samples},
+        progress={**facts, **position},
     )
 
 
 def restore(
-    snapshot: Snapshot, student: Student, centres: Centres, facts: dict[str, Any], seed: int, path: Path
-) -> Position:
-    """Collective. Put a loaded snapshot into a phase of the same identity -> where to go on reading."""
+    snapshot: Snapshot,
+    student: Student,
+    centres: Centres,
+    loader: Loader,
+    facts: dict[str, Any],
+    seed: int,
+    path: Path,
+) -> None:
+    """Collective. Put a loaded snapshot into a phase of the same identity, whose loader goes on where it stopped."""
     saved = snapshot.progress
     changes = identity_changes(saved, facts).items()
     problem = "; ".join(f"{path}: made with {key} = {was!r}, this run has {now!r}" for key, (was, now) in changes)
     student.world.agree(problem or None, CheckpointError)
+    loader.load_state(saved)
     student.load_state(snapshot.student, snapshot.local)
     if snapshot.centres:
         centres.load_state(snapshot.centres)
     centres.steps = snapshot.step
     _set_random_state(snapshot, seed, student.world)
-    return Position(saved["epoch"], saved["samples"])
 
 
 def stream_seed(seed: int, rank: int, step: int) -> int:

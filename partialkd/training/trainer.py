@@ -25,9 +25,10 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.loading.ordered import Loader
 from partialkd.data.order.orders import make_order
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
@@ -40,7 +41,7 @@ from partialkd.teacher.network import Teacher
 from partialkd.training.health import Health
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
-from partialkd.training.state import Position, capture, identity, restore
+from partialkd.training.state import capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World, collective_failed, seed_rank
@@ -52,9 +53,8 @@ def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world
     _check_world_size(key, phase, world.size)
     order = make_order(data, source, phase.global_batch, config.run.seed)
     try:
-        plan = make_plan(
-            data, source, order, phase.global_batch, phase.accumulation, world.rank, world.size, config.run.seed
-        )
+        cut = BatchCut(phase.global_batch, phase.accumulation, world.rank, world.size)
+        plan = make_plan(data, source, order, cut, config.run.seed)
     except ConfigError as error:
         raise ConfigError(f"{key}.{error}") from error
     Schedule.of_phase(phase, plan.micro_steps, key)
@@ -117,7 +117,6 @@ class Trainer:
             name, config.health, world, source, self.student, self.centres, self.teacher,
             lambda: checkpoint.newest(folder / "checkpoints"),
         )  # fmt: skip
-        self.epoch = self.micro_steps_done = 0  # position in the epoch
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
@@ -164,18 +163,14 @@ class Trainer:
     def _train(self, progress: Progress) -> None:
         self._watch = self.stop.watch(self.world)
         speed = Throughput(self.phase.global_batch, self.student.steps)
+        batches = iter(self.loader)
         while self.student.steps < self.last_step:
-            for batch in self.loader.epoch(self.epoch, self.micro_steps_done):
-                lr, steps = self.student.lr, self.student.steps
-                self._outcomes.append(self.micro_step(batch))
-                self.micro_steps_done += 1
-                if self.student.steps > steps:
-                    self._after_step(lr, progress, speed)
-                elif self.micro_steps_done % self.phase.accumulation == 0:
-                    self._outcomes.clear()  # of a step that was left out
-                if self.student.steps == self.last_step:
-                    return
-            self.epoch, self.micro_steps_done = self.epoch + 1, 0
+            lr, steps = self.student.lr, self.student.steps
+            self._outcomes.append(self.micro_step(next(batches)))
+            if self.student.steps > steps:
+                self._after_step(lr, progress, speed)
+            elif len(self._outcomes) == self.phase.accumulation:
+                self._outcomes.clear()  # of a step that was left out
 
     def micro_step(self, batch: FaceBatch) -> Outcome:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
@@ -206,7 +201,8 @@ class Trainer:
         if step % run.log_every == 0 or last:
             values = self._means(outcomes)
             loss = values.pop("loss")
-            progress.log(step, self.epoch, loss, lr, speed.since_last(step), values | self.health.logged(loss))
+            epoch, _ = self.loader.position
+            progress.log(step, epoch, loss, lr, speed.since_last(step), values | self.health.logged(loss))
         if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
@@ -232,10 +228,9 @@ class Trainer:
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
         self.health.check(everything=True)
-        position = Position(self.epoch, self.micro_steps_done * self._micro_batch)
         facts = {**self._identity(), "skipped": self.health.skipped}
         moving = self.phase.method.centre_kind != "fixed"
-        snapshot = capture(self.student, self.centres, position, facts, moving)
+        snapshot = capture(self.student, self.centres, self.loader.state(), facts, moving)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         return self.saver.save(snapshot, score)
 
@@ -259,19 +254,13 @@ class Trainer:
             return
         path, snapshot = found
         seed = self.config.run.seed
-        position = restore(snapshot, self.student, self.centres, self._identity(), seed, path)
-        self.epoch, self.micro_steps_done = position.epoch, position.micro_steps(self._micro_batch)
+        restore(snapshot, self.student, self.centres, self.loader, self._identity(), seed, path)
         score = self.world.on_main(lambda: checkpoint.read_manifest(path).score)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.name, self.phase, self.config, self.source.fingerprint, self._taught_by)
-
-    @property
-    def _micro_batch(self) -> int:
-        """Samples a micro-step, of all ranks."""
-        return self.phase.global_batch // self.phase.accumulation
 
 
 def _centres(phase: PhaseConfig, store: CentreStore, world: World, seed: int) -> Centres:

@@ -27,7 +27,7 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import RecordWriter, open_writer, pack_payload
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.packing.archive import pack_archive
 from partialkd.data.sources.open import open_source
 from partialkd.errors import DataError, PartialKDError
@@ -141,7 +141,7 @@ def train(folder: Path, **settings: Any) -> Action:
     def read() -> object:
         data = DataConfig(path=str(folder), loader="jpeg", image_size=SIZE, **settings)
         source = open_source(data)
-        return list(open_loader(data, source, TrainingPlan(len(source), 2, 1, 0, 1, seed=0, flip=True), CPU).epoch(0))
+        return list(open_loader(data, source, TrainingPlan(len(source), BatchCut(2), seed=0, flip=True), CPU).epoch(0))
 
     return read
 

@@ -15,7 +15,7 @@ from helpers.ranks import run
 from partialkd.commands.embed import embed, output_of
 from partialkd.config.load import parse_config
 from partialkd.data.loading.loader import open_loader
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
@@ -60,7 +60,7 @@ def save_teacher(path: Path, seed: int) -> None:
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
             layer.momentum = 1.0
-    plan = TrainingPlan(RECORDS, RECORDS, 1, 0, 1, seed=0, flip=False)
+    plan = TrainingPlan(RECORDS, BatchCut(RECORDS), seed=0, flip=False)
     with torch.no_grad():  # running statistics of these images: their embeddings spread, as a trained teacher's do
         model(next(iter(open_loader(data, open_source(data), plan, CPU).epoch(0))).images)
     save_model(path, model.eval(), config, 32)

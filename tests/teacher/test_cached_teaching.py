@@ -21,7 +21,7 @@ from partialkd.data.images.augment import NAMES
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.orders import make_order
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError
@@ -111,7 +111,7 @@ def test_both_loaders_carry_the_embeddings_of_record_and_mirror(teacher_caches: 
         pytest.importorskip("nvidia.dali")
     data = parse_config(tree(teacher_caches)).data.model_copy(update={"loader": loader})
     source = open_source(data)
-    plan = TrainingPlan(RECORDS, 24, 1, 0, 1, seed=5, flip=True)
+    plan = TrainingPlan(RECORDS, BatchCut(24), seed=5, flip=True)
     kept = np.fromfile(teacher_caches / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
     taught = TaughtLoader(open_loader(data, source, plan, CPU), TeacherCache(teacher_caches / "fp32"), CPU)
     assert taught.micro_steps == 4
@@ -123,7 +123,7 @@ def test_both_loaders_carry_the_embeddings_of_record_and_mirror(teacher_caches: 
         assert np.array_equal(batch.teacher.numpy(), kept[batch.records.numpy(), batch.flipped.numpy().astype(int)])
     half_way = taught.epoch(0)
     next(half_way)
-    looking = {thread for thread in threading.enumerate() if thread.name.startswith("partialkd-loader")}
+    looking = {thread for thread in threading.enumerate() if thread.name.startswith("partialkd-data")}
     assert looking
     taught.close()
     assert not any(thread.is_alive() for thread in looking)
@@ -154,7 +154,7 @@ def test_the_row_is_the_records_own_in_merged_weighted_filtered_data(loader: str
         module.embed_records(
             CacheWriter(tmp_path / "cache", facts, 7), look, altering, source, 5, world, "refuse", iter
         )
-    plan = make_plan(data, source, make_order(data, source, 12, 3), 12, 1, 0, 1, 3)
+    plan = make_plan(data, source, make_order(data, source, 12, 3), BatchCut(12), 3)
     taught = TaughtLoader(open_loader(data, source, plan, CPU), TeacherCache(tmp_path / "cache"), CPU)
     batches = [batch for epoch in (0, 1) for batch in taught.epoch(epoch)]
     assert sum(len(batch) for batch in batches) == 2 * 60 // 12 * 12

@@ -14,6 +14,7 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.orders import make_order
+from partialkd.data.order.plan import BatchCut
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
@@ -77,7 +78,7 @@ def test_loaders_bring_it_under_the_new_ids(merged: tuple[DataConfig, Rows], loa
         pytest.importorskip("nvidia.dali")
     data, rows = merged[0].model_copy(update={"loader": loader}), merged[1]
     source = open_source(data)
-    plan = make_plan(data, source, make_order(data, source, 6, 3), 6, 1, 0, 1, 3)
+    plan = make_plan(data, source, make_order(data, source, 6, 3), BatchCut(6), 3)
     taught = TaughtLoader(open_loader(data, source, plan, CPU), RecordEmbeddings(source, DIM), CPU)
     seen: set[int] = set()
     for batch in taught.epoch(0):

@@ -34,7 +34,7 @@ from helpers.teacher_cache_cases import (
 )
 from partialkd.config.load import parse_config, save_config
 from partialkd.data.loading.loader import open_loader
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.open import open_source
 from partialkd.errors import TeacherError
 from partialkd.teacher import cache_pass as module
@@ -51,7 +51,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def test_the_bytes_are_what_the_docstring_says(teacher_caches: Path) -> None:
     torch.set_num_threads(1)
     source, teacher = open_source(parse_config(tree(teacher_caches)).data), teacher_of(teacher_caches)
-    plan = TrainingPlan(RECORDS, RECORDS, 1, 0, 1, seed=0, flip=False)
+    plan = TrainingPlan(RECORDS, BatchCut(RECORDS), seed=0, flip=False)
     batch = next(iter(open_loader(parse_config(tree(teacher_caches)).data, source, plan, CPU).epoch(0)))
     kept = np.fromfile(teacher_caches / "fp32" / "embeddings.bin", "<f4").reshape(RECORDS, 2, DIM)
     records = batch.records.numpy()

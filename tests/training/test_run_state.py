@@ -116,7 +116,7 @@ class Watched(trainer.Trainer):
     labels: list[list[int]]
 
     def micro_step(self, batch: Any) -> Any:
-        if self.micro_steps_done % self.phase.accumulation == 0:
+        if not self._outcomes:
             self.labels.append([])
         self.labels[-1] += batch.labels.tolist()
         return super().micro_step(batch)

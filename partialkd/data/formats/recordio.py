@@ -17,9 +17,7 @@ import mmap
 import os
 import struct
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 from partialkd.data.formats.record_index import read_index
+from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError, Where
 from partialkd.storage.atomic_files import replacing
 
@@ -185,17 +184,8 @@ class RecordReader:
         """The same in pieces, each with the position of its first record; of a few pieces at a time."""
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
         words = np.frombuffer(mapped, "<u4", self.size // 4)
-        pending: deque[tuple[int, Future[Headers]]] = deque()
-        pool = ThreadPoolExecutor(_SCAN_THREADS)
-        try:
-            for chunk in self._chunks():
-                pending.append((chunk.start, pool.submit(self._scan, words, chunk)))
-                if len(pending) > _SCAN_THREADS:
-                    yield pending[0][0], pending.popleft()[1].result()
-            while pending:
-                yield pending[0][0], pending.popleft()[1].result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        scanned = in_order(lambda chunk: self._scan(words, chunk), self._chunks(), _SCAN_THREADS)
+        yield from ((chunk.start, headers) for chunk, headers in scanned)
 
     def first_header(self) -> Headers:
         """What `headers` says of the first record."""

@@ -31,9 +31,9 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images.decode import check_size, decode, to_grey, to_tensor
-from partialkd.data.loading.ordered import OrderedLoader, read_record
+from partialkd.data.loading.ordered import SourceLoader, read_record
 from partialkd.data.order.plan import Plan
-from partialkd.data.ordered_threads import ahead
+from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
 
 JPEG = b"\xff\xd8"  # how these files begin
@@ -53,7 +53,7 @@ class Encoded:
 Read = Callable[[int, np.ndarray], Encoded]  # (epoch, indices (b,)) -> micro-step
 
 
-class DaliLoader(OrderedLoader):
+class DaliLoader(SourceLoader):
     """Hands micro-steps to a pipeline and takes them back in the same order."""
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
@@ -134,7 +134,7 @@ class Feeder:
     def __init__(self, plan: Plan, epoch: int, steps: range, workers: int, read: Read) -> None:
         self.under_way: deque[Encoded] = deque()  # handed to DALI, or empty; not yet back
         self.failure: Exception | None = None
-        self._batches = ahead(partial(read, epoch), (plan.indices(epoch, step) for step in steps), workers)
+        self._batches = in_order(partial(read, epoch), (plan.indices(epoch, step) for step in steps), workers)
 
     def __call__(self) -> tuple[list[np.ndarray], np.ndarray]:
         batch = None

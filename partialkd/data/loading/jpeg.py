@@ -22,8 +22,8 @@ from torch import Tensor
 
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images.decode import to_tensor, write_planes
-from partialkd.data.loading.ordered import OrderedLoader, read_record
-from partialkd.data.ordered_threads import ahead
+from partialkd.data.loading.ordered import SourceLoader, read_record
+from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
 
 
@@ -37,13 +37,13 @@ class Job:
     pixels: Tensor | None  # (b, S, S, 4) uint8 to decode into, pinned, where the device is a CUDA device
 
 
-class JpegLoader(OrderedLoader):
+class JpegLoader(SourceLoader):
     """Decodes on threads, finishes on the device."""
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
         jobs = (self._job(epoch, step) for step in steps)
         read = partial(self._read_others, epoch) if self.unreadable.skips else self._read
-        for _, (job, images, labels) in ahead(read, jobs, self.data.workers):
+        for _, (job, images, labels) in in_order(read, jobs, self.data.workers):
             if job.pixels is not None:  # in this thread, whose current device and stream are the rank's
                 images = to_tensor(images, self.data.image_size, job.flips, job.greys, self.device)
             yield self._batch(epoch, images, labels, job.indices, job.flips)

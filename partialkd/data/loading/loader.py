@@ -1,4 +1,4 @@
-"""Which loader reads the images: `data.loader`.
+"""Open the loader that `data.loader` names.
 
 Both give the same records, labels and flips in the same order; on the CPU the same pixels up to float32 rounding.
 Errors: `ConfigError` if DALI is asked for and not installed.
@@ -6,33 +6,18 @@ Errors: `ConfigError` if DALI is asked for and not installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
-
 import torch
 
 from partialkd.config import DataConfig
-from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.jpeg import JpegLoader
+from partialkd.data.loading.ordered import Loader
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 
 
-class Loader(Protocol):
-    """Batches of one rank."""
-
-    micro_steps: int  # an epoch
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
-        """From micro-step `start` of the epoch on: exact resume needs nothing else."""
-        ...
-
-    def close(self) -> None: ...
-
-
 def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
-    """The loader that `data.loader` names, for one rank."""
+    """Open the loader of one rank."""
     if data.loader == "dali":
         try:
             from partialkd.data.loading.dali import DaliLoader  # a second, and a library not every machine has

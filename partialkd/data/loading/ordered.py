@@ -1,4 +1,7 @@
-"""Base of the loaders: batches of a source in the order of a plan."""
+"""Base of the loaders: batches of one rank in the order of a plan, and how far they have been read.
+
+`Loader` is what training knows of any loader; `SourceLoader` is the base of those that read images themselves.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +20,77 @@ from partialkd.data.images.decode import check_size, decode
 from partialkd.data.loading.unreadable import Unreadable
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source
-from partialkd.errors import DataError, Where
+from partialkd.errors import CheckpointError, DataError, Where
 
 
-class OrderedLoader(ABC):
-    """Batches of a source in the order of a plan. What loaders share: their iterators, their end, augmentation."""
+class Loader(ABC):
+    """Batches of one rank in the order of a plan, from any micro-step of any epoch.
 
-    def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
-        self.data, self.source, self.plan, self.device = data, source, plan, device
-        self.micro_steps = plan.micro_steps
-        self.unreadable = Unreadable(data, source, plan)
+    A loader keeps its own position: `for batch in loader` goes on from it, epoch after epoch without end, and
+    `state()` says which batch comes next once the ones that were handed out are used. `epoch` leaves it alone.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.micro_steps = plan, plan.micro_steps
+        self.position = 0, 0  # epoch counted from 0, micro-steps of it that were handed out
         self._open: WeakSet[Generator[FaceBatch, None, None]] = WeakSet()
 
+    def __iter__(self) -> Iterator[FaceBatch]:
+        epoch, done = self.position
+        while self.micro_steps:
+            for batch in self.epoch(epoch, done):
+                done += 1
+                self.position = epoch, done
+                yield batch
+            epoch, done = epoch + 1, 0
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[FaceBatch]:
-        """The batches of micro-steps start, start + 1, ... of an epoch; threads start with the first `next`."""
+        """Give the batches of micro-steps start, start + 1, ... of an epoch; threads start with the first `next`."""
         if not 0 <= start <= self.micro_steps:
             raise ValueError(f"start must be in [0, {self.micro_steps}], got {start}")
         batches = self._batches(epoch, range(start, self.micro_steps))
         self._open.add(batches)
         return batches
 
+    def state(self) -> dict[str, int]:
+        """Say how far the reading is, in samples of all ranks: the same place however the global batch is cut."""
+        epoch, done = self.position
+        return {"epoch": epoch, "samples": done * self.plan.micro_batch}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on where `state` says; CheckpointError if no micro-step begins there."""
+        done, rest = divmod(state["samples"], self.plan.micro_batch)
+        if rest or not 0 <= done <= self.micro_steps or state["epoch"] < 0:
+            most = self.micro_steps * self.plan.micro_batch
+            rule = f"samples must be a multiple of {self.plan.micro_batch} up to {most}"
+            raise CheckpointError(f"position in the data: {rule}, got {state['samples']} of epoch {state['epoch']}")
+        self.position = state["epoch"], done
+
     def close(self) -> None:
-        """End the iterators that still run, and with them their threads; say how many records were unreadable."""
+        """End the iterators that still run, and with them their threads."""
         for batches in list(self._open):
             batches.close()
-        self.unreadable.say_total()
 
     @abstractmethod
-    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]: ...
+    def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
+        """Give the batches of these micro-steps; what it opened ends with it."""
+
+
+class SourceLoader(Loader):
+    """Reads the images of a source: decoding errors that name the record, unreadable records, augmentation."""
+
+    def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
+        super().__init__(plan)
+        self.data, self.source, self.device = data, source, device
+        self.unreadable = Unreadable(data, source, plan)
+
+    def close(self) -> None:
+        """End the iterators that still run; say how many records were unreadable."""
+        super().close()
+        self.unreadable.say_total()
 
     def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The pixels (H, W, 3) uint8 of a record, in `out` if they have its size."""
+        """Decode a record to pixels (H, W, 3) uint8, in `out` if they have its size."""
         where = Where(self.source.name, index)
         image = decode(encoded, where, out)
         if not self.data.resize:
@@ -57,14 +100,14 @@ class OrderedLoader(ABC):
     def _batch(
         self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray
     ) -> FaceBatch:
-        """Normalised images on their device -> augmented there, in this thread; the labels follow them."""
+        """Augment normalised images where they are, in this thread; the labels follow them to their device."""
         augment.apply(images, augment.draw(self.data.augment, self.plan.seed, epoch, indices))
         on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
         return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
 
 
 def read_record(source: Source, index: int) -> tuple[bytes, int]:
-    """Encoded bytes and class id; whatever the disk says becomes a `DataError` naming the record."""
+    """Read encoded bytes and class id; whatever the disk says becomes a `DataError` naming the record."""
     try:
         return source.read(index)
     except OSError as error:

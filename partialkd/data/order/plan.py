@@ -1,8 +1,8 @@
-"""Which record is read when, by which rank, mirrored or grey: pure arithmetic on (seed, epoch, step).
+"""Plans say which record is read when, by which rank, mirrored or grey: pure arithmetic on (seed, epoch, step).
 
 A plan has no state: any micro-step of any epoch can be asked for, so a run resumes exactly from its position alone,
 at another world size or accumulation too (micro-steps an optimiser step change, optimiser steps an epoch do not).
-Indices are (b,) int64 into a Source, flips and greys (b,) bool. The orders themselves: samplers.py.
+Indices are (b,) int64 into a Source, flips and greys (b,) bool. The orders themselves: orders.py.
 Everything about one record (its place in the global order, flip, grey) is independent of rank and world size; ranks
 and micro-steps only cut the same global batch into parts.
 Errors: `ConfigError` naming the numbers that do not divide; `ValueError` for a micro-step outside the epoch.
@@ -10,6 +10,7 @@ Errors: `ConfigError` naming the numbers that do not divide; `ValueError` for a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +26,8 @@ _FLIP, _GREY = 1, 2  # salts: the two choices of one record are independent
 class Plan(Protocol):
     """What loaders need to know of an order."""
 
-    micro_steps: int  # an epoch, the same on every rank
+    micro_steps: int  # per epoch, the same on every rank
+    micro_batch: int  # records that are read together in one micro-step, by all ranks; the last ones may be fewer
     local_batch: int  # the largest batch of this rank
     rank: int
 
@@ -41,44 +43,54 @@ class Plan(Protocol):
     def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray: ...
 
 
-class TrainingPlan:
-    """Global batches cut from an order, the last incomplete one left out.
+@dataclass(frozen=True)
+class BatchCut:
+    """Say how each global batch is cut into micro-steps and those into one part per rank, and whose part is meant."""
 
-    Without `order`: a new random order of `num_records` an epoch, each record at most once in it.
+    global_batch: int  # records per optimiser step
+    accumulation: int = 1  # micro-steps per optimiser step
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulation * self.world_size
+        if self.global_batch % parts:
+            rule = f"accumulation x world size ({self.accumulation} x {self.world_size} = {parts})"
+            raise ConfigError(f"global_batch must be divisible by {rule}, got {self.global_batch}")
+
+    @property
+    def micro_batch(self) -> int:
+        """Records per micro-step, of all ranks together."""
+        return self.global_batch // self.accumulation
+
+    @property
+    def local_batch(self) -> int:
+        """Records per micro-step of one rank."""
+        return self.micro_batch // self.world_size
+
+
+class TrainingPlan:
+    """Cut global batches from an order, leaving the last incomplete one out.
+
+    Without `order`, each epoch has a new random order of `num_records`, each record at most once in it.
     """
 
     def __init__(
-        self,
-        num_records: int,
-        global_batch: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        flip: bool,
-        grey: float = 0.0,
-        order: Order | None = None,
+        self, num_records: int, cut: BatchCut, seed: int, flip: bool, grey: float = 0.0, order: Order | None = None
     ) -> None:
         order = order or GlobalOrder([num_records], [1.0], seed)
-        parts = accumulation * world_size
-        if global_batch % parts:
-            rule = f"accumulation x world size ({accumulation} x {world_size} = {parts})"
-            raise ConfigError(f"global_batch must be divisible by {rule}, got {global_batch}")
-        if order.length < global_batch:
+        if order.length < cut.global_batch:
             rule = f"must be at most the number of records an epoch ({order.length})"
-            raise ConfigError(f"global_batch {rule}, got {global_batch}")
-        self.order, self.global_batch, self.accumulation = order, global_batch, accumulation
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.flip, self.grey = flip, grey
-        self.steps = order.length // global_batch  # optimiser steps an epoch
-        self.micro_steps = self.steps * accumulation
-        self.local_batch = global_batch // parts
+            raise ConfigError(f"global_batch {rule}, got {cut.global_batch}")
+        self.order, self.cut, self.seed, self.flip, self.grey = order, cut, seed, flip, grey
+        self.steps, self.dropped = divmod(order.length, cut.global_batch)  # optimiser steps, records left out
+        self.micro_steps = self.steps * cut.accumulation
+        self.micro_batch, self.local_batch, self.rank = cut.micro_batch, cut.local_batch, cut.rank
         self._run = max(1, _TOGETHER // self.local_batch)  # micro-steps whose records are worked out together
         self._kept: tuple[int, int, np.ndarray] = (-1, -1, np.empty((0, 0), np.int64))
-        self.dropped = order.length % global_batch  # records an epoch leaves out, other ones each epoch
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:
-        """The records of this rank in a micro-step (b,) int64: its slice of the micro-step's slice of the order."""
+        """Return the records (b,) int64 that this rank reads in a micro-step."""
         _check_step(micro_step, self.micro_steps)
         run, row = divmod(micro_step, self._run)
         kept = self._kept  # read once: threads may ask at the same time
@@ -87,22 +99,22 @@ class TrainingPlan:
         return kept[2][row].copy()
 
     def _records(self, epoch: int, run: int) -> np.ndarray:
-        """Those of `_run` micro-steps (n, b) int64: small calls would cost more than the arithmetic in them."""
+        """Work out `_run` micro-steps (n, b) int64 at once: small calls would cost more than the arithmetic in them."""
         steps = np.arange(run * self._run, min((run + 1) * self._run, self.micro_steps))[:, None]
-        positions = (steps * self.world_size + self.rank) * self.local_batch + np.arange(self.local_batch)
+        positions = steps * self.micro_batch + self.rank * self.local_batch + np.arange(self.local_batch)
         return self.order.records(epoch, positions.ravel()).reshape(positions.shape)
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        """(b,) bool: True where the image is mirrored, one half of all on average."""
+        """Return (b,) bool, True where the image is mirrored: one half of all on average."""
         return uniform(self.seed, _FLIP, epoch, indices) < (0.5 if self.flip else 0.0)
 
     def greys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        """(b,) bool: True where the image loses its colours, a share `grey` of all on average."""
+        """Return (b,) bool, True where the image loses its colours: a share `grey` of all on average."""
         return uniform(self.seed, _GREY, epoch, indices) < self.grey if self.grey else np.zeros(len(indices), bool)
 
 
 class SequentialPlan:
-    """Every record once, in order, as it is. Last batches are shorter or empty, never padded.
+    """Read every record once, in order, as it is. Last batches are shorter or empty, never padded.
 
     Micro-step m covers records [m * B, (m + 1) * B), B = local_batch * world_size, rank r the r-th part of them.
     """
@@ -112,17 +124,18 @@ class SequentialPlan:
     def __init__(self, num_records: int, local_batch: int, rank: int, world_size: int) -> None:
         if local_batch < 1:
             raise ConfigError(f"batch must be at least 1, got {local_batch}")
-        self.num_records, self.local_batch, self.rank, self.world_size = num_records, local_batch, rank, world_size
-        self.micro_steps = -(-num_records // (local_batch * world_size))
+        self.num_records, self.local_batch, self.rank = num_records, local_batch, rank
+        self.micro_batch = local_batch * world_size
+        self.micro_steps = -(-num_records // self.micro_batch)
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:  # noqa: ARG002 (the same every epoch)
-        """The records of this rank in a micro-step: (b,) int64, b <= local_batch."""
+        """Return the records (b,) int64, b <= local_batch, that this rank reads in a micro-step."""
         _check_step(micro_step, self.micro_steps)
-        start = (micro_step * self.world_size + self.rank) * self.local_batch
+        start = micro_step * self.micro_batch + self.rank * self.local_batch
         return np.arange(min(start, self.num_records), min(start + self.local_batch, self.num_records), dtype=np.int64)
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """(b,) bool, all False."""
+        """Return (b,) bool, all False."""
         return np.zeros(len(indices), dtype=bool)
 
     greys = flips

@@ -12,38 +12,28 @@ import numpy as np
 
 from partialkd.config import DataConfig
 from partialkd.data.order.orders import BlockOrder, Order
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.source import Source
 
 
-def make_plan(
-    data: DataConfig,
-    source: Source,
-    order: Order,
-    global_batch: int,
-    accumulation: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-) -> TrainingPlan:
-    """The plan of an order; one that reads ahead where the order has blocks."""
-    cut = (global_batch, accumulation, rank, world_size, seed, data.flip, data.grey)
+def make_plan(data: DataConfig, source: Source, order: Order, cut: BatchCut, seed: int) -> TrainingPlan:
+    """Make the plan of an order; one that reads ahead where the order has blocks."""
     if isinstance(order, BlockOrder):
-        return ReadingAhead(source, order, cut)
-    return TrainingPlan(len(source), *cut, order)
+        return ReadingAhead(source, order, cut, seed, data.flip, data.grey)
+    return TrainingPlan(len(source), cut, seed, data.flip, data.grey, order)
 
 
 class ReadingAhead(TrainingPlan):
-    """Announces blocks as `indices` comes to them. cut: how a `TrainingPlan` cuts the order, as it takes it."""
+    """Announces blocks as `indices` comes to them."""
 
-    def __init__(self, source: Source, order: BlockOrder, cut: tuple[int, int, int, int, int, bool, float]) -> None:
-        super().__init__(len(source), *cut, order)
+    def __init__(self, source: Source, order: BlockOrder, cut: BatchCut, seed: int, flip: bool, grey: float) -> None:
+        super().__init__(len(source), cut, seed, flip, grey, order)
         self._source, self._blocks = source, order
         self._epoch = self._announced = -1  # blocks of this epoch, up to this one
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:
         starts, ends = self._blocks.blocks(epoch)
-        batch, group = self.local_batch * self.world_size, self._blocks.group
+        batch, group = self.micro_batch, self._blocks.group
         span = np.array([micro_step * batch, (micro_step + 1) * batch - 1])
         now, until = np.searchsorted(ends, span, side="right").tolist()  # the blocks there, were blocks not mixed
         first = now // group * group

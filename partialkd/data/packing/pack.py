@@ -25,12 +25,14 @@ from partialkd.data.formats.image_tree import list_folder
 from partialkd.data.formats.insightface_folder import FLOAT_EXACT, NAMES, pack_records, read_names
 from partialkd.data.images.decode import decode, encode_jpeg, image_suffix, to_pixels
 from partialkd.data.ordered_threads import in_order
+from partialkd.data.progress_bar import shown
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import refuse_existing, replacing
 from partialkd.storage.made_folder import fresh_partial
 
 SKIPPED = "skipped.txt"
+READ_AHEAD = 32  # images per thread: some take much longer than others
 _NUMBER = re.compile(r"[0-9]{1,10}")
 
 
@@ -85,8 +87,9 @@ def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[i
     todo = _from_folder(images) if images.is_dir() else _from_list(images)
     size = options.size or _first_size(todo)
     job: Callable[[int], tuple[bytes, int] | Problem] = lambda number: _prepare(todo, number, size, options)
-    results = in_order(job, range(len(todo.paths)), options.workers, "packing")
-    count = pack_records(out, _packable(results, todo.problems, options), len(todo.names), size, todo.names)
+    results = in_order(job, range(len(todo.paths)), options.workers, READ_AHEAD * options.workers)
+    packable = _packable((result for _, result in results), todo.problems, options)
+    count = pack_records(out, shown(packable, len(todo.paths), "packing"), len(todo.names), size, todo.names)
     if todo.problems:
         with replacing(out / SKIPPED) as (file,):
             file.writelines(f"{printable(one.path)}\t{printable(one.reason)}\n".encode() for one in todo.problems)
@@ -188,7 +191,8 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
     try:
         for label in np.unique(source.labels()).tolist():
             (partial / names[label]).mkdir(parents=True)
-        for _ in in_order(job, range(len(source)), workers or os.cpu_count() or 1, "unpacking"):
+        written = in_order(job, range(len(source)), workers := workers or os.cpu_count() or 1, READ_AHEAD * workers)
+        for _ in shown(written, len(source), "unpacking"):
             pass
         partial.rename(out)
     finally:

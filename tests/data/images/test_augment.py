@@ -18,7 +18,7 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.augment import NAMES, RAND, Step, apply, draw
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
-from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources.open import open_source
 
 SIZE, RECORDS = 32, 40
@@ -176,7 +176,7 @@ def pixels_by_record(
     data = DataConfig(path=str(folder), loader=loader, image_size=SIZE, augment=config, grey=0.2)  # type: ignore[arg-type]
     found = {}
     for rank in range(world_size):
-        mine = plan or TrainingPlan(RECORDS, 8, 1, rank, world_size, seed=4, flip=True, grey=0.2)
+        mine = plan or TrainingPlan(RECORDS, BatchCut(8, 1, rank, world_size), seed=4, flip=True, grey=0.2)
         for batch in open_loader(data, open_source(data), mine, torch.device("cpu")).epoch(1):
             found.update(zip(batch.records.tolist(), batch.images, strict=True))
     return found

@@ -16,12 +16,14 @@ import torch
 from partialkd.config import DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import encode_jpeg
-from partialkd.data.loading.loader import Loader, open_loader
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.loading.ordered import Loader
 from partialkd.data.order.orders import make_order
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
+from partialkd.errors import CheckpointError
 
 SIZE, BATCH, SEED, STOPPED_AFTER = 16, 12, 6, 3  # optimiser steps
 
@@ -57,7 +59,7 @@ def rank_of(
     data: DataConfig, source: Source, rank: int, world_size: int, accumulation: int
 ) -> tuple[TrainingPlan, Loader]:
     order = make_order(data, source, BATCH, SEED)
-    plan = make_plan(data, source, order, BATCH, accumulation, rank, world_size, SEED)
+    plan = make_plan(data, source, order, BatchCut(BATCH, accumulation, rank, world_size), SEED)
     return plan, open_loader(data, source, plan, torch.device("cpu"))
 
 
@@ -129,3 +131,42 @@ def test_a_resumed_run_with_an_index_cache_is_the_same(folders: list[str], tmp_p
     expected = read(data, 0, range(2, 4), 3)
     assert read(cached, 0, range(2, 4), 3) == expected
     assert read(cached, 0, range(2, 4), 3) == expected
+
+
+@pytest.mark.parametrize("loader", ["jpeg", "dali"])
+def test_a_loader_knows_its_own_position(loader: str, folders: list[str]) -> None:
+    """Read on over the end of an epoch; then another start, at another cut, goes on from the state alone."""
+    data = config("shuffle", folders, loader)
+    source = open_source(data)
+    plan, first = rank_of(data, source, 0, 1, 2)
+    batches = iter(first)
+    seen = [next(batches).records.tolist() for _ in range(plan.micro_steps)]
+    assert first.state() == {"epoch": 0, "samples": plan.steps * BATCH}
+    seen += [next(batches).records.tolist() for _ in range(4)]
+    assert first.position == (1, 4)
+    state = first.state()
+    assert state == {"epoch": 1, "samples": 2 * BATCH}
+    assert list(chain.from_iterable(seen[-4:])) == [
+        *plan.indices(1, 0),
+        *plan.indices(1, 1),
+        *plan.indices(1, 2),
+        *plan.indices(1, 3),
+    ]
+    _, second = rank_of(data, source, 0, 1, 1)
+    second.load_state(state)
+    expected = [next(batches).records.tolist() for _ in range(2)]
+    assert next(iter(second)).records.tolist() == expected[0] + expected[1]
+    assert second.state() == first.state()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "state", [{"epoch": 0, "samples": 5}, {"epoch": 0, "samples": 600}, {"epoch": -1, "samples": 0}]
+)
+def test_a_position_between_micro_steps_is_refused(state: dict[str, int], folders: list[str]) -> None:
+    data = config("shuffle", folders, "jpeg")
+    _, loader = rank_of(data, open_source(data), 0, 1, 1)
+    with pytest.raises(CheckpointError, match="samples must be a multiple of 12 up to 60, got"):
+        loader.load_state(state)
+    assert loader.position == (0, 0)

@@ -12,7 +12,7 @@ from partialkd.config import DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import encode_jpeg, to_tensor
 from partialkd.data.loading.jpeg import Job, JpegLoader
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.open import open_source
 
 SIZE, RECORDS = 24, 12
@@ -26,7 +26,7 @@ def opened(folder: Path, sizes: tuple[int, ...], resize: bool) -> JpegLoader:
     pack_records(folder, ((encode_jpeg(picture), n // 4) for n, picture in enumerate(pictures)), 3, SIZE)
     data = DataConfig(path=str(folder), loader="jpeg", image_size=SIZE, resize=resize)
     source = open_source(data)
-    return JpegLoader(data, source, TrainingPlan(RECORDS, 6, 1, 0, 1, seed=1, flip=True, grey=0.4), CPU)
+    return JpegLoader(data, source, TrainingPlan(RECORDS, BatchCut(6), seed=1, flip=True, grey=0.4), CPU)
 
 
 @pytest.mark.parametrize(("sizes", "resize"), [((SIZE,), False), ((SIZE,), True), ((SIZE, 30), True)])

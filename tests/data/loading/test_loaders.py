@@ -22,8 +22,9 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import open_writer, pack_payload
 from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
-from partialkd.data.loading.loader import Loader, open_loader
-from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.loading.ordered import Loader
+from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
@@ -67,7 +68,7 @@ def _open(
 ) -> Loader:
     data = DataConfig(path=str(path), loader=loader, image_size=SIZE, **settings)  # type: ignore[arg-type]
     source = source or open_source(data)
-    plan = plan or TrainingPlan(len(source), 8, 1, 0, 1, seed=2, flip=True, grey=0.3)
+    plan = plan or TrainingPlan(len(source), BatchCut(8), seed=2, flip=True, grey=0.3)
     return open_loader(data, source, plan, CPU)
 
 
@@ -79,7 +80,7 @@ def _assert_equal(ours: FaceBatch, theirs: FaceBatch, tolerance: float = 0.0) ->
 @pytest.mark.parametrize("loader", LOADERS)
 def test_batches_are_what_the_plan_says(loader: str, folder: Path) -> None:
     source = RecordIOSource(folder)
-    plan = TrainingPlan(len(source), 8, 1, 0, 1, seed=2, flip=True, grey=0.3)
+    plan = TrainingPlan(len(source), BatchCut(8), seed=2, flip=True, grey=0.3)
     batches = list(_open(loader, folder, plan).epoch(1))
     assert len(batches) == plan.micro_steps == 5
     kinds = set()
@@ -117,7 +118,7 @@ def test_resize_brings_mixed_sizes_to_one(tmp_path: Path) -> None:
     source = RecordIOSource(folder)
     for loader in LOADERS:
         for batch in _open(loader, folder, resize=True).epoch(0):
-            greys = TrainingPlan(RECORDS, 8, 1, 0, 1, seed=2, flip=True, grey=0.3).greys(0, batch.records.numpy())
+            greys = TrainingPlan(RECORDS, BatchCut(8), seed=2, flip=True, grey=0.3).greys(0, batch.records.numpy())
             for row, index in enumerate(batch.records.tolist()):
                 alone = to_tensor([decode(source.read(index)[0], "")], SIZE, batch.flipped[[row]].numpy(), greys[[row]])
                 torch.testing.assert_close(batch.images[row], alone[0], atol=1e-6, rtol=0)
@@ -232,6 +233,15 @@ def _tasks() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def _settled() -> int:
+    """Count the tasks once their number has stood still for a tenth of a second."""
+    counts = list(range(-10, 0))
+    while len(set(counts)) > 1:
+        counts = [*counts[1:], _tasks()]
+        time.sleep(0.01)
+    return counts[-1]
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("end", ["closed", "loader closed", "dropped", "failed"])
@@ -239,7 +249,8 @@ def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: 
     source = _Unplugged(CLASSES, RECORDS, SIZE) if end == "failed" else None
     opened = _open(loader, folder, SequentialPlan(RECORDS, 8, 0, 1), source, workers=3)
     list(_open(loader, folder).epoch(0))  # what libraries start once and keep
-    before = _tasks()
+    gc.collect()  # pipelines of earlier tests end now, not between the two counts
+    before = _settled()
     batches: Any = opened.epoch(0)
     next(batches)
     assert _tasks() > before
@@ -253,7 +264,7 @@ def test_an_abandoned_iterator_leaves_no_threads(loader: str, end: str, folder: 
     else:
         batches = None
     gc.collect()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("partialkd-loader")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("partialkd-data")]
     for _ in range(1000):  # a joined thread may still be on its way out
         if _tasks() <= before:
             break
@@ -293,7 +304,7 @@ def test_cuda_gives_the_same_batches(loader: str, folder: Path) -> None:
     pytest.importorskip("nvidia.dali" if loader == "dali" else "simplejpeg")
     data = DataConfig(path=str(folder), loader=loader, image_size=SIZE)  # type: ignore[arg-type]
     source = open_source(data)
-    plan = TrainingPlan(len(source), 8, 1, 0, 1, seed=2, flip=True, grey=0.3)
+    plan = TrainingPlan(len(source), BatchCut(8), seed=2, flip=True, grey=0.3)
     on_cuda = open_loader(data, source, plan, torch.device("cuda"))
     for ours, theirs in zip(on_cuda.epoch(0), _open("jpeg", folder, plan).epoch(0), strict=True):
         assert ours.images.device.type == ours.labels.device.type == "cuda"

@@ -17,8 +17,9 @@ from partialkd.config import DataConfig
 from partialkd.counter_random import hash64
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
-from partialkd.data.loading.loader import Loader, open_loader
-from partialkd.data.order.plan import Plan, SequentialPlan, TrainingPlan
+from partialkd.data.loading.loader import open_loader
+from partialkd.data.loading.ordered import Loader
+from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError
@@ -70,7 +71,7 @@ def _open(loader: str, folder: Path, plan: Plan | None = None, most: int = 100) 
 
 
 def _plan(rank: int = 0, world_size: int = 1, accumulation: int = 1) -> TrainingPlan:
-    return TrainingPlan(RECORDS, 8, accumulation, rank, world_size, SEED, flip=True, grey=0.3)
+    return TrainingPlan(RECORDS, BatchCut(8, accumulation, rank, world_size), SEED, flip=True, grey=0.3)
 
 
 def _replacement(epoch: int, record: int, bad: tuple[int, ...] = BAD) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partialkd.data.order.plan import SequentialPlan, TrainingPlan
+from partialkd.data.order.plan import BatchCut, SequentialPlan, TrainingPlan
 from partialkd.errors import ConfigError
 
 RECORDS, GLOBAL_BATCH = 103, 24  # 4 steps, 7 records left out
 
 
 def _plan(rank: int = 0, world_size: int = 1, accumulation: int = 1, seed: int = 3, grey: float = 0.0) -> TrainingPlan:
-    return TrainingPlan(RECORDS, GLOBAL_BATCH, accumulation, rank, world_size, seed, flip=True, grey=grey)
+    return TrainingPlan(RECORDS, BatchCut(GLOBAL_BATCH, accumulation, rank, world_size), seed, flip=True, grey=grey)
 
 
 def _global_steps(world_size: int, accumulation: int, epoch: int = 0) -> list[list[int]]:
@@ -55,14 +55,14 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_the_order_is_shuffled_over_the_whole_set() -> None:
     """Not within a buffer: the mean distance between position and record is a third of the set."""
-    plan = TrainingPlan(30_000, 100, 1, 0, 1, seed=0, flip=False)
+    plan = TrainingPlan(30_000, BatchCut(100), seed=0, flip=False)
     order = np.concatenate([plan.indices(0, step) for step in range(plan.micro_steps)])
     assert abs(np.abs(order - np.arange(30_000)).mean() / 10_000 - 1) < 0.03
 
 
 def test_flips_and_greys_belong_to_the_record() -> None:
-    plan = TrainingPlan(200_000, 8, 1, 0, 1, seed=1, flip=True, grey=0.2)
-    other_rank = TrainingPlan(200_000, 8, 2, 1, 2, seed=1, flip=True, grey=0.2)
+    plan = TrainingPlan(200_000, BatchCut(8), seed=1, flip=True, grey=0.2)
+    other_rank = TrainingPlan(200_000, BatchCut(8, 2, 1, 2), seed=1, flip=True, grey=0.2)
     every = np.arange(200_000)
     flips, greys = plan.flips(0, every), plan.greys(0, every)
     assert flips.dtype == greys.dtype == bool
@@ -77,10 +77,10 @@ def test_flips_and_greys_belong_to_the_record() -> None:
 
 
 def test_without_flip_and_grey_nothing_is_changed() -> None:
-    plan = TrainingPlan(1000, 8, 1, 0, 1, seed=1, flip=False)
+    plan = TrainingPlan(1000, BatchCut(8), seed=1, flip=False)
     assert not plan.flips(0, np.arange(1000)).any()
     assert not plan.greys(0, np.arange(1000)).any()
-    everything = TrainingPlan(1000, 8, 1, 0, 1, seed=1, flip=False, grey=1.0)
+    everything = TrainingPlan(1000, BatchCut(8), seed=1, flip=False, grey=1.0)
     assert everything.greys(0, np.arange(1000)).all()
 
 
@@ -104,7 +104,7 @@ def test_sequential_ranks_without_a_record_get_empty_batches() -> None:
 
 def test_errors_name_the_numbers() -> None:
     with pytest.raises(ConfigError, match=r"at most the number of records an epoch \(10\), got 16"):
-        TrainingPlan(10, 16, 1, 0, 1, seed=0, flip=True)
+        TrainingPlan(10, BatchCut(16), seed=0, flip=True)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         SequentialPlan(10, 0, 0, 1)
     with pytest.raises(ValueError, match=r"\[0, 4\), got 4"):

@@ -9,7 +9,7 @@ import pytest
 
 from partialkd.config import DataConfig, PartConfig
 from partialkd.data.order.orders import BalancedOrder, BlockOrder, GlobalOrder, Order, PKOrder, make_order
-from partialkd.data.order.plan import TrainingPlan
+from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import ReadingAhead, make_plan
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
@@ -63,7 +63,7 @@ def test_ranks_and_micro_steps_only_cut_the_order(kind: str) -> None:
         for world_size, accumulation in ((1, 1), (2, 1), (3, 2), (4, 3), (12, 1)):
             order = orders()[kind]
             plans = [
-                TrainingPlan(60, BATCH, accumulation, rank, world_size, 3, flip=True, order=order)
+                TrainingPlan(60, BatchCut(BATCH, accumulation, rank, world_size), 3, flip=True, order=order)
                 for rank in range(world_size)
             ]
             steps = range(plans[0].micro_steps)
@@ -173,7 +173,7 @@ def test_reads_a_seek_and_company_of_identities() -> None:
 def test_every_block_is_announced_once_and_before_it_is_read() -> None:
     source = Labelled(np.zeros(203, int), 1)
     order = BlockOrder([203], [1.0], seed=1, block=5, group=4)
-    plan = make_plan(DataConfig(path="x"), source, order, 12, 1, 1, 2, 1)
+    plan = make_plan(DataConfig(path="x"), source, order, BatchCut(12, 1, 1, 2), 1)
     assert isinstance(plan, ReadingAhead)
     seen: set[int] = set()
     for step in range(plan.micro_steps):

@@ -17,7 +17,6 @@ from partialkd.data.formats import insightface_folder as layout
 from partialkd.data.formats.insightface_folder import pack_records, read_names
 from partialkd.data.formats.recordio import RecordReader
 from partialkd.data.images.decode import decode, encode_jpeg
-from partialkd.data.ordered_threads import in_order
 from partialkd.data.packing.pack import PackError, PackOptions, pack, unpack
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.synthetic import SyntheticSource
@@ -307,12 +306,6 @@ def test_unpack_refuses(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="out: already exists"):
         unpack(tmp_path / "set", tmp_path / "out")
-
-
-def test_results_come_in_order_and_errors_come_through() -> None:
-    assert list(in_order(lambda x: x * x, range(500), 3, "")) == [x * x for x in range(500)]
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda x: 1 // (7 - x), range(500), 3, ""))
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

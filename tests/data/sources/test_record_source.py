@@ -18,6 +18,7 @@ from partialkd.config import DataConfig
 from partialkd.data.formats import recordio
 from partialkd.data.formats.recordio import RecordReader, open_writer, pack_payload
 from partialkd.data.order.orders import make_order
+from partialkd.data.order.plan import BatchCut
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.open import open_source
@@ -181,7 +182,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> tuple[int, int, int]:
     tracemalloc.start()  # numpy reports its arrays to it
     data = DataConfig(path=str(folder), **settings)
     source = open_source(data)
-    plan = make_plan(data, source, make_order(data, source, 512, seed=1), 512, 1, 0, 1, 1)
+    plan = make_plan(data, source, make_order(data, source, 512, seed=1), BatchCut(512), 1)
     for step in (0, plan.micro_steps - 1):
         plan.indices(0, step)
         plan.indices(1, step)
