@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import partialkd.export.onnx as export_module
 from helpers.places import ROOT
+from helpers.same_network import assert_same_network
 from partialkd.config import InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError
 from partialkd.export.onnx import Exported, export, largest_difference
@@ -76,7 +77,7 @@ def test_both_files_describe_the_network(exported: tuple[nn.Module, Exported]) -
     )
     opened, config, size = open_model(done.safetensors)
     assert (config, size) == (CONFIG, 32)
-    assert torch.equal(opened(pictures(2)), model(pictures(2)))
+    assert_same_network(opened, model, pictures(2))
 
 
 def test_an_exported_network_can_teach(exported: tuple[nn.Module, Exported]) -> None:
