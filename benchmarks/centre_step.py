@@ -87,8 +87,7 @@ def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
     store = CentreStore.empty(range(args.classes), args.classes, args.dim, DTYPES[args.store], device)
     for start in range(0, args.classes, FILLED_AT_ONCE):
         stop = min(start + FILLED_AT_ONCE, args.classes)
-        store.write(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
-    store.seen[:] = True
+        store.fill(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
     return store
 
 

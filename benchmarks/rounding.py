@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def walked(name: str, stochastic: bool, steps: int, share: float, start: Tensor,
     store = CentreStore.empty(range(len(start)), len(start), start.shape[1], DTYPES[name], CPU)
     store.write(ALL, start)
     for step in range(steps):
-        store.draw = Draw(1, step) if stochastic else None
         centre = store.read(ALL)
-        store.write(ALL, centre + share * (towards - centre))
+        with store.rounding(Draw(1, step)) if stochastic else nullcontext():
+            store.write(ALL, centre + share * (towards - centre))
     return store.read(ALL)
 
 

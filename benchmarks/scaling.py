@@ -73,8 +73,7 @@ def make_store(args: argparse.Namespace, shard: range, device: torch.device) -> 
     store = CentreStore.empty(shard, args.classes, args.dim, DTYPES[args.store], device)
     for start in range(0, len(shard), FILLED_AT_ONCE):
         stop = min(start + FILLED_AT_ONCE, len(shard))
-        store.write(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
-    store.seen[:] = True
+        store.fill(slice(start, stop), torch.randn(stop - start, args.dim, device=device))
     return store
 
 

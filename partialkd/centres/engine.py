@@ -10,8 +10,8 @@ Where rows are sampled, `importance_correction` adds log(classes other than the 
 negative log-sum-exp: its sum is then unbiased if the classes of the batch are drawn like any others. It changes no
 gradient's direction to the other classes; it restores their weight against the target.
 
-`step` moves trainable centres: one all_gather of two numbers a sample, then the second sweep. `skip` takes its place
-where the student does not step either: with `undoable`, moved averages go back to where they were, bit for bit.
+`step` moves trainable centres: one all_gather of two numbers per sample, then the second sweep. `skip` takes its place
+where the student does not step either: centres that are `undoable` go back to where they were, bit for bit.
 
 A sample whose embedding or gradient is not finite has a loss that is not finite, but no part in any centre's movement.
 
@@ -60,6 +60,14 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class CentresState:
+    """What the centres of one rank go on from."""
+
+    steps: int  # optimiser steps taken
+    rows: dict[str, Tensor]  # `CentreStore.state()`; empty: the rows are as they were made
+
+
+@dataclass(frozen=True)
 class _Begun:
     """A micro-step whose embeddings are on their way."""
 
@@ -89,20 +97,29 @@ class Centres:
         seed: int = 0,
         optimizer: RowOptimizer | None = None,
         accumulation: int = 1,
+        undoable: bool = False,
     ) -> None:
-        """Collective where `config.memory` is host. `accumulation`: micro-steps a step, to have room for."""
+        """Collective where `config.memory` is host.
+
+        accumulation: micro-steps a step, to have room for. undoable: keep what `look` is about to move until the
+        optimiser step, so that `skip` can put it back.
+        """
         self.world, self.scale, self.seed = world, scale, seed
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
         self._rows = _residence(store, world, config, self.sampling, accumulation)
         self.sweep = make_sweep(config, scale, self._rows.device, store.length.dtype)
-        self.steps = 0  # optimiser steps, also where nothing is trainable: seeds the sampling
-        self.undoable = False  # keep what `look` is about to move, until the optimiser step
+        self._steps, self._undoable = 0, undoable
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
         self._asked: deque[tuple[Tensor, Callable[[], bool]]] = deque()  # (2, b) wrong or not, labels; once there
         self._looks = 0  # since the last optimiser step
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken, also where nothing is trainable: they seed the sampling and the rounding."""
+        return self._steps
 
     @property
     def store(self) -> CentreStore:
@@ -122,10 +139,16 @@ class Centres:
         """At least the rows that the last step has moved, on the device: `store` itself, or a window of it."""
         return self._rows.working
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """`CentreStore.load_state`, between two steps."""
-        self._rows.forget()
-        self._rows.store.load_state(state)
+    def state(self) -> CentresState:
+        """What `load_state` goes on from: the tensors themselves, not a copy."""
+        return CentresState(self._steps, self.store.state())
+
+    def load_state(self, state: CentresState) -> None:
+        """Go on, between two steps, from what `state` of another had."""
+        self._steps = state.steps
+        if state.rows:
+            self._rows.forget()
+            self._rows.store.load_state(state.rows)
 
     def begin(self, student: Tensor, labels: Tensor) -> None:
         """Send what `contrast(student, labels)`, which must be called next, will wait for."""
@@ -139,9 +162,9 @@ class Centres:
         assert begun.student is student, "Centres.contrast of other embeddings than were begun with"
         x = begun.x
         with torch.no_grad():
-            own = self._rows.enter(begun.received(), self.steps)
+            own = self._rows.enter(begun.received(), self._steps)
             looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
-            queries = Queries(where_finite(own.student), own.owned, own.row, self._rows.filter(own, self.steps))
+            queries = Queries(where_finite(own.student), own.owned, own.row, self._rows.filter(own, self._steps))
             total, partition = self.sweep.sums(own.store, queries)
             parts = [total, self._targets(own), partition, looked]
             if self.corrected:
@@ -165,11 +188,11 @@ class Centres:
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
-                with self._rows.working.rounding(Draw(self.seed, self.steps)):
+                with self._rows.working.rounding(Draw(self.seed, self._steps)):
                     self.sweep.move(self._rows.working, batches, self.optimizer, lr)
         self._rows.leave(everything=self.optimizer is not None)
         self._forget()
-        self.steps += 1
+        self._steps += 1
 
     def skip(self) -> None:
         """Instead of `step`: nothing moves, and what `look` has moved since the last step goes back (`undoable`)."""
@@ -177,8 +200,8 @@ class Centres:
         self._forget()
 
     def _look(self, look: Look, own: OwnRows) -> Tensor:
-        self._rows.moves(own, self.undoable)
-        with own.store.rounding(Draw(self.seed, self.steps, self._looks)):
+        self._rows.moves(own, self._undoable)
+        with own.store.rounding(Draw(self.seed, self._steps, self._looks)):
             self._looks += 1
             return look(own)
 

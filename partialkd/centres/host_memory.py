@@ -38,7 +38,7 @@ from partialkd.centres.gathered import OwnRows
 from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_memory import Residence
 from partialkd.centres.sampling import Sampling
-from partialkd.centres.store import CentreStore
+from partialkd.centres.store import MOMENT, CentreStore
 from partialkd.errors import PartialKDError
 from partialkd.world.world import World
 
@@ -117,7 +117,7 @@ class Window:
     def view(self) -> CentreStore:
         """The rows held, as a store; what is written to it is written to the window."""
         parts = {name: value[: self.count] for name, value in self.tensors.items()}
-        moments = {key.removeprefix("moment."): x for key, x in parts.items() if key.startswith("moment.")}
+        moments = {key.removeprefix(MOMENT): x for key, x in parts.items() if key.startswith(MOMENT)}
         return CentreStore(
             range(self.count), self.host.num_classes, parts["unit"], parts["length"], parts["seen"],
             moments=moments, scale=parts.get("scale"), ids=parts["ids"],
@@ -262,10 +262,8 @@ def _lock_pages(owner: Windows, store: CentreStore) -> None:
             if x.nbytes >= LOCKED_FROM:
                 torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(x.data_ptr(), x.nbytes, 0))
                 locked.append(x)
-            elif name.startswith("moment."):
-                store.moments[name.removeprefix("moment.")] = x.pin_memory()
             else:
-                setattr(store, name, x.pin_memory())
+                store.pin_memory(name)
         except RuntimeError as error:
             rule = 'centres.memory must be "device" where the system does not page-lock the store'
             raise PartialKDError(f'{rule}, got "host": {name}, {x.nbytes} bytes: {error}') from error

@@ -36,8 +36,7 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
     steps = torch.zeros_like(step).index_add_(0, group, step.where(counts[:, None], 0))
     count = torch.zeros_like(alpha).index_add_(0, group, counts.to(alpha)).clamp_min_(1)
     with store.only_if(counts.any(), rows):
-        store.write(rows, centre[entry] + (steps / count[:, None])[group])
-        store.seen[rows] = True
+        store.fill(rows, centre[entry] + (steps / count[:, None])[group])
         if renormalise:
             store.renormalise(rows)
     return alpha.where(own.owned, 0)

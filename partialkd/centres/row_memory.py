@@ -15,7 +15,7 @@ from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
 
-Moved = tuple[Tensor, dict[str, Tensor], bool]  # rows, the store's tensors there, its skip_unseen
+Moved = tuple[Tensor, dict[str, Tensor]]  # rows, what the store held there
 
 
 class Residence(Protocol):
@@ -59,10 +59,8 @@ class InStore(Residence):
         return own
 
     def moves(self, own: OwnRows, undoable: bool) -> None:
-        store, rows = self.store, own.row
-        if undoable and len(store.shard):
-            before = {name: tensor[rows] for name, tensor in store.tensors().items()}
-            self._moved.append((rows, before, store.skip_unseen))
+        if undoable and len(self.store.shard):
+            self._moved.append((own.row, self.store.kept(own.row)))
 
     def filter(self, own: OwnRows, step: int) -> RowFilter:
         seen = None if self.store.everything_seen else self.store.seen
@@ -76,11 +74,8 @@ class InStore(Residence):
         self._moved.clear()
 
     def undo(self) -> None:
-        store = self.store
-        for rows, before, skip_unseen in reversed(self._moved):
-            store.look_again(skip_unseen)
-            for name, tensor in store.tensors().items():
-                tensor[rows] = before[name]
+        for rows, before in reversed(self._moved):
+            self.store.put_back(rows, before)
         self._moved.clear()
 
     def settle(self) -> None:

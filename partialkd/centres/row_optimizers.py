@@ -35,7 +35,7 @@ class RowSGD:
         """`dtype` of the momentum; None: that of the lengths."""
         self.momentum, self.weight_decay = momentum, weight_decay
         if momentum:
-            store.moments["momentum"] = torch.zeros_like(store.unit, dtype=dtype or store.length.dtype)
+            store.add_moment("momentum", dtype)
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         unit, length = store.directions(rows), store.length[rows]
@@ -72,12 +72,9 @@ class RowAdamW:
     ) -> None:
         """`dtype` of moments (R, D); None: that of the lengths."""
         self.betas, self.eps, self.weight_decay, self.by_row = betas, eps, weight_decay, second == "row"
-        dtype = dtype or store.length.dtype
-        store.moments["first"] = torch.zeros_like(store.unit, dtype=dtype)
-        store.moments["second"] = (
-            torch.zeros_like(store.length) if self.by_row else torch.zeros_like(store.unit, dtype=dtype)
-        )
-        store.moments["count"] = torch.zeros_like(store.length)
+        store.add_moment("first", dtype)
+        store.add_moment("second", None if self.by_row else dtype, per_row=self.by_row)
+        store.add_moment("count", per_row=True)
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         (beta1, beta2), moments = self.betas, store.moments

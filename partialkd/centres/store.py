@@ -32,6 +32,7 @@ TINY = 1e-12  # a shorter centre has no direction
 _BLOCK = 1024  # class ids that share one generator
 ROUNDED_AT_ONCE = 1 << 19  # numbers: what rounding needs beside the rows
 
+MOMENT = "moment."  # before the name of a moment in `state()`
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -44,16 +45,25 @@ class CentreStore:
     unit: Tensor
     length: Tensor
     seen: Tensor
-    skip_unseen: bool = False  # centres not seen yet are no negatives
+    skip_unseen: bool = False  # centres not seen yet are no negatives: a rule, the same for the store's whole life
     moments: dict[str, Tensor] = field(default_factory=dict)
     scale: Tensor | None = None  # of int8 rows
     draw: Draw | None = None  # random bits of writes; None: to nearest
     ids: Tensor | None = None  # class ids of the rows (R,) int64, where they are not those of `shard` in order
-    _asked: tuple[Tensor, Callable[[], bool]] | None = field(default=None, init=False)  # whether all are seen
+    _all_seen: bool = field(default=False, init=False)  # known for sure
+    _asked: tuple[Tensor, Callable[[], bool]] | None = field(default=None, init=False)  # the device, whether all are
 
     @classmethod
-    def empty(cls, shard: range, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> CentreStore:
-        """Zero centres, none seen."""
+    def empty(
+        cls,
+        shard: range,
+        num_classes: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        skip_unseen: bool = False,
+    ) -> CentreStore:
+        """Make a store of zero centres, none seen."""
         rows = len(shard)
         return cls(
             shard=shard,
@@ -62,14 +72,22 @@ class CentreStore:
             length=torch.zeros(rows, dtype=_length_dtype(dtype), device=device),
             seen=torch.zeros(rows, dtype=torch.bool, device=device),
             scale=torch.ones(rows, device=device) if dtype == torch.int8 else None,
+            skip_unseen=skip_unseen,
         )
 
     @classmethod
     def random(
-        cls, shard: range, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int
+        cls,
+        shard: range,
+        num_classes: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        skip_unseen: bool = False,
     ) -> CentreStore:
-        """Centres drawn from N(0, 0.01^2), none seen."""
-        store = cls.empty(shard, num_classes, dim, dtype, device)
+        """Make a store of centres drawn from N(0, 0.01^2), none seen."""
+        store = cls.empty(shard, num_classes, dim, dtype, device, skip_unseen)
         for ids, block in random_blocks(shard, dim, seed):
             rows = torch.arange(ids.start - shard.start, ids.stop - shard.start, device=device)
             store.write(rows, block.to(device))
@@ -92,6 +110,11 @@ class CentreStore:
         """Centres (n, D) of these rows, unnormalised, in the precision of the lengths (float32)."""
         return self.directions(rows) * self.length[rows, None]
 
+    def fill(self, rows: Tensor | slice, centres: Tensor) -> None:
+        """Replace these rows by centres (n, D), whose memory may be reused, and count them as seen."""
+        self.replace(rows, centres)
+        self.seen[rows] = True
+
     def write(self, rows: Tensor | slice, centres: Tensor) -> None:
         """Replace these rows by centres (n, D)."""
         self.replace(rows, centres.clone())
@@ -106,6 +129,18 @@ class CentreStore:
         length = centres.norm(dim=1)
         self.put(self.unit, rows, centres.div_(length.clamp_min(TINY)[:, None]), purpose=0)
         put_rows(self.length, rows, length)
+
+    def add_moment(self, name: str, dtype: torch.dtype | None = None, per_row: bool = False) -> None:
+        """Have room for an optimiser's moment, zeros: one number per row, or (R, D); `dtype` None: that of lengths."""
+        self.moments[name] = torch.zeros_like(self.length if per_row else self.unit, dtype=dtype or self.length.dtype)
+
+    def pin_memory(self, name: str) -> None:
+        """Move this tensor of `state()` to page-locked memory."""
+        if name.startswith(MOMENT):
+            key = name.removeprefix(MOMENT)
+            self.moments[key] = self.moments[key].pin_memory()
+        else:
+            setattr(self, name, self.tensors()[name].pin_memory())
 
     def put(self, target: Tensor, rows: Tensor | slice, values: Tensor, purpose: int) -> None:
         """target[rows] = values (n, ...), rounded where target is bfloat16. `purpose` tells its random bits apart."""
@@ -140,15 +175,21 @@ class CentreStore:
     def everything_seen(self) -> bool:
         """True when every row may be a negative. Asks the device until no centre is missing any more, and on CUDA does
         not wait for the answer: a call that finds one is told the truth of an earlier call."""
-        if self.skip_unseen:
+        if self.skip_unseen and not self._all_seen:
             answer, there = self._asked = self._asked or told(self.seen.all())
             if there():
-                self.skip_unseen, self._asked = not bool(answer), None
-        return not self.skip_unseen
+                self._all_seen, self._asked = bool(answer), None
+        return not self.skip_unseen or self._all_seen
 
-    def look_again(self, skip_unseen: bool) -> None:
-        """What has been seen is about to change by other means than `look`."""
-        self.skip_unseen, self._asked = skip_unseen, None
+    def kept(self, rows: Tensor) -> dict[str, Tensor]:
+        """A copy of these centres (n, ...), for `put_back`."""
+        return {name: tensor[rows] for name, tensor in self.tensors().items()}
+
+    def put_back(self, rows: Tensor, kept: dict[str, Tensor]) -> None:
+        """Make these rows again what they were at `kept`; some may be unseen again."""
+        self._all_seen, self._asked = False, None
+        for name, tensor in self.tensors().items():
+            tensor[rows] = kept[name]
 
     def tensors(self) -> dict[str, Tensor]:
         """What the centres are, without their optimiser's moments; leading dimension R. The tensors themselves."""
@@ -157,11 +198,11 @@ class CentreStore:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor, leading dimension R, for a checkpoint."""
-        return {**self.tensors(), **{f"moment.{key}": value for key, value in self.moments.items()}}
+        return {**self.tensors(), **{MOMENT + key: value for key, value in self.moments.items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over tensors of this shard, moments included. What is kept in another precision is converted."""
-        self.look_again(self.skip_unseen)
+        self._all_seen, self._asked = False, None
         if state["unit"].dtype == self.unit.dtype:
             for name, own in self.tensors().items():
                 own.copy_(state[name])
@@ -172,8 +213,8 @@ class CentreStore:
                 self.replace(part, saved_centres(state, part).to(self.length))
             self.seen.copy_(state["seen"])
         for key, value in state.items():
-            if key.startswith("moment."):
-                name = key.removeprefix("moment.")
+            if key.startswith(MOMENT):
+                name = key.removeprefix(MOMENT)
                 if name in self.moments:
                     self.moments[name].copy_(value)
                 else:

@@ -175,11 +175,10 @@ def make_store(job: Job, phase: PhaseConfig, teacher: Teaching | None) -> Centre
     if kind == "trainable":
         return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
     if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
-        store = CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
-        store.skip_unseen = method.initial_centres == "exclude"
-        return store
+        exclude = method.initial_centres == "exclude"
+        return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed, skip_unseen=exclude)
     assert teacher is not None
-    store = CentreStore.empty(shard, classes, dim, dtype, device)
+    store = CentreStore.empty(shard, classes, dim, dtype, device, skip_unseen=True)
     facts = {
         "teacher": teacher.fingerprint,
         "data": job.source.fingerprint,

@@ -53,13 +53,11 @@ def class_means(
 
 
 def fill_means(store: CentreStore, means: Tensor) -> None:
-    """means (R, D): rows of zeros stand for classes without a record, which stay unseen."""
+    """Fill the store with means (R, D): rows of zeros stand for classes without a record, which stay unseen."""
     for start in range(0, len(means), WRITTEN_AT_ONCE):
         part = means[start : start + WRITTEN_AT_ONCE]
         present = part.any(1).nonzero().squeeze(1)
-        store.replace(start + present, part[present])
-        store.seen[start + present] = True
-    store.skip_unseen = True
+        store.fill(start + present, part[present])
 
 
 def mean_rows(
@@ -98,7 +96,6 @@ def load_or_make(
     if world.on_main(lambda: _manifest(folder)[0] == facts):
         saved = world.together(lambda: _saved_rows(folder, store.shard))
         store.load_state({name: rows.to(store.device) for name, rows in saved.items()})
-        store.skip_unseen = True
         return
     make(store)
     save_centres(store, folder, facts, world)
@@ -117,8 +114,7 @@ def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], T
     """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
     saved = world.together(lambda: _saved_rows(folder, store.shard))
     rows = saved_centres(saved).to(store.device)
-    store.write(slice(None), world.together(lambda: checked_rows(project(rows), store.dim, folder)))
-    store.seen[:] = True
+    store.fill(slice(None), world.together(lambda: checked_rows(project(rows), store.dim, folder)))
 
 
 def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:

@@ -91,9 +91,7 @@ def classifier_rows(
     mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
     rows = world.together(lambda: checked_rows(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
     target = (ids[mine] - store.shard.start).to(store.device)
-    store.write(target, rows)
-    store.seen[target] = True
-    store.skip_unseen = True
+    store.fill(target, rows)
 
 
 def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:

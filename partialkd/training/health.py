@@ -64,7 +64,7 @@ class Health:
         self.name, self.config, self.world, self.source = name, config, world, source
         self.student, self.centres, self.newest = student, centres, newest
         self.skipping = config.on_nonfinite == "skip"
-        student.guarded = centres.undoable = self.skipping
+        student.guarded = self.skipping
         self.skipped = 0
         self.spikes = Spikes(config.spike_factor)
         self._gradients = GradientWatch(student.engine.module)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialkd.centres import Centres
+from partialkd.centres import Centres, CentresState
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import identity_changes, phase_identity
@@ -56,12 +56,12 @@ def capture(
 
     position: of its loader; facts: its identity, and other JSON to keep.
     """
-    store = centres.store
+    state, store = centres.state(), centres.store
     return Snapshot(
         step=student.steps,
         student=student.state(),
         local={**student.local_state(), **_random_state(student.world)},
-        centres=store.state() if centres_move else {},  # the others are made again from the teacher
+        centres=state.rows if centres_move else {},  # the others are made again from the teacher
         shard=store.shard,
         num_classes=store.num_classes,
         progress={**facts, **position},
@@ -84,9 +84,7 @@ def restore(
     student.world.agree(problem or None, CheckpointError)
     loader.load_state(saved)
     student.load_state(snapshot.student, snapshot.local)
-    if snapshot.centres:
-        centres.load_state(snapshot.centres)
-    centres.steps = snapshot.step
+    centres.load_state(CentresState(snapshot.step, snapshot.centres))
     _set_random_state(snapshot, seed, student.world)
 
 

@@ -104,7 +104,7 @@ class Trainer:
         self.teacher = teacher if isinstance(teacher, Teacher) else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
-        self.centres = _centres(phase, store, world, seed)
+        self.centres = _centres(phase, store, world, config)
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
         self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name))
@@ -263,7 +263,10 @@ class Trainer:
         return identity(self.name, self.phase, self.config, self.source.fingerprint, self._taught_by)
 
 
-def _centres(phase: PhaseConfig, store: CentreStore, world: World, seed: int) -> Centres:
+def _centres(phase: PhaseConfig, store: CentreStore, world: World, config: Config) -> Centres:
     trainable = phase.method.centre_kind == "trainable"
     optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if trainable else None
-    return Centres(store, world, phase.method.scale, phase.centres, seed, optimizer, phase.accumulation)
+    return Centres(
+        store, world, phase.method.scale, phase.centres, config.run.seed, optimizer, phase.accumulation,
+        undoable=config.health.on_nonfinite == "skip",
+    )  # fmt: skip

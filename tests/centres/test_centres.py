@@ -216,8 +216,7 @@ def test_samples_that_are_not_finite_move_no_average(seen: bool) -> None:
     """Neither their class's, of which the others' mean remains, nor what is known to be seen."""
     store = CentreStore.empty(range(3), 3, 4, torch.float32, torch.device("cpu"))
     if seen:
-        store.write(slice(None), torch.eye(4)[:3])
-        store.seen[:] = True
+        store.fill(slice(None), torch.eye(4)[:3])
     before = store.read(slice(None)).clone()
     teacher = torch.nn.functional.normalize(torch.tensor([[0, 1.0, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]))
     student, rows = teacher.roll(1, 1), torch.tensor([0, 0, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytest
@@ -132,9 +134,9 @@ def test_small_steps_add_up_and_are_lost_by_rounding_to_nearest(name: str) -> No
         store = CentreStore.empty(range(20), 20, 512, DTYPES[store_name], CPU)
         store.write(ALL, start)
         for step in range(300):
-            store.draw = Draw(1, step) if stochastic else None
             centre = store.read(ALL)
-            store.write(ALL, centre + 1e-4 * (towards - centre))
+            with store.rounding(Draw(1, step)) if stochastic else nullcontext():
+                store.write(ALL, centre + 1e-4 * (towards - centre))
         return store.read(ALL)
 
     exact, drawn, nearest = moved("fp32", False), moved(name, True), moved(name, False)
@@ -166,10 +168,9 @@ def steps_of(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
     gradients: list[Tensor | None] = []
     for step in range(steps):
         if step == resumed:
-            saved = {key: value.clone() for key, value in centres.store.state().items()}
+            saved = copy.deepcopy(centres.state())
             centres = made()
-            centres.store.load_state(saved)
-            centres.steps = step
+            centres.load_state(saved)
         losses, gradients = [], []
         for part in torch.arange(len(p.labels)).chunk(splits):
             mine = part.chunk(world.size)[world.rank]
@@ -281,7 +282,7 @@ def test_every_store_loads_every_other(saved: str, loaded: str, monkeypatch: pyt
         CentreStore.random(range(3, 43), 50, 16, DTYPES[name], CPU, seed) for seed, name in enumerate((saved, loaded))
     )
     store.length.mul_(torch.linspace(0.5, 90, 40))
-    store.seen[3] = True
+    store.fill(torch.tensor([3]), torch.randn(1, 16))
     other.load_state(store.state())
     before, after = store.read(ALL), other.read(ALL)
     off = {"fp32": 1e-6, "bf16": 2**-8, "int8": 0.5 / 127}[loaded] * before.abs().amax(1, keepdim=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers import dense
+from helpers.centre_cases import fill_seen
 from helpers.ranks import run
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_filter import RowFilter
@@ -97,10 +98,11 @@ def test_steps_of_different_cycles_are_independent() -> None:
     assert other_groups.sub(1 / 16).abs().max() < 5.5 * (1 / 16 * 15 / 16 / 600) ** 0.5
 
 
-def store_of(centres: Tensor, shard: range) -> CentreStore:
-    store = CentreStore.empty(shard, len(centres), centres.shape[1], torch.float64, torch.device("cpu"))
-    store.write(slice(None), centres[shard.start : shard.stop])
-    store.seen[:] = True
+def store_of(centres: Tensor, shard: range, seen: Tensor | None = None) -> CentreStore:
+    """seen (C,) bool: only these may be negatives; None: all have been seen."""
+    device, rows = torch.device("cpu"), slice(shard.start, shard.stop)
+    store = CentreStore.empty(shard, len(centres), centres.shape[1], torch.float64, device, seen is not None)
+    fill_seen(store, centres[rows], torch.ones(len(shard), dtype=torch.bool) if seen is None else seen[rows])
     return store
 
 
@@ -154,10 +156,7 @@ def test_unseen_rows_are_left_out_but_for_the_batchs_own() -> None:
 
 def contrasts(world: World, p: dense.Problem, settings: dict[str, Any], unseen: bool = False) -> tuple[Tensor, Tensor]:
     """-> negative log-sum-exp (b,), its gradient (b, D)."""
-    store = store_of(p.centres, shard_of(len(p.centres), world.rank, world.size))
-    if unseen:
-        store.seen[:] = p.seen[store.shard.start : store.shard.stop]
-        store.skip_unseen = True
+    store = store_of(p.centres, shard_of(len(p.centres), world.rank, world.size), p.seen if unseen else None)
     centres = Centres(store, world, 16.0, CentresConfig(**settings), seed=5)
     mine = torch.arange(len(p.labels)).chunk(world.size)[world.rank]
     x = p.student[mine].requires_grad_()

@@ -57,8 +57,9 @@ def test_write_and_read(name: str, tolerance: float) -> None:
 
 def test_state_round_trip() -> None:
     store = CentreStore.random(range(2, 7), 9, 8, torch.bfloat16, CPU, seed=1)
-    store.seen[3] = True
-    store.moments["momentum"] = torch.randn(5, 8)
+    store.fill(torch.tensor([3]), torch.randn(1, 8))
+    store.add_moment("momentum")
+    store.moments["momentum"].normal_()
     other = CentreStore.empty(range(2, 7), 9, 8, torch.bfloat16, CPU)
     other.load_state(store.state())
     for name, value in store.state().items():
@@ -71,8 +72,9 @@ def test_state_of_another_precision_is_converted(saved: str, loaded: str) -> Non
         CentreStore.random(range(40), 40, 16, DTYPES[name], CPU, seed) for seed, name in enumerate((saved, loaded))
     )
     store.length.mul_(torch.linspace(0.5, 90, 40))
-    store.seen[3] = True
-    store.moments["momentum"] = torch.randn(40, 16)
+    store.fill(torch.tensor([3]), torch.randn(1, 16))
+    store.add_moment("momentum", torch.float32)
+    store.moments["momentum"].normal_()
     other.load_state(store.state())
     torch.testing.assert_close(other.read(slice(None)), store.read(slice(None)), rtol=2**-7, atol=0)
     assert other.unit.dtype == DTYPES[loaded]
@@ -94,12 +96,11 @@ def test_what_is_written_on_a_condition() -> None:
     """Every tensor, repeats among the rows."""
     for wanted in (False, True):
         store = CentreStore.random(range(6), 6, 4, torch.int8, CPU, 0)
-        store.moments["first"] = torch.zeros(6, 4)
+        store.add_moment("first")
         before = {name: value.clone() for name, value in store.state().items()}
         rows = torch.tensor([2, 5, 2])
         with store.only_if(torch.tensor(wanted), rows):
-            store.write(rows, torch.eye(4)[[1, 3, 1]])
-            store.seen[rows] = True
+            store.fill(rows, torch.eye(4)[[1, 3, 1]])
             store.moments["first"][rows] = 1.0
         for name, value in store.state().items():
             changed = (value != before[name]).view(6, -1).any(1).nonzero().squeeze(1).tolist()
@@ -110,17 +111,24 @@ def test_late_answers_whether_all_were_seen(monkeypatch: pytest.MonkeyPatch) -> 
     """As on CUDA: nobody waits, and an answer to what is no longer so is not listened to."""
     there = False
     monkeypatch.setattr(store_module, "told", lambda x: (x.clone(), lambda: there))
-    store = CentreStore.empty(range(3), 3, 2, torch.float32, CPU)
-    store.skip_unseen = True
+    store = CentreStore.empty(range(3), 3, 2, torch.float32, CPU, skip_unseen=True)
+    before = store.kept(torch.tensor([1]))
     assert not store.everything_seen  # asked: no
-    store.seen[:] = True
+    store.fill(slice(None), torch.ones(3, 2))
     there = True
     assert not store.everything_seen  # the old answer; asked again at the next call
     there = False
     assert not store.everything_seen
-    store.seen[1] = False  # a step is undone
-    store.look_again(skip_unseen=True)
+    store.put_back(torch.tensor([1]), before)  # a step is undone
     there = True
     assert not store.everything_seen
-    store.seen[:] = True
+    store.fill(slice(None), torch.ones(3, 2))
     assert store.everything_seen
+
+
+def test_a_state_with_unseen_centres_is_believed_by_a_store_that_has_seen_all() -> None:
+    store, other = (CentreStore.random(range(4), 4, 2, torch.float32, CPU, 0, skip_unseen=True) for _ in range(2))
+    store.fill(slice(None), torch.ones(4, 2))
+    assert store.everything_seen
+    store.load_state(other.state())
+    assert not store.everything_seen

@@ -22,7 +22,7 @@ from helpers.centre_cases import ADAMW, SCALE, SEED, SGD, method_of, problem, sa
 from helpers.places import TESTS
 from helpers.ranks import run
 from helpers.window_cases import CLASSES, DIM, RATE, Settings, go_on, made
-from partialkd.centres import Centres
+from partialkd.centres import Centres, CentresState
 from partialkd.centres import host_memory as window
 from partialkd.centres.host_memory import Window, Windows
 from partialkd.centres.row_optimizers import make_row_optimizer
@@ -138,7 +138,6 @@ def test_a_step_that_is_left_out_leaves_no_trace(case: str) -> None:
     name, settings = CASES[case]
     centres = [made(World(), name, {**settings, "chunk_rows": 1}, memory) for memory in ("device", "host")]
     for one in centres:
-        one.undoable = True
         go_on(one, name, range(4), splits=2)
         before = state_of(one)
         go_on(one, name, range(50, 51), splits=2, skip=True)
@@ -159,8 +158,7 @@ def test_a_run_goes_on_from_its_state_in_either_memory(case: str, order: tuple[s
     wanted = go_on(straight, name, STEPS)
     first, second = (made(World(), name, settings, memory) for memory in order)
     got = go_on(first, name, STEPS[:4])
-    second.load_state(state_of(first))
-    second.steps = 4
+    second.load_state(CentresState(4, state_of(first)))
     got += go_on(second, name, STEPS[4:])
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
     here = state_of(second)
@@ -174,8 +172,7 @@ def test_a_state_may_be_taken_over_between_steps() -> None:
     go_on(one, name, STEPS[:2])
     state = state_of(one)
     wanted = go_on(one, name, STEPS[2:])
-    one.load_state(state)
-    one.steps = 2
+    one.load_state(CentresState(2, state))
     assert all(torch.equal(value, state[key]) for key, value in state_of(one).items())
     assert all(torch.equal(a, b) for a, b in zip(wanted, go_on(one, name, STEPS[2:]), strict=True))
 

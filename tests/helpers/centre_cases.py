@@ -50,12 +50,17 @@ def method_of(name: str, scale: float = SCALE) -> Any:
 
 def store_of(p: dense.Problem, world: World, kind: str, dtype: torch.dtype, skip_unseen: bool = False) -> CentreStore:
     shard = shard_of(len(p.centres), world.rank, world.size)
-    store = CentreStore.empty(shard, len(p.centres), p.centres.shape[1], dtype, torch.device("cpu"))
-    rows = slice(shard.start, shard.stop)
-    store.write(slice(None), p.centres[rows].to(store.length.dtype))
-    store.seen[:] = p.seen[rows]
-    store.skip_unseen = skip_unseen
+    device = torch.device("cpu")
+    store = CentreStore.empty(shard, len(p.centres), p.centres.shape[1], dtype, device, skip_unseen)
+    fill_seen(store, p.centres[shard.start : shard.stop], p.seen[shard.start : shard.stop])
     return store
+
+
+def fill_seen(store: CentreStore, centres: Tensor, seen: Tensor) -> None:
+    """Write centres (R, D), of which those of `seen` (R,) bool have been seen."""
+    centres = centres.to(store.length.dtype)
+    store.write(slice(None), centres)
+    store.fill(seen.nonzero().squeeze(1), centres[seen])
 
 
 def one_step(world: World, name: str, p: dense.Problem, settings: dict[str, Any]) -> dict[str, Any]:

@@ -81,10 +81,8 @@ class Injected(trainer.Trainer):
 def make(world: World, config: Config, injection: Injection | None = None, **when: int) -> tuple[Injected, StopSignals]:
     torch.manual_seed(3)
     teacher = wrap_teacher(build_model(config.student.model, 16).eval(), 16, world.device)
-    store = CentreStore.random(
-        shard_of(CLASSES, world.rank, world.size), CLASSES, 8, torch.float32, world.device, seed=2
-    )
-    store.skip_unseen = config.student.method.centre_kind == "ema"
+    shard, averaged = shard_of(CLASSES, world.rank, world.size), config.student.method.centre_kind == "ema"
+    store = CentreStore.random(shard, CLASSES, 8, torch.float32, world.device, seed=2, skip_unseen=averaged)
     source, folder, stop = open_source(config.data), Path(config.run.folder) / "student", StopSignals()
     kind = type("Once", (Injected,), {"injection": injection, **when})
     return kind("student", config.student, config, world, source, store, teacher, folder, stop), stop

@@ -252,7 +252,7 @@ def check_rounding(device: torch.device) -> dict[str, float]:
         store.write(slice(None), torch.ones(n, dim, device=device))
         store.ids = torch.arange(50 + n, 50, -1, device=device) - 1 if backwards else None
         optimizer = RowSGD(store, 1.0, 0.0)
-        store.moments["momentum"] = torch.full((n, dim), -1e-3, device=device)
+        store.moments["momentum"].fill_(-1e-3)
         store.moments["momentum"][:, ::2] = 2e-3  # steps far below the spacing of bfloat16 at 1/8, 2^-10
         exact = 1 / 8 * store.length[:, None] - 0.3 * store.moments["momentum"]
         exact = exact / exact.norm(dim=1, keepdim=True)

@@ -34,7 +34,7 @@ def made(world: World, name: str, settings: Settings, memory: str, accumulation:
         for key, value in vars(store).items():
             setattr(store, key, value.to(world.device) if isinstance(value, Tensor) else value)
     rows = make_row_optimizer(store, optimizer, config) if method.config.centre_kind == "trainable" else None
-    return Centres(store, world, SCALE, config, SEED, rows, accumulation)
+    return Centres(store, world, SCALE, config, SEED, rows, accumulation, undoable=True)
 
 
 def go_on(centres: Centres, name: str, steps: range, splits: int = 1, skip: bool = False) -> list[Tensor]:

@@ -50,8 +50,7 @@ def test_what_sweeps_need(config: str, overrides: list[str], monkeypatch: pytest
     plan = plan_phase(phase, load_config(CONFIGS / config).data, CLASSES, Ranks(1, cuda=False))
     store = CentreStore.empty(range(CLASSES), CLASSES, DIM, DTYPES[phase.centres.store], torch.device("cpu"))
     for start in range(0, CLASSES, 1000):
-        store.write(slice(start, start + 1000), torch.randn(1000, DIM))
-    store.seen[:] = True
+        store.fill(slice(start, start + 1000), torch.randn(1000, DIM))
     method = make_method(phase.method)
     rule = (
         make_row_optimizer(store, phase.optimizer, phase.centres) if method.config.centre_kind == "trainable" else None

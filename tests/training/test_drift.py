@@ -94,7 +94,7 @@ def spoiled(world: World, config: Config) -> list[str]:
 def test_every_row_of_a_shard_is_looked_at_in_check_every_steps() -> None:
     for row in range(10):
         store = CentreStore.random(range(20, 30), 40, 4, torch.float32, torch.device("cpu"), 0)
-        store.moments["momentum"] = torch.zeros(10, 4)
+        store.add_moment("momentum")
         sweep = CentreSweep(store, 4)
         for tensor in (store.unit, store.length[:, None], store.moments["momentum"]):
             before = tensor[row].clone()

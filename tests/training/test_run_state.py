@@ -129,8 +129,8 @@ def opened(world: World, config: Config, dropout: float = 0.0) -> Iterator[Watch
     teacher = wrap_teacher(TinyNet(0.0).eval(), SIDE, world.device)
     source, phase, kind = open_source(config.data), config.student, config.student.method.centre_kind
     shard = shard_of(source.num_classes, world.rank, world.size)
-    store = CentreStore.random(shard, source.num_classes, DIM, DTYPES[phase.centres.store], world.device, seed=2)
-    store.skip_unseen = kind == "ema"
+    dtype, averaged = DTYPES[phase.centres.store], kind == "ema"
+    store = CentreStore.random(shard, source.num_classes, DIM, dtype, world.device, seed=2, skip_unseen=averaged)
     stop, build, folder = stopping.StopSignals(), trainer.build_model, Path(config.run.folder) / "student"
     trainer.build_model = lambda *_: TinyNet(dropout)  # type: ignore[assignment]
     try:

@@ -76,8 +76,8 @@ def make_trainer(
     torch.manual_seed(teacher_seed)
     teacher = wrap_teacher(build_model(config.student.model, 32).eval(), 32, world.device)
     shard = shard_of(CLASSES, world.rank, world.size)
-    store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2)
-    store.skip_unseen = config.student.method.centre_kind == "ema"
+    averaged = config.student.method.centre_kind == "ema"
+    store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2, skip_unseen=averaged)
     source, folder = open_source(config.data), Path(config.run.folder) / "student"
     return kind("student", config.student, config, world, source, store, teacher, folder, stop)
 

@@ -121,18 +121,12 @@ STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 def centres_on(world: World, method: Method, optimizer: str, kept: str, settings: dict[str, Any]) -> Centres:
     """Of moving averages none is seen yet."""
-    store = CentreStore.empty(range(40), 40, 8, DTYPES[kept], world.device)
+    store = CentreStore.empty(range(40), 40, 8, DTYPES[kept], world.device, skip_unseen=method.config.centre_kind == "ema")
     store.write(torch.arange(40, device=world.device), torch.ones(40, 8, device=world.device))
-    store.skip_unseen = method.config.centre_kind == "ema"
     config = CentresConfig.model_validate({"store": kept, **settings})
-    rule = (
-        make_row_optimizer(store, OptimizerConfig(name=optimizer), config)
-        if method.config.centre_kind == "trainable"
-        else None
-    )
-    centres = Centres(store, world, method.config.scale, config, optimizer=rule, accumulation=2)
-    centres.undoable = True
-    return centres
+    trained = OptimizerConfig(name=optimizer) if method.config.centre_kind == "trainable" else None
+    rule = make_row_optimizer(store, trained, config) if trained else None
+    return Centres(store, world, method.config.scale, config, optimizer=rule, accumulation=2, undoable=True)
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
