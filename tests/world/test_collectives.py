@@ -121,7 +121,9 @@ STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 def centres_on(world: World, method: Method, optimizer: str, kept: str, settings: dict[str, Any]) -> Centres:
     """Of moving averages none is seen yet."""
-    store = CentreStore.empty(range(40), 40, 8, DTYPES[kept], world.device, skip_unseen=method.config.centre_kind == "ema")
+    store = CentreStore.empty(
+        range(40), 40, 8, DTYPES[kept], world.device, skip_unseen=method.config.centre_kind == "ema"
+    )
     store.write(torch.arange(40, device=world.device), torch.ones(40, 8, device=world.device))
     config = CentresConfig.model_validate({"store": kept, **settings})
     trained = OptimizerConfig(name=optimizer) if method.config.centre_kind == "trainable" else None
