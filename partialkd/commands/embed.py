@@ -62,5 +62,5 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
 
 
 def _write_records(out: Path, config: Config, source: Source, cache: TeacherCache) -> None:
-    count = write_embedded(out, source, cache, config.data.image_size, Path(config.data.path))
+    count = write_embedded(out, source, cache, config.data.image_size)
     print(f"{out}: {count} records with {cache.dim} numbers in front of their class id", flush=True)

@@ -35,8 +35,8 @@ from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.context import Job
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.prepare import prepare
-from partialkd.data.sources.merged import MergedSource, save_class_ids
 from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import Source, save_class_ids
 from partialkd.errors import Preempted
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export.onnx import export
@@ -102,15 +102,14 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     for key in ["teacher.compile"] * (config.teacher.compile and embeds) + compiled:
         world.together(partial(require_compiler, world.device, key))
     folder, resumed = world.on_main(lambda: _open(config, world, resume))
-    if isinstance(source, MergedSource):
-        merged = source
-        world.on_main(lambda: _say_identities(merged, folder))
+    if source.facts:
+        world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
     return Job(config, world, resumed, folder, source, stop, facts)
 
 
-def _say_identities(source: MergedSource, folder: Path) -> None:
+def _say_identities(source: Source, folder: Path) -> None:
     """On rank 0. What is used of each data set, and which class id is whom."""
     for number, fact in enumerate(source.facts["parts"]):
         print(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}", flush=True)

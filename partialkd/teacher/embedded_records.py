@@ -15,15 +15,14 @@ Errors: DataError naming the record.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
-from partialkd.data.sources.insightface import RecordIOSource
-from partialkd.data.sources.merged import MergedSource
+from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
 from partialkd.teacher.cache import KeptEmbeddings
@@ -35,8 +34,8 @@ class RecordEmbeddings:
     """The embeddings that the records of a source carry. Reading one reads its record again, from the page cache."""
 
     def __init__(self, source: Source, dim: int) -> None:
-        if not isinstance(source, RecordIOSource | MergedSource):
-            raise DataError(f"data.embeddings: records can carry embeddings, {type(source).__name__} has none")
+        for first in (0, *accumulate(source.sizes[:-1])):
+            source.embedding(first)  # a data set that carries none says so before anything is trained
         self.source, self.dim = source, dim
         self.fingerprint = f"records {source.fingerprint}"
 
@@ -64,15 +63,12 @@ def check_writable(source: Source) -> None:
             raise DataError(f"{source.name(start + at + 1)}: {rule}, got {labels[at + 1]} after {labels[at]}")
 
 
-def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: int, folder: Path) -> int:
-    """The images of a source with their embeddings as a folder of records; returns their number.
+def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: int) -> int:
+    """Write the images of a source with their embeddings as a folder of records -> their number.
 
-    folder: where names of identities may stand. `check_writable` says whether it can be done.
+    `check_writable` says whether it can be done.
     """
     plain = torch.zeros(1, dtype=torch.bool)
     embed = lambda index: kept.rows(torch.tensor([index]), plain)[0].tolist()
-    names = None
-    if (folder / NAMES).exists() and isinstance(source, RecordIOSource):
-        names = read_names(folder / NAMES, source.num_classes)
     images = (source.read(index) for index in range(len(source)))
-    return pack_records(out, images, source.num_classes, image_size, names, embed)
+    return pack_records(out, images, source.num_classes, image_size, source.names.known(), embed)

@@ -124,7 +124,7 @@ def test_merged_records_are_written_as_one_set(merged: tuple[DataConfig, Rows], 
     ascending = config({"path": str(tmp_path / "a")}, {"path": str(tmp_path / "a")})
     source = open_source(ascending)
     check_writable(source)
-    assert write_embedded(tmp_path / "new", source, RecordEmbeddings(source, DIM), SIZE, tmp_path) == 16
+    assert write_embedded(tmp_path / "new", source, RecordEmbeddings(source, DIM), SIZE) == 16
     again = open_source(ascending.model_copy(update={"parts": (), "path": str(tmp_path / "new")}))
     assert torch.equal(carried(again), carried(source))
     assert [again.read(index) for index in range(16)] == [source.read(index) for index in range(16)]

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from partialkd.data.formats.image_tree import list_folder
-from partialkd.data.sources.source import check_index, digest_of, sampled_bytes
+from partialkd.data.sources.identities import Names
+from partialkd.data.sources.source import Source, check_index, digest_of, sampled_bytes
 from partialkd.errors import DataError
 
 
-class FolderSource:
+class FolderSource(Source):
     """`<identity>/<image>` files; class ids in the order of the identities' sorted names."""
 
     def __init__(self, folder: Path) -> None:
@@ -24,8 +25,8 @@ class FolderSource:
         if listing.problems:
             path, reason = listing.problems[0]
             raise DataError(f"{path}: {reason} ({len(listing.problems)} such problems in {folder})")
-        self.names, self.paths = listing.names, listing.paths
-        self.num_classes = len(self.names)
+        self.num_classes, self.paths = len(listing.names), listing.paths
+        self.names = Names(self.num_classes, listing.names)
         self._labels = np.array(listing.labels, dtype=np.int32)
         self.sizes: tuple[int, ...] = (len(self.paths),)
         try:
@@ -51,6 +52,3 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return str(self.folder / self.paths[index])
-
-    def readahead(self, start: int, stop: int) -> None:
-        """Nothing: every image is a file of its own."""

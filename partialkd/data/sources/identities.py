@@ -42,12 +42,15 @@ class Names:
     def __getitem__(self, label: int) -> str:
         return str(label) if self.names is None else self.names[label]
 
+    def known(self) -> list[str] | None:
+        """Return the names by class id, read from identities.txt where they stand there; None without any."""
+        if self.names is None and self.packed is not None and self.packed.exists():
+            return read_names(self.packed, self.num_classes)
+        return self.names
+
     def finder(self) -> Find:
         """(identity, where it is listed) -> its class id, None for a name that the data set does not have."""
-        names = self.names
-        if names is None and self.packed is not None and self.packed.exists():
-            names = read_names(self.packed, self.num_classes)
-        class_ids = {name: label for label, name in enumerate(names or ())}
+        class_ids = {name: label for label, name in enumerate(self.known() or ())}
         if self.names is not None:
             return lambda identity, _: class_ids.get(identity)
         return lambda identity, where: self._packed_id(identity, class_ids, where)

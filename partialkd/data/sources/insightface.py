@@ -29,9 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from partialkd.data.formats.insightface_folder import IDX, PROPERTY, REC, image_positions, read_property
+from partialkd.data.formats.insightface_folder import IDX, NAMES, PROPERTY, REC, image_positions, read_property
 from partialkd.data.formats.recordio import Headers, RecordReader
-from partialkd.data.sources.source import check_index, sampled_bytes
+from partialkd.data.sources.identities import Names
+from partialkd.data.sources.source import Source, check_index, sampled_bytes
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import write_json
 
@@ -136,12 +137,13 @@ class _Problems:
                 raise DataError(f"{self.reader.where(int(position))}: {rule} ({count} such records)")
 
 
-class RecordIOSource:
+class RecordIOSource(Source):
     """An unmodified InsightFace folder of one or more .rec files; with or without header records."""
 
     def __init__(self, folder: Path, cache: Path | None = None, embeddings: int | None = None) -> None:
         folder, self.embeddings = Path(folder), embeddings
         self.num_classes, self.height, self.width = read_property(folder / PROPERTY)
+        self.names = Names(self.num_classes, None, folder / NAMES)
         self.files = [open_file(rec, idx, self.num_classes, cache, embeddings) for rec, idx in record_files(folder)]
         self._starts = [0, *accumulate(len(file) for file in self.files)]
         self.sizes: tuple[int, ...] = (len(self),)
@@ -176,10 +178,11 @@ class RecordIOSource:
         return image, int(file.labels[at])
 
     def embedding(self, index: int) -> np.ndarray:
-        """The embedding (D,) float32 that the record of an image carries."""
+        if self.embeddings is None:
+            return super().embedding(index)
         file, at = self.locate(index)
         labels, _ = file.reader.read(int(file.positions[at]))
-        return labels[: self.embeddings or 0]
+        return labels[: self.embeddings]
 
     def name(self, index: int) -> str:
         file, at = self.locate(index)

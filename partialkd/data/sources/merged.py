@@ -22,13 +22,9 @@ from typing import Any
 import numpy as np
 
 from partialkd.config import PartConfig
-from partialkd.data.formats.insightface_folder import NAMES
-from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.identities import LEFT_OUT, Names, excluded, mapped
-from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.source import Source, check_index, digest_of
-from partialkd.errors import ConfigError, DataError, printable
-from partialkd.storage.atomic_files import replacing
+from partialkd.errors import ConfigError, DataError
 
 _CHUNK = 1 << 18  # labels looked at in one go
 
@@ -38,7 +34,6 @@ class Part:
     """A data set, and what of it is used."""
 
     source: Source
-    names: Names
     class_ids: np.ndarray  # (C of the part,) int32: class id in training, LEFT_OUT
     kept: range | np.ndarray  # (n,) images of the part that are used, ascending
 
@@ -58,11 +53,12 @@ class Part:
         return found
 
 
-class MergedSource:
-    """Parts one after the other. `facts`: what was left out of each, and why."""
+class MergedSource(Source):
+    """Several data sets one after the other, of which some identities may be left out or renumbered."""
 
     def __init__(self, parts: list[Part], num_classes: int, facts: dict[str, Any]) -> None:
         self.parts, self.num_classes, self.facts = parts, num_classes, facts
+        self.names = Names(num_classes, None)  # an identity may have another name in each part: `origins`
         self.sizes = tuple(len(part.kept) for part in parts)
         self._starts = [0, *accumulate(self.sizes)]
         self.fingerprint = digest_of(
@@ -89,9 +85,8 @@ class MergedSource:
         return image, int(part.class_ids[label])
 
     def embedding(self, index: int) -> np.ndarray:
-        """The embedding (D,) float32 that the record of an image carries."""
         part, at = self.locate(index)
-        return part.source.embedding(at)  # type: ignore[attr-defined]
+        return part.source.embedding(at)
 
     def name(self, index: int) -> str:
         part, at = self.locate(index)
@@ -105,7 +100,7 @@ class MergedSource:
                 part.source.readahead(int(kept[0]), int(kept[-1]) + 1)
 
     def origins(self) -> Iterator[tuple[int, int, str]]:
-        """(class id, number of the part, identity there), in ascending order; more than one where they were joined."""
+        """Give (class id, number of the part, identity there), in ascending order; several where they were joined."""
         rows = [(part.class_ids[used], number, used) for number, part in enumerate(self.parts)
                 for used in [np.flatnonzero(part.class_ids != LEFT_OUT)]]  # fmt: skip
         class_ids = np.concatenate([ids for ids, _, _ in rows])
@@ -113,25 +108,12 @@ class MergedSource:
         labels = np.concatenate([used for _, _, used in rows])
         for row in np.lexsort((labels, numbers, class_ids)).tolist():
             number = int(numbers[row])
-            yield int(class_ids[row]), number, self.parts[number].names[int(labels[row])]
+            yield int(class_ids[row]), number, self.parts[number].source.names[int(labels[row])]
 
 
-def save_class_ids(source: MergedSource, path: Path) -> None:
-    """Text, a line for every identity in use: class id, number of its part counted from 0, identity there; by tabs."""
-    with replacing(path) as (file,):
-        file.writelines(f"{label}\t{part}\t{printable(name)}\n".encode() for label, part, name in source.origins())
-
-
-def merge(
-    sources: Sequence[FolderSource | RecordIOSource], configs: Sequence[PartConfig], min_images: int, shared: bool
-) -> MergedSource:
-    """The sources as one; `configs` say which of their identities are used under which ids."""
-    names = [
-        Names(source.num_classes, source.names)
-        if isinstance(source, FolderSource)
-        else Names(source.num_classes, None, Path(config.path) / NAMES)
-        for source, config in zip(sources, configs, strict=True)
-    ]
+def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: int, shared: bool) -> MergedSource:
+    """Make one source of several; `configs` say which of their identities are used under which ids."""
+    names = [source.names for source in sources]
     counts = [_counts(source) for source in sources]
     facts: list[dict[str, Any]] = [
         {"path": config.path, "images": len(source), "identities": int((count > 0).sum())}
@@ -143,7 +125,7 @@ def merge(
     found, images = _images(ids, counts)
     enough = found[images >= min_images]
     parts = []
-    for source, name, chosen, count, fact in zip(sources, names, ids, counts, facts, strict=True):
+    for source, chosen, count, fact in zip(sources, ids, counts, facts, strict=True):
         class_ids = np.full(len(chosen), LEFT_OUT, dtype=np.int32)
         used = np.flatnonzero(np.isin(chosen, enough))
         class_ids[used] = np.searchsorted(enough, chosen[used])
@@ -151,7 +133,7 @@ def merge(
         fact["identities_used"], fact["images_used"] = len(used), int(count[used].sum())
         if not fact["images_used"]:
             raise DataError(f"{fact['path']}: no identity is left: {fact}")
-        parts.append(Part(source, name, class_ids, _kept(source, class_ids, fact["images_used"])))
+        parts.append(Part(source, class_ids, _kept(source, class_ids, fact["images_used"])))
     return MergedSource(parts, len(enough), {"parts": facts, "identities": len(enough)})
 
 

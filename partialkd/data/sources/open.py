@@ -1,4 +1,4 @@
-"""Where labelled encoded images come from: InsightFace folders, image folders, or a generator in memory.
+"""Open the source of labelled encoded images: InsightFace folders, image folders, or a generator in memory.
 
 One data set of `data.path`, or several of `data.parts` merged; with identities mapped or left out where the
 configuration says so (merged.py).
@@ -20,7 +20,7 @@ from partialkd.errors import DataError
 
 
 def open_source(data: DataConfig) -> Source:
-    """The source that `data.path` or `data.parts` name, with the identities that training uses."""
+    """Open what `data.path` or `data.parts` name, with the identities that training uses."""
     if data.source == "synthetic":
         return SyntheticSource(data.synthetic_identities, data.synthetic_images, data.image_size)
     alone = PartConfig(
@@ -31,7 +31,7 @@ def open_source(data: DataConfig) -> Source:
     return merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]
 
 
-def _open_part(part: PartConfig, data: DataConfig) -> FolderSource | RecordIOSource:
+def _open_part(part: PartConfig, data: DataConfig) -> Source:
     if part.source == "folder":
         return FolderSource(Path(part.path))
     source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None, data.embeddings)

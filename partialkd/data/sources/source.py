@@ -1,4 +1,4 @@
-"""What every set of labelled encoded images offers to loaders and plans.
+"""The base of sources: what every set of labelled encoded images offers to loaders and plans.
 
 A source is a fixed order of n images, index 0..n-1. Its labels are checked once, at opening, against
 [0, num_classes). `read` gives encoded bytes; decoding is `decode.py`'s. Sources can be read from several threads, after
@@ -9,44 +9,68 @@ Errors: `DataError` with file and record key, or the image's path; `IndexError` 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from partialkd.errors import DataError
+from partialkd.data.sources.identities import Names
+from partialkd.errors import DataError, printable
+from partialkd.storage.atomic_files import replacing
 
 SAMPLED = 64
 
 
-class Source(Protocol):
-    """A set of labelled encoded images in a fixed order."""
+class Source(ABC):
+    """A set of labelled encoded images in a fixed order: the base of every source.
+
+    A source sets the attributes below and implements the four abstract methods; the others have what suits most.
+    """
 
     num_classes: int
     sizes: tuple[int, ...]  # images of each data set, which lie one after the other; usually there is one
     fingerprint: str  # changes with sizes, order or labels of the data, and with the bytes of SAMPLED images of a set
+    names: Names  # of the identities, by class id
+    facts: Mapping[str, Any] = MappingProxyType({})  # what was left out of each data set, and why
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Class ids (stop - start,) int64 of these images, by default of all."""
-        ...
+        """Return the class ids (stop - start,) int64 of these images, by default of all."""
 
+    @abstractmethod
     def read(self, index: int) -> tuple[bytes, int]:
-        """Encoded image and class id; safe from several threads."""
-        ...
+        """Read an encoded image and its class id; safe from several threads."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
-        """The record, for error messages."""
-        ...
+        """Name the record of an image for error messages: its file, and its key or path there."""
 
-    def readahead(self, start: int, stop: int) -> None:
-        """Images start..stop-1 will be wanted soon: a hint to the system, where it can be given."""
-        ...
+    def embedding(self, index: int) -> np.ndarray:
+        """Return the teacher's embedding (D,) float32 that the record of an image carries; DataError without one."""
+        raise DataError(f"{self.name(index)}: carries no embedding of a teacher (data.embeddings)")
+
+    def readahead(self, start: int, stop: int) -> None:  # noqa: B027 (nothing is a fit default)
+        """Hint to the system that images start..stop-1 will be wanted soon; does nothing where it cannot be given."""
+
+    def origins(self) -> Iterator[tuple[int, int, str]]:
+        """Give (class id, number of its data set, identity there) of every identity, in ascending order."""
+        return ((label, 0, self.names[label]) for label in range(self.num_classes))
+
+
+def save_class_ids(source: Source, path: Path) -> None:
+    """Write a text line for every identity in use: class id, number of its data set, identity there; by tabs."""
+    with replacing(path) as (file,):
+        file.writelines(f"{label}\t{part}\t{printable(name)}\n".encode() for label, part, name in source.origins())
 
 
 def sampled_bytes(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
-    """sha256 of some of `count` images, evenly spaced, for a fingerprint: other pictures of the same sizes are others.
+    """Hash some of `count` images, evenly spaced, for a fingerprint: other pictures of the same sizes are others.
 
     An image that cannot be read is no business of a fingerprint: it counts as empty here, and is named when it is used.
     """
@@ -59,13 +83,13 @@ def sampled_bytes(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
 
 
 def check_index(index: int, length: int) -> None:
-    """IndexError unless 0 <= index < length."""
+    """Raise IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
         raise IndexError(f"index must be in [0, {length}), got {index}")
 
 
 def digest_of(parts: Iterable[bytes | np.ndarray]) -> str:
-    """SHA-256 of arrays and bytes, one after the other."""
+    """Compute the SHA-256 of arrays and bytes, one after the other."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from partialkd.data.images.decode import encode_jpeg
-from partialkd.data.sources.source import check_index, digest_of
+from partialkd.data.sources.identities import Names
+from partialkd.data.sources.source import Source, check_index, digest_of
 
 
-class SyntheticSource:
-    """Noise on a gradient, a colour pair an identity, as JPEG made on the fly: nothing is on disk.
+class SyntheticSource(Source):
+    """Makes noise on a gradient, one pair of colours per identity, as JPEG: nothing is on disk.
 
     Image i is of identity i % num_classes and a function of (seed, i) only.
     """
 
     def __init__(self, num_classes: int, num_images: int, image_size: int, seed: int = 0) -> None:
         self.num_classes, self.num_images, self.image_size, self.seed = num_classes, num_images, image_size, seed
-        self.sizes: tuple[int, ...] = (num_images,)
+        self.sizes, self.names = (num_images,), Names(num_classes, None)
         self.fingerprint = digest_of([f"synthetic {num_classes} {num_images} {image_size} {seed}".encode()])
 
     def __len__(self) -> int:
@@ -36,6 +37,3 @@ class SyntheticSource:
 
     def name(self, index: int) -> str:
         return f"synthetic image {index}"
-
-    def readahead(self, start: int, stop: int) -> None:
-        """Nothing: nothing is read."""

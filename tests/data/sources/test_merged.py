@@ -13,8 +13,9 @@ from helpers.source_cases import write_plain, write_with_header
 from partialkd.config import DataConfig
 from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.sources.merged import MergedSource, save_class_ids
+from partialkd.data.sources.merged import MergedSource
 from partialkd.data.sources.open import open_source
+from partialkd.data.sources.source import save_class_ids
 from partialkd.errors import ConfigError, DataError
 
 

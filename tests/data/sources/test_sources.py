@@ -126,7 +126,7 @@ def make_folder(root: Path) -> None:
 def test_folder_source(tmp_path: Path) -> None:
     make_folder(tmp_path)
     source = FolderSource(tmp_path)
-    assert source.names == ["anna", "bob"]
+    assert source.names.known() == ["anna", "bob"]
     expected = [(b"anna/x.jpeg", 0), (b"bob/1.PNG", 1), (b"bob/2.jpg", 1)]
     assert [source.read(index) for index in range(3)] == expected
     assert source.labels().tolist() == [0, 1, 1]
@@ -189,3 +189,17 @@ def test_open_source(tmp_path: Path) -> None:
     assert len(open_source(DataConfig(path=packed, image_size=112, resize=True))) == 2
     with pytest.raises(DataError, match=r"property: images are 64 x 64, but data\.image_size is 112"):
         open_source(DataConfig(path=packed, image_size=112))
+
+
+def test_what_every_source_offers(tmp_path: Path) -> None:
+    """Names, facts and origins of any source; and an error of one whose records carry no embedding."""
+    make_folder(tmp_path / "images")
+    pack_records(tmp_path / "packed", [(b"1", 0), (b"2", 1)], 2, 16, ["anna", "bob"])
+    for source in (FolderSource(tmp_path / "images"), RecordIOSource(tmp_path / "packed"), SyntheticSource(2, 6, 16)):
+        assert not source.facts
+        assert [label for label, _, _ in source.origins()] == list(range(source.num_classes))
+        with pytest.raises(DataError, match=r"carries no embedding of a teacher \(data\.embeddings\)"):
+            source.embedding(1)
+    assert FolderSource(tmp_path / "images").names.known() == ["anna", "bob"]
+    assert RecordIOSource(tmp_path / "packed").names.known() == ["anna", "bob"]
+    assert SyntheticSource(2, 6, 16).names.known() is None
