@@ -57,6 +57,10 @@ class DataError(PartialKDError):
     """A data file, record or label is wrong."""
 
 
+class StorageError(PartialKDError):
+    """A file or folder cannot be written or removed: the disk is full, or not to be written to."""
+
+
 class TeacherError(PartialKDError):
     """A teacher (or the centres made from it) cannot be used."""
 

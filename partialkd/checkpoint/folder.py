@@ -10,22 +10,19 @@ Errors: `CheckpointError` naming the file.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import shutil
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from partialkd.errors import CheckpointError
-from partialkd.storage.atomic_files import sync
+from partialkd.storage import atomic_files
+from partialkd.storage.atomic_files import hidden_name, remove_folder, sweep_owned
+from partialkd.storage.manifest import MANIFEST, manifest_bytes
+from partialkd.storage.manifest import read_manifest as read_checked
 from partialkd.storage.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json, write_summed
 
 FORMAT = 2  # 1 had no checksums, and centres as torch.distributed.checkpoint writes them, with pickled metadata
-MANIFEST = "manifest.json"
 NAME = re.compile(r"step_(\d{9,})(?:-(\d+))?")
 
 
@@ -87,19 +84,12 @@ def verify(path: Path) -> None:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`."""
-    file = path / MANIFEST
+    facts = read_checked(path, CheckpointError, FORMAT, required=True)
     try:
-        facts = json.loads(file.read_bytes())
-        if facts["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format must be {FORMAT}, got {facts['format']!r}")
-        if facts.pop("crc32") != _crc32(facts):
-            raise CheckpointError(f"{file}: damaged: it is not what its own checksum says")
         del facts["format"]
         return Manifest(**{**facts, "files": sums_from_json(facts["files"])})
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: damaged: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: damaged: {type(error).__name__}: {error}") from error
 
 
 def _order(name: str) -> tuple[int, int]:
@@ -107,10 +97,6 @@ def _order(name: str) -> tuple[int, int]:
     match = NAME.fullmatch(name)
     assert match is not None
     return int(match[1]), int(match[2] or 1)
-
-
-def _crc32(facts: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -130,10 +116,9 @@ def open_target(root: Path, step: int) -> Target:
     Its name is its own, so that a process thought dead that still writes cannot write into it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(".step_*.partial"):
-        shutil.rmtree(leftover)
+    sweep_owned(root, "step_*")
     final = root / _next_name(root, step)
-    partial = root / f".{final.name}.{os.urandom(4).hex()}.partial"
+    partial = hidden_name(final)
     for name in ("local", "centres"):
         (partial / name).mkdir(parents=True)
     return Target(partial, final)
@@ -147,15 +132,10 @@ def _next_name(root: Path, step: int) -> str:
 
 def publish(target: Target, manifest: Manifest, keep: int, keep_best: bool) -> None:
     """Manifest, flush, rename; then remove what is neither new nor best."""
-    for folder in (target.partial / "local", target.partial / "centres"):
-        sync(folder)
     facts = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
     facts = {"format": FORMAT, **facts, "files": sums_to_json(manifest.files)}
-    text = json.dumps({**facts, "crc32": _crc32(facts)}, indent=2) + "\n"
-    write_summed(target.partial / MANIFEST, [text.encode()])
-    sync(target.partial)
-    target.partial.rename(target.final)
-    sync(target.final.parent)
+    write_summed(target.partial / MANIFEST, [manifest_bytes(facts)])
+    atomic_files.publish(target.partial, target.final)
     _remove_old(target.final, keep, keep_best)
 
 
@@ -168,11 +148,4 @@ def _remove_old(final: Path, keep: int, keep_best: bool) -> None:
         kept.add(champion)
     for old in found:
         if old not in kept:
-            remove(old)
-
-
-def remove(folder: Path) -> None:
-    """Out of sight first, so that no half-removed checkpoint is ever seen."""
-    hidden = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.partial")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+            remove_folder(old)

@@ -13,7 +13,6 @@ Errors: `CheckpointError` naming rank and file, on every rank: of a failure in t
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from partialkd.checkpoint.folder import Manifest, Target, open_target, publish
 from partialkd.checkpoint.snapshot import Snapshot, Staging, check, everywhere, write_own
 from partialkd.errors import CheckpointError
+from partialkd.storage.atomic_files import discard
 from partialkd.storage.tensor_file import Files, sums_from_json, sums_to_json
 from partialkd.world.world import World
 
@@ -126,7 +126,7 @@ class _Work:
     def discard(self) -> None:
         """Give the space back; the failure itself is what the caller must hear of."""
         if self.world.is_main:
-            shutil.rmtree(self.target.partial, ignore_errors=True)
+            discard(self.target.partial)
 
 
 class _Background:

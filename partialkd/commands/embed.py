@@ -14,7 +14,8 @@ from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, Preempted
 from partialkd.storage.atomic_files import refuse_existing
-from partialkd.teacher.cache import MANIFEST, TeacherCache, kept_before
+from partialkd.storage.manifest import MANIFEST
+from partialkd.teacher.cache import TeacherCache, kept_before
 from partialkd.teacher.embedded_records import check_writable, write_embedded
 from partialkd.teacher.network import open_teacher
 from partialkd.teacher.supervision import facts_of, look_at, make_cache

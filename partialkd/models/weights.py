@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from partialkd.errors import CheckpointError
+from partialkd.storage.checksum import crc32, hexadecimal
 
 WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
 PREFIXES = ("module.", "_orig_mod.", "backbone.")
@@ -70,11 +70,11 @@ def checksummed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[st
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    crc = crc32(json.dumps(metadata, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), crc)
-        crc = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
-    return f"{crc:08x}"
+        crc = crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), crc)
+        crc = crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return hexadecimal(crc)
 
 
 def why_unreadable(error: Exception) -> str:

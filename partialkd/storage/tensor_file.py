@@ -1,9 +1,9 @@
 """Files of named tensors with a checksum: safetensors, written as a stream and checked as they are read.
 
 Written here and not by the library, which would hold the whole file in memory once more (and Python's lock with
-it): header and tensors go to the disk chunk by chunk, through a running CRC-32, and are flushed to the disk. CRC-32
-finds damage, not forgery; it runs at about 1 GB/s a core, about twice as fast as SHA-256. Reading needs the file's
-size in host memory beside the tensors. Loaded tensors are on the CPU. Little-endian hosts.
+it): header and tensors go to the disk chunk by chunk, through a running CRC-32 (checksum.py), and are flushed to the
+disk. Reading needs the file's size in host memory beside the tensors. Loaded tensors are on the CPU. Little-endian
+hosts.
 
 Errors: `CheckpointError` naming the file: it cannot be written (disk full, read-only), cannot be read, or is not
 what was written.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import load as parse
 from torch import Tensor
 
 from partialkd.errors import CheckpointError
+from partialkd.storage.checksum import crc32, hexadecimal
 
 CHUNK_BYTES = 1 << 20  # at once to the disk, or from it
 TYPES = {
@@ -59,11 +59,11 @@ def write_summed(path: Path, parts: Iterable[bytes | memoryview]) -> FileSum:
                 while rest:
                     chunk = rest[:CHUNK_BYTES]
                     chunk = chunk[: stream.write(chunk)]
-                    crc, size, rest = zlib.crc32(chunk, crc), size + len(chunk), rest[len(chunk) :]
+                    crc, size, rest = crc32(chunk, crc), size + len(chunk), rest[len(chunk) :]
             os.fsync(stream.fileno())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return FileSum(size, f"{crc:08x}")
+    return FileSum(size, hexadecimal(crc))
 
 
 def read_tensors(path: Path, expected: FileSum) -> dict[str, Tensor]:
@@ -127,9 +127,9 @@ def _checked(path: Path, expected: FileSum) -> Iterator[bytes]:
     try:
         with path.open("rb", buffering=0) as stream:
             while chunk := stream.read(CHUNK_BYTES):
-                crc = zlib.crc32(chunk, crc)
+                crc = crc32(chunk, crc)
                 yield chunk
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if f"{crc:08x}" != expected.crc32:
-        raise CheckpointError(f"{path}: damaged: the checksum must be {expected.crc32}, got {crc:08x}")
+    if hexadecimal(crc) != expected.crc32:
+        raise CheckpointError(f"{path}: damaged: the checksum must be {expected.crc32}, got {hexadecimal(crc)}")

@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,13 +31,14 @@ import torch
 from torch import Tensor
 
 from partialkd.errors import TeacherError
+from partialkd.storage.checksum import crc32_of_part
+from partialkd.storage.manifest import MANIFEST
 
 FORMAT = "partialkd-teacher-cache-1"
-EMBEDDINGS, CLASS_MEANS, MANIFEST = "embeddings.bin", "class_means.bin", "manifest.json"
+EMBEDDINGS, CLASS_MEANS = "embeddings.bin", "class_means.bin"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCK_RECORDS = 1024
 _WORDS = {4: "<i4", 2: "<i2"}  # how numpy is to see them: it has no bfloat16
-_READ = 1 << 24  # bytes summed in one go
 _DIFFERENT = {  # what it means when an entry of `made_from` differs
     "teacher": "was made by another teacher",
     "data": "was made of other data, or of the same in another order",
@@ -113,11 +113,11 @@ class TeacherCache:
 
     def verify(self, blocks: range | None = None) -> None:
         """Compare checksums: of these blocks, by default of all; of the class means always."""
-        if _sum(self._means, 0, len(self._means)) != self._means_sum:
+        if crc32_of_part(self._means, 0, len(self._means)) != self._means_sum:
             raise TeacherError(f"{self.folder / CLASS_MEANS}: damaged: its checksum is not the manifest's")
         size = self.block_records * self.facts.record_bytes
         for block in range(len(self.sums)) if blocks is None else blocks:
-            if _sum(self._map, block * size, min((block + 1) * size, len(self._map))) != self.sums[block]:
+            if crc32_of_part(self._map, block * size, min((block + 1) * size, len(self._map))) != self.sums[block]:
                 last = min((block + 1) * self.block_records, self.facts.records) - 1
                 where = f"{self.folder / EMBEDDINGS}: records {block * self.block_records} to {last}"
                 raise TeacherError(f"{where} are damaged: their checksum is not the manifest's")
@@ -149,25 +149,6 @@ def kept_before(folder: Path) -> TeacherCache:
 
 
 # ------------------------------------------------------------------------------------------------- files
-
-
-def checksum(data: bytes | memoryview | mmap.mmap) -> int:
-    """The crc32 of zlib, PNG and gzip."""
-    return zlib.crc32(data)
-
-
-def file_checksum(path: Path) -> int:
-    """Of a whole file that is not empty, a piece at a time: class means may be larger than the memory."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        return _sum(mapped, 0, len(mapped))
-
-
-def _sum(mapped: mmap.mmap, start: int, stop: int) -> int:
-    total = 0
-    with memoryview(mapped) as view:
-        for at in range(start, stop, _READ):
-            total = zlib.crc32(view[at : min(at + _READ, stop)], total)
-    return total
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

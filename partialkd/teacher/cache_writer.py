@@ -25,17 +25,16 @@ import torch
 from torch import Tensor
 
 from partialkd.errors import TeacherError
-from partialkd.storage.atomic_files import sync, write_json
+from partialkd.storage.atomic_files import publish, write_json
+from partialkd.storage.checksum import crc32, crc32_of_file, hexadecimal
+from partialkd.storage.manifest import MANIFEST, write_manifest
 from partialkd.teacher.cache import (
     BLOCK_RECORDS,
     CLASS_MEANS,
     DTYPES,
     EMBEDDINGS,
     FORMAT,
-    MANIFEST,
     CacheFacts,
-    checksum,
-    file_checksum,
 )
 
 Unfinished = Literal["refuse", "resume", "replace"]  # "replace": gone on with if it is of the same, else begun anew
@@ -97,7 +96,7 @@ class CacheWriter:
         assert rows.shape == (len(records), 2, self.facts.dim), rows.shape
         data = self._encoded(rows, records, name)
         _put(self.place / EMBEDDINGS, records.start * self.facts.record_bytes, data)
-        total = checksum(data)
+        total = crc32(data)
         _put(self.place / _BLOCKS, block * _ENTRY.size, _ENTRY.pack(total, total ^ 0xFFFFFFFF))
 
     def _encoded(self, rows: Tensor, records: range, name: Callable[[int], str]) -> bytes:
@@ -136,15 +135,13 @@ class CacheWriter:
             "shape": [facts.records, 2, facts.dim],
             "classes": facts.classes,
             "block_records": self.block_records,
-            "class_means": f"{file_checksum(self.place / CLASS_MEANS):08x}",
-            "blocks": [f"{total:08x}" for total in sums],
+            "class_means": hexadecimal(crc32_of_file(self.place / CLASS_MEANS)),
+            "blocks": [hexadecimal(total) for total in sums],
         }
-        write_json(self.place / MANIFEST, manifest)
+        write_manifest(self.place, manifest)
         for name in (_FACTS, _BLOCKS):
             (self.place / name).unlink()
-        sync(self.place)
-        os.replace(self.place, self.folder)
-        sync(self.folder.parent)
+        publish(self.place, self.folder)
 
     def _sums(self) -> list[int | None]:
         entries = np.frombuffer((self.place / _BLOCKS).read_bytes(), "<u4").reshape(-1, 2)

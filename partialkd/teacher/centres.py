@@ -17,8 +17,6 @@ Errors: TeacherError or CheckpointError naming the file, on every rank.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,13 @@ from torch import Tensor
 from partialkd.centres.store import CentreStore, saved_centres
 from partialkd.data.batch import FaceBatch
 from partialkd.errors import CheckpointError, TeacherError
-from partialkd.storage.atomic_files import sync, write_json
+from partialkd.storage.atomic_files import discard, hidden_name, replace_folder
+from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
 from partialkd.storage.sharded_file import read_rows, write_rows
 from partialkd.storage.tensor_file import sums_from_json, sums_to_json
 from partialkd.world.shard import local_rows
 from partialkd.world.world import World
 
-MANIFEST = "manifest.json"
 WRITTEN_AT_ONCE = 1 << 16  # rows: what writing needs beside the store and the means
 
 
@@ -102,12 +100,16 @@ def load_or_make(
 
 
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
-    """Collective. Write the centres, without moments, and then the manifest."""
-    world.on_main(lambda: _empty(folder))
-    own = world.together(lambda: write_rows(folder / "centres", store.tensors(), store.shard))
-    files = {name: total for files in world.gather_objects(own) for name, total in files.items()}
-    world.on_main(lambda: sync(folder / "centres"))
-    world.on_main(lambda: write_json(folder / MANIFEST, {**facts, "files": sums_to_json(files)}))
+    """Collective. Write the centres, without moments, and then the manifest; what was there before stays until then."""
+    hidden = world.on_main(lambda: _hidden(folder))
+    try:
+        own = world.together(lambda: write_rows(hidden / "centres", store.tensors(), store.shard))
+        files = {name: total for files in world.gather_objects(own) for name, total in files.items()}
+        world.on_main(lambda: write_manifest(hidden, {**facts, "files": sums_to_json(files)}))
+        world.on_main(lambda: replace_folder(hidden, folder))
+    finally:
+        if world.is_main:
+            discard(hidden)
 
 
 def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor], world: World) -> None:
@@ -115,6 +117,14 @@ def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], T
     saved = world.together(lambda: _saved_rows(folder, store.shard))
     rows = saved_centres(saved).to(store.device)
     store.fill(slice(None), world.together(lambda: checked_rows(project(rows), store.dim, folder)))
+
+
+def _hidden(folder: Path) -> Path:
+    """A hidden folder that is to become `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = hidden_name(folder)
+    (hidden / "centres").mkdir(parents=True)
+    return hidden
 
 
 def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:
@@ -126,15 +136,9 @@ def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:
     return rows
 
 
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "centres").mkdir(parents=True)
-
-
 def _manifest(folder: Path) -> tuple[Any, Any]:
     """What the centres are, and their files; None where there is no manifest, or an older one without files."""
-    path = folder / MANIFEST
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    facts = read_manifest(folder, CheckpointError) if (folder / MANIFEST).exists() else {}
     files = facts.pop("files", None)
     return (None if files is None else facts), files
 

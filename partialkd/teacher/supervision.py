@@ -9,7 +9,6 @@ Errors: TeacherError and DataError naming the file, ConfigError naming the key, 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from partialkd.data.order.plan import Plan, SequentialPlan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, TeacherError
 from partialkd.models.saved import MODEL, open_model
+from partialkd.storage.atomic_files import remove_folder
 from partialkd.teacher.cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
 from partialkd.teacher.cache_pass import embed_records
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
@@ -175,12 +175,12 @@ def _is_of(folder: Path, job: Job, fingerprint: str, accepts: InputConfig) -> bo
     try:
         found = kept_before(folder).facts
     except TeacherError:
-        shutil.rmtree(folder)
+        remove_folder(folder)
         return False
     dtype = job.config.teacher.cache_dtype or found.dtype
     if found == facts_of(job.config, job.source, fingerprint, accepts, found.dim, dtype):
         return True
-    shutil.rmtree(folder)
+    remove_folder(folder)
     return False
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import typing_extensions
 
+from partialkd.errors import StorageError
 from partialkd.storage.atomic_files import write_text
 
 ENTRIES = 2000
@@ -64,7 +65,7 @@ def note() -> str:
     """The last clause of an error about a collective: which came last on this rank, and where the list is, or ""."""
     try:
         path = dump()
-    except OSError as error:
+    except (OSError, StorageError) as error:
         return f"; its last collectives could not be written: {error}"
     if path is None:
         return ""

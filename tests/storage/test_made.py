@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.places import ROOT
-from partialkd.storage.made_folder import fresh_partial, making
+from partialkd.storage.atomic_files import hidden_name
+from partialkd.storage.made_folder import making
 
 MAKING = """
 import sys
@@ -39,7 +40,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     folder, neighbour = tmp_path / "faces", tmp_path / "faces.2"
     with maker(folder) as (process, left), maker(neighbour) as (_, other):
         assert (left / "train.rec").exists()
-        fresh_partial(folder)
+        hidden_name(folder)
         assert left.exists()  # it is still being made
         process.kill()
         process.wait()
@@ -51,12 +52,12 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_what_may_be_in_use_elsewhere_is_named_and_kept(tmp_path: Path) -> None:
-    name = fresh_partial(tmp_path / "faces").name
+    name = hidden_name(tmp_path / "faces").name
     process, born, _, number = name.removeprefix(".faces.").removesuffix(".partial").split("-")
     elsewhere = tmp_path / f".faces.{process}-{born}-0123456789ab-{number}.partial"
     for path in (elsewhere, tmp_path / ".faces.cache.partial"):  # the second: somebody else's
         path.mkdir()
     with pytest.warns(UserWarning, match=f"{elsewhere.name}: left by an earlier start, of another machine") as said:
-        fresh_partial(tmp_path / "faces")
+        hidden_name(tmp_path / "faces")
     assert len(said) == 1
     assert len(list(tmp_path.iterdir())) == 2

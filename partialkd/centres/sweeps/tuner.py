@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from partialkd.centres.sweeps.tiles import Tiles
+from partialkd.errors import StorageError
 from partialkd.storage.atomic_files import write_json
 
 
@@ -57,7 +58,7 @@ class Tuner:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self._read(), key: value})
-        except OSError as error:
+        except (OSError, StorageError) as error:
             warnings.warn(f"{self.path}: the tuning of {key} is not kept: {error}", stacklevel=2)
 
     def _read(self) -> dict[str, Any]:

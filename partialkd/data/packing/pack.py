@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,7 @@ from partialkd.data.ordered_threads import in_order
 from partialkd.data.progress_bar import shown
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError, printable
-from partialkd.storage.atomic_files import refuse_existing, replacing
-from partialkd.storage.made_folder import fresh_partial
+from partialkd.storage.atomic_files import new_folder, refuse_existing, replacing
 
 SKIPPED = "skipped.txt"
 READ_AHEAD = 32  # images per thread: some take much longer than others
@@ -186,17 +184,13 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
     names = [f"{label:0{digits}d}" for label in range(source.num_classes)]
     if (folder / NAMES).exists():
         names = read_names(folder / NAMES, source.num_classes)
-    partial = fresh_partial(out)
-    job: Callable[[int], None] = lambda index: _write_image(source, index, partial, names)
-    try:
+    with new_folder(out) as hidden:
         for label in np.unique(source.labels()).tolist():
-            (partial / names[label]).mkdir(parents=True)
+            (hidden / names[label]).mkdir(parents=True)
+        job: Callable[[int], None] = lambda index: _write_image(source, index, hidden, names)
         written = in_order(job, range(len(source)), workers := workers or os.cpu_count() or 1, READ_AHEAD * workers)
         for _ in shown(written, len(source), "unpacking"):
             pass
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return len(source)
 
 

@@ -11,7 +11,6 @@ Errors: `DataError` naming the list and line, the archive or the image. What is 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from partialkd.data.formats.pair_lists import ListedPair
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
 from partialkd.data.images.decode import image_suffix, sized
 from partialkd.errors import DataError
-from partialkd.storage.atomic_files import refuse_existing, sync
-from partialkd.storage.made_folder import fresh_partial
+from partialkd.storage.atomic_files import new_folder, refuse_existing
 
 PAIRS = "pairs.csv"
 
@@ -50,16 +48,11 @@ def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
     folder, found = Path(folder), read_bin(path)
     refuse_existing(folder)
     files, lines = _files_and_lines(found, path)
-    partial = fresh_partial(folder)
-    try:
-        (partial / "images").mkdir(parents=True)
+    with new_folder(folder) as hidden:
+        (hidden / "images").mkdir()
         for name, image in files.items():
-            (partial / name).write_bytes(image)
-        (partial / PAIRS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(folder.parent)
+            (hidden / name).write_bytes(image)
+        (hidden / PAIRS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(files), len(found.same)
 
 

@@ -20,9 +20,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from bisect import bisect_right
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from partialkd.data.formats.recordio import Headers, RecordReader
 from partialkd.data.sources.identities import Names
 from partialkd.data.sources.source import Source, check_index, sampled_bytes
 from partialkd.errors import DataError
-from partialkd.storage.atomic_files import write_json
+from partialkd.storage.atomic_files import new_folder, write_json
 
 _PART = re.compile(r"train\.(\d+)\.(rec|idx)")
 _CHUNK = 1 << 20  # elements hashed in one go
@@ -261,24 +260,14 @@ def _cache_name(rec: Path, idx: Path, num_classes: int, embeddings: int | None) 
 
 
 def _keep(file: RecordFile, place: Path) -> None:
-    """Write the parsed index under a temporary name; where another rank was faster, its own stays."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    """Keep the parsed index; where another rank was faster, its own stays."""
     facts: dict[str, Any] = {"rec": str(file.reader.path), "digest": file.digest}
     reader = file.reader
-    try:
-        temporary.chmod(0o755)
-        arrays = (reader.numbers, reader.offsets, file.positions, file.labels)
+    arrays = (reader.numbers, reader.offsets, file.positions, file.labels)
+    with suppress(FileExistsError), new_folder(place) as hidden:
         for name, values in zip(_ARRAYS, arrays, strict=True):
             if isinstance(values, range):
                 facts[name] = [values.start, values.stop]
             else:
-                np.save(temporary / f"{name}.npy", values, allow_pickle=False)
-        write_json(temporary / "facts.json", facts)
-        try:
-            os.replace(temporary, place)
-        except OSError:
-            if not place.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                np.save(hidden / f"{name}.npy", values, allow_pickle=False)
+        write_json(hidden / "facts.json", facts)

@@ -20,7 +20,7 @@ from partialkd.data.packing.face_drawing import draw_face, draw_jpegs
 from partialkd.data.packing.face_traits import IDENTITY, NUISANCE, identity_traits
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import DataError
-from partialkd.storage.made_folder import MANIFEST
+from partialkd.storage.manifest import MANIFEST
 
 SMALL = ProceduralConfig(
     kind="procedural", identities=5, images_per_identity=4, held_out_identities=6, pairs=20, seed=7

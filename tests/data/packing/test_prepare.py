@@ -21,7 +21,7 @@ from partialkd.data.images.decode import decode, encode_jpeg
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError
-from partialkd.storage.made_folder import MANIFEST
+from partialkd.storage.manifest import MANIFEST
 
 SIZE = 24
 TRAINING = {"anna": 3, "berta": 1, "carl": 2, "dora": 4, "emil": 2}
