@@ -43,6 +43,7 @@ from partialkd.centres.store import CentreStore
 from partialkd.commands.embed import embed
 from partialkd.config import Config
 from partialkd.config.load import parse_config
+from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.packing.face_drawing import draw_jpegs
@@ -170,7 +171,8 @@ class Way:
         folder = Path(config.run.folder) / name
         local = config.student.global_batch // world.size
         taught_by = teacher or open_teacher(config.teacher, config.data.image_size, world.device, local)
-        self.trainer = Trainer("student", config.student, config, world, source, store, taught_by, folder, stop)
+        context = RunContext(config, world, source, folder, stop)
+        self.trainer = Trainer("student", config.student, context, store, taught_by)
         self.clock = Clock(world.device)
         self.batches = self._batches()
         self._put_clocks()

@@ -38,11 +38,10 @@ from torch import nn
 from partialkd.commands.embed import embed
 from partialkd.config import Config
 from partialkd.config.load import load_config, parse_config
-from partialkd.context import Job
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.models.saved import MODEL
-from partialkd.run.job import evaluate, make_teacher, prepare_job, run_phase
+from partialkd.run.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.storage.atomic_files import write_json
 from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
@@ -174,7 +173,11 @@ class Bench:
         finally:
             stop.forget()
         found = next(iter(job.scores.values()))["network"]
-        return {"loss": self.world.on_main(lambda: last_loss(job.folder)), "accuracy": found.accuracy, "auc": found.auc}
+        return {
+            "loss": self.world.on_main(lambda: last_loss(job.context.folder)),
+            "accuracy": found.accuracy,
+            "auc": found.auc,
+        }
 
 
 def last_loss(folder: Path) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from partialkd.config import Config
+from partialkd.context import RunContext
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
@@ -46,9 +47,10 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     with StopSignals() as stop:
         size, batch = config.data.image_size, config.evaluate.batch
         network = world.together(lambda: open_teacher(config.teacher, size, world.device, batch))
-        look_at(network, config, source, world)
+        context = RunContext(config, world, source, folder, stop)
+        look_at(network, context)
         if not world.on_main((folder / MANIFEST).exists):
-            make_cache(network, config, source, folder, world, stop, "resume" if resume else "refuse")
+            make_cache(network, context, folder, "resume" if resume else "refuse")
         if stop.agreed(world):  # since the last batch was begun
             raise Preempted("stopped after the pass over the records")
     cache = world.together(lambda: kept_before(folder))

@@ -21,6 +21,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from partialkd import __version__
 from partialkd.centres import CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
-from partialkd.context import Job
+from partialkd.context import RunContext
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source, save_class_ids
 from partialkd.errors import Preempted
+from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
 from partialkd.export.onnx import export
 from partialkd.models.compiled import require_compiler
@@ -50,7 +52,7 @@ from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, file_digest
-from partialkd.teacher.supervision import Teaching, open_network, teach
+from partialkd.teacher.supervision import CACHE, Teaching, open_network, teach
 from partialkd.training.trainer import Trainer, key_of, plan_of
 from partialkd.world import flight_recorder
 from partialkd.world.shard import shard_of
@@ -58,6 +60,17 @@ from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 CLASS_IDS = "class_ids.txt"
+
+
+@dataclass
+class Job:
+    """A run of all its phases, and what has come out of it so far."""
+
+    context: RunContext
+    resumed: bool
+    data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
 
 
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
@@ -73,12 +86,12 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         student = run_phase(job, "student", config.student, teacher)
         evaluate(job, "student", student)
         if teacher and config.teacher.source != "records" and config.evaluate.sets:
-            evaluate(job, "teacher", (teacher.network or open_network(job)).embed)
+            evaluate(job, "teacher", (teacher.network or open_network(job.context)).embed)
         if config.alone:
             evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
         result = finish(job, time.perf_counter() - start)
-        model, folder = config.student.model, job.folder / "export"
-        world.on_main(lambda: export(student.state_dict(), model, job.image_size, folder))
+        model, folder = config.student.model, job.context.folder / "export"
+        world.on_main(lambda: export(student.state_dict(), model, config.data.image_size, folder))
         if world.is_main:
             print(f"{folder}: the student as model.onnx and model.safetensors", flush=True)
     return result
@@ -106,7 +119,7 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
         world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
-    return Job(config, world, resumed, folder, source, stop, facts)
+    return Job(RunContext(config, world, source, folder, stop), resumed, facts)
 
 
 def _say_identities(source: Source, folder: Path) -> None:
@@ -130,82 +143,90 @@ def _open(config: Config, world: World, resume: str) -> tuple[Path, bool]:
 
 def make_teacher(job: Job) -> Teaching | None:
     """The teacher of the configuration, trained first if it says so, and looked at before anything relies on it."""
-    config = job.config.teacher
+    config = job.context.config.teacher
     if config.source == "none":
         return None
     train = config.train if config.source == "train" else None
-    return teach(job, run_phase(job, "teacher", train, None) if train else None)
+    teaching = teach(job.context, run_phase(job, "teacher", train, None) if train else None)
+    if teaching.cache_seconds is not None:
+        job.seconds[CACHE] = teaching.cache_seconds
+    return teaching
 
 
 def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None) -> nn.Module:
     """Collective. Train one network, or load it where an earlier start of this run has finished it."""
-    folder, world = job.folder / name, job.world
+    context, world = job.context, job.context.world
+    folder = context.folder / name
     start = time.perf_counter()
-    if job.stop.agreed(world):
+    if context.stop.agreed(world):
         raise Preempted(f"stopped before {name}")
     if job.resumed and world.on_main((folder / MODEL).exists):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
-    with advising(key_of(name), world, lambda: _memory_advice(job, name, phase)):
-        store = make_store(job, phase, teacher)
+    with advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
+        store = make_store(context, phase, teacher)
         live = (teacher.network or teacher.kept) if teacher else None
-        trainer = Trainer(name, phase, job.config, world, job.source, store, live, folder, job.stop)
+        trainer = Trainer(name, phase, context, store, live)
         network = trainer.run(job.resumed)
     if phase.method.centre_kind == "trainable":
         save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
-    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, job.image_size))
+    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size))
     trainer.close()
     job.seconds[name] = time.perf_counter() - start
     return network
 
 
-def _memory_advice(job: Job, name: str, phase: PhaseConfig) -> str:
-    ranks = Ranks.of(job.config, job.world.size, job.world.device.type == "cuda")
-    beside = beside_student(job.config) if name == "student" else None
-    return memory_advice(key_of(name), phase, job.config.data, job.source.num_classes, ranks, beside)
+def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:
+    ranks = Ranks.of(context.config, context.world.size, context.world.device.type == "cuda")
+    beside = beside_student(context.config) if name == "student" else None
+    return memory_advice(key_of(name), phase, context.config.data, context.source.num_classes, ranks, beside)
 
 
-def make_store(job: Job, phase: PhaseConfig, teacher: Teaching | None) -> CentreStore:
+def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None) -> CentreStore:
     """The centres a phase starts from."""
-    classes, world, method = job.source.num_classes, job.world, phase.method
+    classes, world, method = context.source.num_classes, context.world, phase.method
     shard = shard_of(classes, world.rank, world.size)
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
     device = torch.device("cpu") if phase.centres.memory == "host" else world.device
     kind = method.centre_kind
     if kind == "trainable":
-        return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed)
+        return CentreStore.random(shard, classes, dim, dtype, device, context.config.run.seed)
     if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
-        exclude = method.initial_centres == "exclude"
-        return CentreStore.random(shard, classes, dim, dtype, device, job.config.run.seed, skip_unseen=exclude)
+        exclude, seed = method.initial_centres == "exclude", context.config.run.seed
+        return CentreStore.random(shard, classes, dim, dtype, device, seed, skip_unseen=exclude)
     assert teacher is not None
     store = CentreStore.empty(shard, classes, dim, dtype, device, skip_unseen=True)
     facts = {
         "teacher": teacher.fingerprint,
-        "data": job.source.fingerprint,
-        "how": job.config.teacher.centres,
-        "classifier": file_digest(job.config.teacher.classifier),
-        "label_map": file_digest(job.config.teacher.label_map),
+        "data": context.source.fingerprint,
+        "how": context.config.teacher.centres,
+        "classifier": file_digest(context.config.teacher.classifier),
+        "label_map": file_digest(context.config.teacher.label_map),
         **teacher.how,
     }
-    load_or_make(store, job.folder / "teacher_centres", facts, lambda s: fill_from_teacher(job, s, teacher), world)
+    load_or_make(
+        store, context.folder / "teacher_centres", facts, lambda s: fill_from_teacher(context, s, teacher), world
+    )
     return store
 
 
-def fill_from_teacher(job: Job, store: CentreStore, teacher: Teaching) -> None:
+def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching) -> None:
     """Collective. Class means, classifier rows of a file, or the trained centres of this run's own teacher."""
-    config = job.config.teacher
+    config = context.config.teacher
     if config.centres == "means" and isinstance(teacher.kept, TeacherCache):
         fill_means(store, teacher.kept.class_means(store.shard).to(store.device))
     elif config.centres == "means":
-        plan = SequentialPlan(len(job.source), job.config.evaluate.batch, job.world.rank, job.world.size)
-        batches, embed = teacher.batches(job, plan)
-        heeded = job.stop.heeding(job.world, batches, "averaging the teacher's embeddings")
-        class_means(store, heeded, embed, plan.local_batch, job.world)
+        plan = SequentialPlan(
+            len(context.source), context.config.evaluate.batch, context.world.rank, context.world.size
+        )
+        batches, embed = teacher.batches(context, plan)
+        heeded = context.stop.heeding(context.world, batches, "averaging the teacher's embeddings")
+        class_means(store, heeded, embed, plan.local_batch, context.world)
     elif config.source == "train":
-        load_centres(store, job.folder / "teacher" / "centres", teacher.project, job.world)
+        load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)
     else:
         assert config.classifier is not None
         assert config.label_map is not None
-        classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, job.world)
+        classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, context.world)
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -214,35 +235,38 @@ def fill_from_teacher(job: Job, store: CentreStore, teacher: Teaching) -> None:
 @torch.no_grad()
 def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
     """Collective. Score a network on all sets."""
-    data = job.config.data
-    embed = job.stop.listen(job.world).guarding(embed, f"evaluating the {who}")
-    for name, scores in evaluate_sets(embed, job.config.evaluation, data.image_size, data.resize, job.world).items():
+    context, data = job.context, job.context.config.data
+    embed = context.stop.listen(context.world).guarding(embed, f"evaluating the {who}")
+    for name, scores in evaluate_sets(
+        embed, context.config.evaluation, data.image_size, data.resize, context.world
+    ).items():
         job.scores.setdefault(name, {})[who] = scores
 
 
 def finish(job: Job, seconds: float) -> dict[str, Any]:
     """Print the table and write result.json, on rank 0; every rank returns the result."""
+    context, world = job.context, job.context.world
     result = {
         **results_dict(job.scores),
-        "name": job.config.run.name,
-        "seed": job.config.run.seed,
+        "name": context.config.run.name,
+        "seed": context.config.run.seed,
         "seconds": seconds,
         "phase_seconds": job.seconds,
-        "world_size": job.world.size,
-        "images": len(job.source),
-        "identities": job.source.num_classes,
+        "world_size": world.size,
+        "images": len(context.source),
+        "identities": context.source.num_classes,
         "data": job.data_facts,
         "commit": commit(),
         "version": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if job.world.device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
     }
-    if job.world.is_main:
-        write_json(job.folder / "result.json", result)
+    if world.is_main:
+        write_json(context.folder / "result.json", result)
         if job.scores:
             print(results_table(job.scores))
-        print(f"{job.folder}: {seconds:.0f} s on {job.world.size} ranks")
+        print(f"{context.folder}: {seconds:.0f} s on {world.size} ranks")
     return result
 
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from partialkd.config import Config, InputConfig
+from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import Plan, SequentialPlan
@@ -32,11 +32,6 @@ from partialkd.teacher.cache_writer import CacheWriter, Unfinished
 from partialkd.teacher.embedded_records import RecordEmbeddings
 from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
 from partialkd.world.shard import shard_of
-from partialkd.world.stop_signals import StopSignals
-from partialkd.world.world import World
-
-if TYPE_CHECKING:
-    from partialkd.context import Job
 
 CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
 
@@ -50,15 +45,16 @@ class Teaching:
     project: Callable[[Tensor], Tensor]
     network: Teacher | None = None
     kept: KeptEmbeddings | None = None
+    cache_seconds: float | None = None  # where this start of the run has made its cache
 
-    def batches(self, job: Job, plan: Plan) -> tuple[Iterator[FaceBatch], Callable[[FaceBatch], Tensor]]:
+    def batches(self, context: RunContext, plan: Plan) -> tuple[Iterator[FaceBatch], Callable[[FaceBatch], Tensor]]:
         """The records of a plan, and what embeds a batch of them; images are read where a network is to see them."""
         if self.network is not None:
             network = self.network
-            return _read(job, plan), lambda batch: network.embed(batch.images)
+            return _read(context, plan), lambda batch: network.embed(batch.images)
         assert self.kept is not None
-        kept, device = self.kept, job.world.device
-        return _unread(job, plan), lambda batch: kept.rows(batch.records, batch.flipped).to(device)
+        kept, device = self.kept, context.world.device
+        return _unread(context, plan), lambda batch: kept.rows(batch.records, batch.flipped).to(device)
 
     @property
     def how(self) -> dict[str, str]:
@@ -66,71 +62,73 @@ class Teaching:
         return {"cache": self.kept.facts.dtype} if isinstance(self.kept, TeacherCache) else {}
 
 
-def teach(job: Job, trained: nn.Module | None) -> Teaching:
+def teach(context: RunContext, trained: nn.Module | None) -> Teaching:
     """Collective. As the configuration says; `trained`: the network of this run's own teacher."""
-    config, data = job.config.teacher, job.config.data
+    config, data = context.config.teacher, context.config.data
     if config.source == "records":
         dim = data.embeddings or 0
-        kept = job.world.together(lambda: RecordEmbeddings(job.source, dim))
+        kept = context.world.together(lambda: RecordEmbeddings(context.source, dim))
         teaching = Teaching(kept.fingerprint, dim, lambda rows: rows, kept=kept)
     elif config.cache is None:
-        network = open_network(job, trained)
+        network = open_network(context, trained)
         teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)
     else:
-        cache = _cache(job, trained)
-        project = lambda rows: _open(job, None, runs=False).project(rows)
-        teaching = Teaching(cache.facts.teacher, cache.dim, project, kept=cache)
-    wanted = job.config.student.model.embedding_dim
+        cache, seconds = _cache(context, trained)
+        project = lambda rows: _open(context, None, runs=False).project(rows)
+        teaching = Teaching(cache.facts.teacher, cache.dim, project, kept=cache, cache_seconds=seconds)
+    wanted = context.config.student.model.embedding_dim
     if teaching.embedding_dim != wanted:
         raise ConfigError(
             f"student.model.embedding_dim: must be the teacher's {teaching.embedding_dim} "
             f"(or set teacher.project_to = {wanted}), got {wanted}"
         )
     if teaching.network is not None:
-        look_at(teaching.network, job.config, job.source, job.world)
+        look_at(teaching.network, context)
     return teaching
 
 
-def open_network(job: Job, trained: nn.Module | None = None) -> Teacher:
+def open_network(context: RunContext, trained: nn.Module | None = None) -> Teacher:
     """Collective. The teacher's network."""
-    return job.world.together(lambda: _open(job, trained))
+    return context.world.together(lambda: _open(context, trained))
 
 
-def _open(job: Job, trained: nn.Module | None, runs: bool = True) -> Teacher:
+def _open(context: RunContext, trained: nn.Module | None, runs: bool = True) -> Teacher:
     """Compiled where the configuration says so, unless it is not to embed anything (`runs`)."""
-    config, device, student = job.config.teacher, job.world.device, job.config.student
-    batch = student.global_batch // student.accumulation // job.world.size
+    config, device, student = context.config.teacher, context.world.device, context.config.student
+    batch = student.global_batch // student.accumulation // context.world.size
     if not runs:
         config = config.model_copy(update={"compile": False})
     if config.source != "train":
-        return open_teacher(config, job.image_size, device, batch)
-    network = open_model(job.folder / "teacher" / MODEL)[0] if trained is None else trained
-    return wrap_teacher(network, job.image_size, device, config.project_to, config.compile, batch)
+        return open_teacher(config, context.image_size, device, batch)
+    network = open_model(context.folder / "teacher" / MODEL)[0] if trained is None else trained
+    return wrap_teacher(network, context.image_size, device, config.project_to, config.compile, batch)
 
 
-def look_at(teacher: Teacher, config: Config, source: Source, world: World) -> None:
+def look_at(teacher: Teacher, context: RunContext) -> None:
     """Collective. TeacherError unless the teacher tells real images apart."""
-    loader = open_loader(config.data, source, SequentialPlan(len(source), 8, world.rank, world.size), world.device)
+    source, world = context.source, context.world
+    plan = SequentialPlan(len(source), 8, world.rank, world.size)
+    loader = open_loader(context.config.data, source, plan, world.device)
     world.together(lambda: teacher.check(next(iter(loader.epoch(0))).images))
     loader.close()
 
 
-def _read(job: Job, plan: Plan) -> Iterator[FaceBatch]:
-    loader = open_loader(job.config.data, job.source, plan, job.world.device)
+def _read(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
+    loader = open_loader(context.config.data, context.source, plan, context.world.device)
     try:
         yield from loader.epoch(0)
     finally:
         loader.close()
 
 
-def _unread(job: Job, plan: Plan) -> Iterator[FaceBatch]:
+def _unread(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
     """Batches without their images."""
     for step in range(plan.micro_steps):
         indices = plan.indices(0, step)
-        labels = job.source.labels(int(indices[0]), int(indices[-1]) + 1) if len(indices) else indices
+        labels = context.source.labels(int(indices[0]), int(indices[-1]) + 1) if len(indices) else indices
         nothing, records = torch.empty(len(indices), 0), torch.from_numpy(indices)
         plain = torch.zeros(len(indices), dtype=torch.bool)
-        yield FaceBatch(nothing, torch.from_numpy(labels).to(job.world.device), records, plain)
+        yield FaceBatch(nothing, torch.from_numpy(labels).to(context.world.device), records, plain)
 
 
 # ------------------------------------------------------------------------------------------------- cache
@@ -149,26 +147,32 @@ def facts_of(
     return CacheFacts(fingerprint, source.fingerprint, preprocessing, len(source), source.num_classes, dim, dtype)
 
 
-def _cache(job: Job, trained: nn.Module | None) -> TeacherCache:
-    """Collective. The cache that the configuration names, or the run's own, made first where it is not there."""
-    config, world = job.config.teacher, job.world
+def _cache(context: RunContext, trained: nn.Module | None) -> tuple[TeacherCache, float | None]:
+    """Collective. The cache that the configuration names, or the run's own, made first where it is not there.
+
+    Beside it the seconds that the making took, None where nothing was made.
+    """
+    config, world = context.config.teacher, context.world
     own = config.cache == "auto"
-    folder = job.folder / CACHE if own else Path(config.cache or "")
+    folder = context.folder / CACHE if own else Path(config.cache or "")
     if trained is not None:
-        network = _open(job, trained, runs=False)
+        network = _open(context, trained, runs=False)
         fingerprint, accepts = network.fingerprint, network.accepts
     else:
-        fingerprint, accepts = world.on_main(lambda: described(config, job.image_size))
-    if own and not world.on_main(lambda: _is_of(folder, job, fingerprint, accepts)):
-        _make(job, trained, folder)
+        fingerprint, accepts = world.on_main(lambda: described(config, context.image_size))
+    seconds = None
+    if own and not world.on_main(lambda: _is_of(folder, context, fingerprint, accepts)):
+        seconds = _make(context, trained, folder)
     cache = world.together(lambda: kept_before(folder))
-    wanted = facts_of(job.config, job.source, fingerprint, accepts, cache.dim, config.cache_dtype or cache.facts.dtype)
+    wanted = facts_of(
+        context.config, context.source, fingerprint, accepts, cache.dim, config.cache_dtype or cache.facts.dtype
+    )
     world.together(lambda: cache.check(wanted))  # a host may have a disk of its own
     world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
-    return cache
+    return cache, seconds
 
 
-def _is_of(folder: Path, job: Job, fingerprint: str, accepts: InputConfig) -> bool:
+def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputConfig) -> bool:
     """Whether the run's own cache is there, of this teacher and of this data; another one is removed."""
     if not folder.exists():
         return False
@@ -177,31 +181,25 @@ def _is_of(folder: Path, job: Job, fingerprint: str, accepts: InputConfig) -> bo
     except TeacherError:
         remove_folder(folder)
         return False
-    dtype = job.config.teacher.cache_dtype or found.dtype
-    if found == facts_of(job.config, job.source, fingerprint, accepts, found.dim, dtype):
+    dtype = context.config.teacher.cache_dtype or found.dtype
+    if found == facts_of(context.config, context.source, fingerprint, accepts, found.dim, dtype):
         return True
     remove_folder(folder)
     return False
 
 
-def _make(job: Job, trained: nn.Module | None, folder: Path) -> None:
+def _make(context: RunContext, trained: nn.Module | None, folder: Path) -> float:
+    """Collective. The run's own cache -> the seconds it took."""
     start = time.perf_counter()
-    network = open_network(job, trained)
-    look_at(network, job.config, job.source, job.world)
-    make_cache(network, job.config, job.source, folder, job.world, job.stop, "replace")
-    job.seconds[CACHE] = time.perf_counter() - start
+    network = open_network(context, trained)
+    look_at(network, context)
+    make_cache(network, context, folder, "replace")
+    return time.perf_counter() - start
 
 
-def make_cache(
-    network: Teacher,
-    config: Config,
-    source: Source,
-    folder: Path,
-    world: World,
-    stop: StopSignals,
-    unfinished: Unfinished,
-) -> None:
+def make_cache(network: Teacher, context: RunContext, folder: Path, unfinished: Unfinished) -> None:
     """Collective. One pass of the teacher over the records, into `folder`."""
+    config, source, world, stop = context.config, context.source, context.world, context.stop
     dtype = config.teacher.cache_dtype or "fp16"
     facts = facts_of(config, source, network.fingerprint, network.accepts, network.embedding_dim, dtype)
     if world.is_main:

@@ -24,6 +24,7 @@ from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
+from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.loading.ordered import Loader
@@ -43,7 +44,6 @@ from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
 from partialkd.training.state import capture, identity, restore
 from partialkd.training.student import Student
-from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World, collective_failed, seed_rank
 
 
@@ -85,17 +85,14 @@ class Trainer:
         self,
         name: str,
         phase: PhaseConfig,
-        config: Config,
-        world: World,
-        source: Source,
+        context: RunContext,
         store: CentreStore,
         teacher: Teacher | KeptEmbeddings | None,
-        folder: Path,
-        stop: StopSignals,
     ) -> None:
-        self.name, self.phase, self.config, self.world = name, phase, config, world
-        self.source, self.store, self.folder, self.stop = source, store, folder, stop
-        seed = config.run.seed
+        self.name, self.phase, self.context, self.store = name, phase, context, store
+        self.config, self.world, source = context.config, context.world, context.source
+        config, world, seed = self.config, self.world, self.config.run.seed
+        self.folder = context.folder / name
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
@@ -111,11 +108,11 @@ class Trainer:
         seed_rank(seed, world)
         run = config.run
         self.saver = checkpoint.Saver(
-            folder / "checkpoints", world, run.keep_checkpoints, run.checkpoint_async, run.keep_best
+            self._checkpoints, world, run.keep_checkpoints, run.checkpoint_async, run.keep_best
         )
         self.health = Health(
             name, config.health, world, source, self.student, self.centres, self.teacher,
-            lambda: checkpoint.newest(folder / "checkpoints"),
+            lambda: checkpoint.newest(self._checkpoints),
         )  # fmt: skip
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -130,7 +127,7 @@ class Trainer:
             self.resume()
         try:
             with Progress(
-                self.folder.parent,
+                self.context.folder,
                 self.name,
                 self.last_step,
                 self.world,
@@ -161,7 +158,7 @@ class Trainer:
         self.student.close()
 
     def _train(self, progress: Progress) -> None:
-        self._watch = self.stop.watch(self.world)
+        self._watch = self.context.stop.watch(self.world)
         speed = Throughput(self.phase.global_batch, self.student.steps)
         batches = iter(self.loader)
         while self.student.steps < self.last_step:
@@ -239,7 +236,7 @@ class Trainer:
         if not self.config.run.keep_best:
             return None
         data, sets = self.config.data, self.config.evaluation
-        embed = self.stop.listen(self.world).guarding(self.student.network(), "scoring a checkpoint")
+        embed = self.context.stop.listen(self.world).guarding(self.student.network(), "scoring a checkpoint")
         try:
             scores = evaluate_sets(embed, sets, data.image_size, data.resize, self.world)
         except Preempted:  # heard on all ranks, and again after the next step, or by `_save_last`
@@ -248,8 +245,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Collective. Go on from the newest undamaged checkpoint, saved on any number of ranks, if there is one."""
-        root, store = self.folder / "checkpoints", self.store
-        found = checkpoint.load_newest(root, self.world, store.shard, store.num_classes)
+        shard, classes = self.store.shard, self.store.num_classes
+        found = checkpoint.load_newest(self._checkpoints, self.world, shard, classes)
         if found is None:
             return
         path, snapshot = found
@@ -260,7 +257,11 @@ class Trainer:
         self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.name, self.phase, self.config, self.source.fingerprint, self._taught_by)
+        return identity(self.name, self.phase, self.config, self.context.source.fingerprint, self._taught_by)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
 
 def _centres(phase: PhaseConfig, store: CentreStore, world: World, config: Config) -> Centres:

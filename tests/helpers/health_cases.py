@@ -17,6 +17,7 @@ from helpers.ranks import run
 from partialkd.centres.store import CentreStore
 from partialkd.config import Config
 from partialkd.config.load import parse_config
+from partialkd.context import RunContext
 from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
 from partialkd.models import build_model
@@ -83,9 +84,10 @@ def make(world: World, config: Config, injection: Injection | None = None, **whe
     teacher = wrap_teacher(build_model(config.student.model, 16).eval(), 16, world.device)
     shard, averaged = shard_of(CLASSES, world.rank, world.size), config.student.method.centre_kind == "ema"
     store = CentreStore.random(shard, CLASSES, 8, torch.float32, world.device, seed=2, skip_unseen=averaged)
-    source, folder, stop = open_source(config.data), Path(config.run.folder) / "student", StopSignals()
+    stop = StopSignals()
+    context = RunContext(config, world, open_source(config.data), Path(config.run.folder), stop)
     kind = type("Once", (Injected,), {"injection": injection, **when})
-    return kind("student", config.student, config, world, source, store, teacher, folder, stop), stop
+    return kind("student", config.student, context, store, teacher), stop
 
 
 def train(world: World, config: Config, injection: Injection | None, when: dict[str, int]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def losses(world: World, settings: dict[str, Any], resume: str = "never") -> lis
     finally:
         stop.forget()
     world.barrier()
-    lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (job.context.folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
 
 

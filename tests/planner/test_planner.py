@@ -20,6 +20,7 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.commands.plan import main, parse_size
 from partialkd.config import Config, DistConfig, ModelConfig
 from partialkd.config.load import load_config, parse_config
+from partialkd.context import RunContext
 from partialkd.data.sources.open import open_source
 from partialkd.models import build_model
 from partialkd.planner import plan as planner
@@ -86,7 +87,9 @@ def two_steps(world: World, config: Config, source: Any) -> None:
     teacher = wrap_teacher(network, SIZE, world.device, None) if network else None
     with TemporaryDirectory() as folder:
         place = world.on_main(lambda: Path(folder))
-        trainer = Trainer("student", config.student, config, world, source, store, teacher, place, StopSignals())
+        trainer = Trainer(
+            "student", config.student, RunContext(config, world, source, place, StopSignals()), store, teacher
+        )
         batches = trainer.loader.epoch(0)
         trainer.micro_step(next(batches))
         if config.run.checkpoint_async:

@@ -20,6 +20,7 @@ from partialkd.checkpoint import saver as checkpoint_saver
 from partialkd.checkpoint.snapshot import write_own
 from partialkd.config import Config
 from partialkd.config.load import parse_config
+from partialkd.context import RunContext
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
@@ -78,8 +79,8 @@ def make_trainer(
     shard = shard_of(CLASSES, world.rank, world.size)
     averaged = config.student.method.centre_kind == "ema"
     store = CentreStore.random(shard, CLASSES, 16, torch.float32, world.device, seed=2, skip_unseen=averaged)
-    source, folder = open_source(config.data), Path(config.run.folder) / "student"
-    return kind("student", config.student, config, world, source, store, teacher, folder, stop)
+    context = RunContext(config, world, open_source(config.data), Path(config.run.folder), stop)
+    return kind("student", config.student, context, store, teacher)
 
 
 def train(
