@@ -8,6 +8,8 @@ from pydantic import Field
 
 from partialkd.config.base import PositiveFloat, Section
 
+Scale = Annotated[float, Field(gt=0, le=16)]  # of a published network: what is larger would hang where it is built
+
 
 class ModelConfig(Section):
     name: Literal[
@@ -16,8 +18,8 @@ class ModelConfig(Section):
         "vit_tiny", "vit_small", "vit_base",
     ]  # fmt: skip
     embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
-    width: PositiveFloat = 1.0  # multiplies the channel counts; 1.0 is the published network
-    depth: PositiveFloat = 1.0  # multiplies the blocks of each stage, at least one
+    width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network
+    depth: Scale = 1.0  # multiplies the blocks of each stage, at least one
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     channels_last: bool = False
     activation_checkpointing: bool = False

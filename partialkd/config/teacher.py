@@ -37,10 +37,20 @@ class TeacherConfig(Section):
         model = {"train": self.train and self.train.model, "checkpoint": self.model}.get(self.source)
         return self.project_to or (model.embedding_dim if model else self.embedding_dim)
 
+    def _check_path(self) -> None:
+        """A file whose ending belongs to the other source."""
+        if self.path is None or self.source not in ("checkpoint", "onnx"):
+            return
+        endings = {"checkpoint": (".onnx",), "onnx": (".pt", ".pth", ".safetensors")}[self.source]
+        other = "onnx" if self.source == "checkpoint" else "checkpoint"
+        if self.path.endswith(endings):
+            raise ValueError(f'source must be "{other}" for a file like {self.path}, got "{self.source}"')
+
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
         needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
         needs["records"] = []
+        self._check_path()
         if self.path is not None and self.path.endswith(".safetensors"):
             needs["checkpoint"] = ["path"]  # such a file may describe its network itself
         for key in needs[self.source]:

@@ -1,9 +1,10 @@
 """A trained network as files that others can run: `model.onnx` and `model.safetensors`, in one folder.
 
-model.onnx: input "images" (batch, 3, S, S) float32, RGB, (pixel - 127.5) / 127.5; output "embeddings" (batch, D)
-float32, not normalised; batch is free; weights inside the file. Both files carry the description of models/saved.py
-as metadata. Parity: embeddings of random images from the network and from onnxruntime, each scaled to length one, may
-differ by at most `tolerance` (1e-4) in any number, at batch sizes 1 and 3; else nothing is written.
+model.onnx (IR 9, opset 20, which onnxruntime 1.17 and onnx 1.15 read): input "images" (batch, 3, S, S) float32, RGB,
+(pixel - 127.5) / 127.5; output "embeddings" (batch, D) float32, not normalised; batch is free; weights inside the file.
+Both files carry the description of models/saved.py as metadata. Parity: embeddings of random images from the network
+and from onnxruntime, each scaled to length one, may differ by at most `tolerance` (1e-4) in any number, at batch sizes
+1 and 3; else nothing is written.
 Errors: CheckpointError. Each file appears complete or not at all; model.safetensors is written last.
 """
 
@@ -32,6 +33,8 @@ from partialkd.models.weights import put_weights
 from partialkd.storage.atomic_files import write_bytes
 
 TOLERANCE = 1e-4
+IR_VERSION = 9  # of the file format; the exporter's own, 10, is refused by onnxruntime 1.17
+OPSET = 20  # the newest that goes with it
 BATCHES = (1, 3)
 
 
@@ -76,8 +79,10 @@ def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
             output_names=["embeddings"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
+            opset_version=OPSET,
             verbose=False,
         )
+    program.model.ir_version = IR_VERSION
     program.model.metadata_props.update(metadata)
     return bytes(program.model_proto.SerializeToString())
 

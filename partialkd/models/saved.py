@@ -24,6 +24,7 @@ from partialkd.models.weights import checksummed, put_weights, read_tensors
 from partialkd.storage.atomic_files import write_bytes
 
 FORMAT = "partialkd-model-1"
+LARGEST_IMAGE = 4096  # pixels per side: a description may come from anywhere
 INPUT_METADATA = {"mean": "127.5", "std": "127.5", "colour": "rgb"}
 
 
@@ -66,7 +67,10 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
             rule = "its images would be fed to it wrongly"
             raise CheckpointError(f"{path}: {key} must be {value!r}, {rule}, got {metadata[key]!r}")
     try:
-        return ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
+        config, image_size = ModelConfig.model_validate_json(metadata["model"]), int(metadata["image_size"])
+        if not 1 <= image_size <= LARGEST_IMAGE:
+            raise ValueError(f"image_size must be in 1..{LARGEST_IMAGE}, got {image_size}")
+        return config, image_size
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable description: {error}") from error
 

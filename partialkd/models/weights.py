@@ -2,8 +2,9 @@
 
 Accepted forms: a plain state_dict; one inside a training checkpoint under "state_dict_backbone" (arcface_torch),
 "state_dict", "model" or "backbone"; all keys under a wrapper's prefix ("module.", "_orig_mod.", "backbone.").
-Every key and shape must match. Errors: CheckpointError naming the file and the keys. Floating-point values of another
-type become the network's. A file without BatchNorm's "num_batches_tracked" counters is accepted: they start at zero.
+Every key and shape must match. Errors: CheckpointError naming the file and the keys, and which network the file looks
+like. Floating-point values of another type become the network's; sparse and quantised tensors and whole numbers are
+refused. A file without BatchNorm's "num_batches_tracked" counters is accepted: they start at zero.
 
 A .safetensors file whose metadata has "crc32" must be what that says: CRC-32 over the other metadata and over name,
 type, shape and bytes of each tensor, in the order of names. It finds damage, not forgery, at about 1 GB/s.
@@ -12,8 +13,6 @@ type, shape and bytes of each tensor, in the order of names. It finds damage, no
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from partialkd.errors import CheckpointError
+from partialkd.models.foreign_files import strange_kind, why_unreadable
+from partialkd.models.network import Network
+from partialkd.models.recognise import looks_like
 from partialkd.storage.checksum import crc32, hexadecimal
 
 WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
@@ -41,6 +43,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        rule = 'an ONNX file holds a whole network: teacher.source = "onnx" takes it, with teacher.embedding_dim'
+        raise CheckpointError(f"{path}: cannot be read as weights: {rule}")
     try:
         if path.suffix == ".safetensors":
             content: Any = read_tensors(path)
@@ -49,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file raises many kinds
-        raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error)}") from error
+        raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error, path)}") from error
     return _without_prefixes(_unwrapped(content, path))
 
 
@@ -77,14 +82,6 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return hexadecimal(crc)
 
 
-def why_unreadable(error: Exception) -> str:
-    """One line; without torch's advice to load the file by unpickling whatever is in it."""
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
-        return "it holds objects that are not tensors; they may be code, and are not unpickled"
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r" at 0x[0-9a-f]+>", ">", line)  # where an object lay in memory says nothing
-
-
 def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Strict: same keys, same shapes. `assign` takes the tensors themselves (for a model on the meta device)."""
     own = model.state_dict()
@@ -99,9 +96,14 @@ def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assig
             "of another shape",
             [_shapes(k, state[k], own[k]) for k in own if k in state and state[k].shape != own[k].shape],
         ),
+        _named(
+            "of whole numbers",
+            [k for k, x in own.items() if k in state and x.is_floating_point() and not state[k].is_floating_point()],
+        ),
     ]
     if any(problems):
-        raise CheckpointError(f"{where}: does not fit the network: {'; '.join(filter(None, problems))}")
+        said = "; ".join(filter(None, problems))
+        raise CheckpointError(f"{where}: does not fit the network: {said}{_hint(model, state)}")
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, assign=assign)
 
 
@@ -110,12 +112,24 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            return content
+            return _dense(content, path)
         inner = next((content[key] for key in WRAPPERS if key in content), None)
         if inner is None:
             raise CheckpointError(f"{path}: no state_dict in it; its keys: {_listed(sorted(map(str, content)))}")
         content = inner
     raise CheckpointError(f"{path}: no state_dict in it, only nested dictionaries")
+
+
+def _dense(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for key, value in state.items():
+        if (kind := strange_kind(value)) is not None:
+            raise CheckpointError(f"{path}: {key!r}: must be a dense tensor of real numbers, got one {kind}")
+    return state
+
+
+def _hint(model: nn.Module, state: dict[str, Tensor]) -> str:
+    name = looks_like(state, model.image_size) if isinstance(model, Network) else None
+    return f"; it looks like {name}" if name else ""
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from partialkd.centres.store import CentreStore
 from partialkd.errors import TeacherError
-from partialkd.models.weights import why_unreadable
+from partialkd.models.foreign_files import strange_kind, why_unreadable
 from partialkd.teacher.centres import checked_rows
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -72,11 +72,13 @@ def _matrix(path: Path) -> Tensor:
     try:
         content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file raises many kinds
-        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
+        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error, path)}") from error
     if isinstance(content, dict):
         content = content.get("state_dict_softmax_fc", content)
     if isinstance(content, dict):
         content = content.get("weight")
+    if isinstance(content, Tensor) and (kind := strange_kind(content)) is not None:
+        raise TeacherError(f"{path}: a classifier is a dense matrix of real numbers, got one {kind}")
     if not (isinstance(content, Tensor) and content.dim() == 2 and content.is_floating_point()):
         raise TeacherError(f"{path}: must hold the rows of a classifier (weight) as arcface_torch saves them")
     return content
@@ -113,7 +115,7 @@ def read_matrix(path: Path) -> Tensor:
     except TeacherError:
         raise
     except Exception as error:  # a damaged file raises many kinds
-        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error)}") from error
+        raise TeacherError(f"{path}: cannot be read: {why_unreadable(error, path)}") from error
     return _the_matrix(content if isinstance(content, dict) else {"tensor": content}, path)
 
 
@@ -154,6 +156,8 @@ def _the_matrix(tensors: dict[str, Any], path: Path) -> Tensor:
     matrices = [x for x in tensors.values() if isinstance(x, Tensor) and x.dim() == 2]
     if len(matrices) != 1:
         raise TeacherError(f"{path}: must hold exactly one matrix (rows of a classifier), got {len(matrices)}")
+    if (kind := strange_kind(matrices[0])) is not None:
+        raise TeacherError(f"{path}: a classifier is a dense matrix of real numbers, got one {kind}")
     if not matrices[0].is_floating_point():
         raise TeacherError(f"{path}: a classifier is a matrix of floating-point numbers, got {matrices[0].dtype}")
     return matrices[0]

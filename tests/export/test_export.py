@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -78,6 +79,14 @@ def test_both_files_describe_the_network(exported: tuple[nn.Module, Exported]) -
     opened, config, size = open_model(done.safetensors)
     assert (config, size) == (CONFIG, 32)
     assert_same_network(opened, model, pictures(2))
+
+
+def test_the_file_is_one_that_older_runtimes_read(exported: tuple[nn.Module, Exported]) -> None:
+    """onnxruntime 1.17 and onnx 1.15 take IR 9 and opset 20, and nothing newer."""
+    model = onnx.load(exported[1].onnx)
+    assert model.ir_version <= 9
+    assert [(opset.domain, opset.version <= 20) for opset in model.opset_import] == [("", True)]
+    onnx.checker.check_model(model)
 
 
 def test_an_exported_network_can_teach(exported: tuple[nn.Module, Exported]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -375,3 +376,16 @@ def test_files_without_a_description_are_refused(metadata: dict[str, str] | None
     (tmp_path / "g.safetensors").write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         open_model(tmp_path / "g.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", {"depth": 1e9}), ("model", {"width": 1e300}), ("image_size", "99999999999"), ("image_size", "0")],
+)
+def test_a_description_without_bounds_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    """Before anything of that size is built: it would take for ever, or all memory."""
+    described = describe(small("mobilefacenet_gdc"), 32)
+    described[key] = json.dumps({**json.loads(described["model"]), **value}) if key == "model" else value
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", described)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: unreadable description: "):
+        open_model(tmp_path / "m.safetensors")

@@ -1,0 +1,35 @@
+"""Which published network a state_dict belongs to, for an error that says so."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from partialkd.config import ModelConfig
+from partialkd.models.build import FAMILIES, build_empty
+
+
+def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
+    """The name of the network whose parameters these are, with what differs from the published one; None if none is."""
+    keys = _without_counters(state)
+    dims = {x.shape[0] for x in state.values() if x.dim() == 2 and 8 <= x.shape[0] <= 4096} or {512}
+    resembling = []
+    for name in FAMILIES:
+        own = _of_network(name, 512, image_size)
+        if own.keys() != keys.keys():
+            continue
+        resembling.append(name)
+        for dim in sorted(dims):
+            if _of_network(name, dim, image_size) == keys:
+                return name if dim == 512 else f"{name} with embedding_dim = {dim}"
+    if not resembling:
+        return None
+    return f"{' or '.join(resembling)} of another width or image size"
+
+
+def _of_network(name: str, embedding_dim: int, image_size: int) -> dict[str, tuple[int, ...]]:
+    config = ModelConfig.model_validate({"name": name, "embedding_dim": embedding_dim})
+    return _without_counters(build_empty(config, image_size).state_dict())
+
+
+def _without_counters(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(x.shape) for key, x in state.items() if not key.endswith(".num_batches_tracked")}
