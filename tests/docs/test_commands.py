@@ -1,0 +1,229 @@
+"""Every command of README, docs and the headers of configs/ works as it is written.
+
+Commands that start a training are read as its configuration (a day on eight GPUs is not run here), options of torchrun
+by its own parser; all other commands run, in a folder that holds what they name, in small.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from torch.distributed.run import get_args_parser
+
+from helpers.places import ROOT
+from partialkd.config import ModelConfig
+from partialkd.config.load import load_config
+from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.models import build_model
+from partialkd.models.saved import save_model
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:make|python|torchrun|sbatch|docker)\b")
+PLACEHOLDERS = {"...", "CONFIG", "section.key=value"}
+MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+class Command(NamedTuple):
+    """One command line and the page it stands on."""
+
+    page: str
+    words: tuple[str, ...]
+
+
+def commands_in(text: str, page: str) -> list[Command]:
+    """Command lines of a text: lines that go on after a backslash are one, `&&` separates two, comments are dropped."""
+    found = []
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        if not STARTS.match(line.strip()):
+            continue
+        words: list[str] = []
+        for word in [*shlex.split(line.strip(), comments=True), "&&"]:
+            if word == "&&":
+                found.append(Command(page, tuple(words)))
+                words = []
+            else:
+                words.append(word)
+    return [command for command in found if STARTS.match(" ".join(command.words))]
+
+
+def all_commands() -> list[Command]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            found += commands_in(block, page.name)
+    for config in sorted((ROOT / "configs").rglob("*.toml")):
+        header = re.match(r"(?:#.*\n)+", config.read_text(encoding="utf-8"))
+        assert header, f"{config.name} begins without the command that runs it"
+        text = re.sub(r"^# ?", "", header[0], flags=re.MULTILINE)
+        found += commands_in(re.sub(r" {2,}\(.*\)$", "", text, flags=re.MULTILINE), config.name)
+    return list({command.words: command for command in found}.values())
+
+
+COMMANDS = all_commands()
+
+
+def arguments_of(command: Command) -> list[str]:
+    """What a training or a pass of the teacher is started with: configuration, overrides, options."""
+    words = [word for word in command.words if not re.fullmatch(r"[A-Z_]+=\d+", word)]
+    if words[0] == "make":
+        assert words[1] in MAKE_TARGETS, f"make {words[1]}"
+        given = [word.removeprefix("ARGS=") for word in words[2:]]
+        return shlex.split(given[0]) if given and words[1] == "train" else []
+    parsed = get_args_parser().parse_args(words[1:])
+    assert (ROOT / parsed.training_script).is_file()
+    return list(parsed.training_script_args)
+
+
+def starts_training(command: Command) -> bool:
+    words = [word for word in command.words if "=" not in word or word.startswith("--")]
+    return words[0] in ("make", "torchrun")
+
+
+TRAININGS = [command for command in COMMANDS if starts_training(command)]
+OTHERS = [command for command in COMMANDS if command.words[0] == "python"]
+
+
+def name_of(command: Command) -> str:
+    return f"{command.page}: {' '.join(command.words)}"[:90]
+
+
+def test_all_kinds_are_found() -> None:
+    assert len(TRAININGS) > 20
+    assert len(OTHERS) > 10
+    rest = {command.words[0] for command in COMMANDS} - {"make", "torchrun", "python"}
+    assert {word for word in rest if "=" not in word} == {"docker", "sbatch"}
+    assert any("--resume" in " ".join(command.words) for command in TRAININGS)
+
+
+@pytest.mark.parametrize("command", TRAININGS, ids=name_of)
+def test_a_training_is_configured(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = [word for word in arguments_of(command) if word not in PLACEHOLDERS]
+    options = [word for word in arguments if word.startswith("--")]
+    assert set(options) <= {"--resume", "--output", "--dtype", "--records"}
+    files = [word for word in arguments if word.endswith(".toml")]
+    load_config(files[0] if files else "configs/quickstart.toml", [word for word in arguments if "=" in word])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "sbatch"], ids=name_of)
+def test_a_batch_script_is_configured(command: Command) -> None:
+    script, config = command.words[-2:]
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+    load_config(ROOT / config)
+    assert all(re.fullmatch(r"--(nodes|gpus-per-node|cpus-per-task)=\d+", word) for word in command.words[1:-2])
+
+
+# ------------------------------------------------------------------------------------------ commands that run
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout's folder with small stand-ins for what the commands name."""
+    folder = tmp_path_factory.mktemp("stage")
+    for part in ("launch", "configs", "benchmarks", "docs"):
+        (folder / part).symlink_to(ROOT / part)
+    draw = np.random.default_rng(0)
+    faces = {
+        f"{name}/{name}_{number:04d}.jpg": encode_jpeg(draw.integers(0, 256, (112, 112, 3), dtype=np.uint8))
+        for name in (f"Person_{k}" for k in range(12))
+        for number in (1, 2)
+    }
+    for place in ("photos", "lfw112", "images"):
+        for path, encoded in faces.items():
+            (folder / place / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place / path).write_bytes(encoded)
+    paths = list(faces)
+    pairs = [(paths[2 * k], paths[2 * k + 1], 1) for k in range(10)] + [
+        (paths[2 * k], paths[2 * k + 2], 0) for k in range(10)
+    ]
+    (folder / "data" / "quickstart").mkdir(parents=True)
+    images = [faces[path] for first, second, _ in pairs for path in (first, second)]
+    for place in ("data/lfw.bin", "data/quickstart/faces.bin", "given.bin"):
+        write_bin(folder / place, images, np.array([same == 1 for *_, same in pairs]))
+    (folder / "pairs.csv").write_text("a,b,same\n" + "".join(f"{a},{b},{same}\n" for a, b, same in pairs))
+    write_lfw_pairs(folder / "pairs.txt")
+    network = build_model(ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5), 112).eval()
+    described = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
+    save_model(folder / "runs" / "quickstart" / "student" / "model.safetensors", network, described, 112)
+    shutil.copy(folder / "runs" / "quickstart" / "student" / "model.safetensors", folder / "MODEL.safetensors")
+    return folder
+
+
+def write_lfw_pairs(path: Path) -> None:
+    """Ten folds of one pair of each kind."""
+    lines = ["10\t1"]
+    for fold in range(10):
+        lines += [f"Person_{fold}\t1\t2", f"Person_{fold}\t1\tPerson_{fold + 1}\t1"]
+    path.write_text("\n".join(lines) + "\n")
+
+
+# What a command names and a test cannot have: where its own test is. The command line itself is still read.
+ELSEWHERE = {
+    "launch/import_mxnet.py": "tests/models/test_mxnet_checkpoint.py",  # needs a network of MXNet
+    "benchmarks/": "tests/benchmarks",
+}
+LISTS = {"cfp-fp", "calfw", "cplfw", "paths"}  # published lists; tests/data/formats/test_pair_lists.py makes them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", OTHERS, ids=name_of)
+def test_a_command_runs(
+    command: Command, stage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = command.words[1:]
+    assert (ROOT / script).is_file()
+    if (
+        any(script.startswith(known) for known in ELSEWHERE)
+        or LISTS & set(arguments)
+        or "work_dirs" in " ".join(arguments)
+    ):
+        known_options(script, arguments)
+        return
+    arguments = ["MODEL.safetensors" if word == "MODEL" else word for word in arguments]
+    if script == "launch/make_bin.py" and "extract" in arguments:
+        arguments = ["given.bin" if word.endswith(".bin") else word for word in arguments]
+    for word in arguments:
+        clear_away(stage / word, made_by=arguments)
+    monkeypatch.chdir(stage)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    if "unpack" in arguments and not (stage / "data" / "mine").exists():
+        subprocess.run([sys.executable, "launch/pack.py", "pack", "photos", "data/mine"], check=True, cwd=stage)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code in (0, None), capfd.readouterr().err
+
+
+def clear_away(path: Path, made_by: list[str]) -> None:
+    """Results of a command that stands on another page too."""
+    made = {"pack": made_by[2:3], "unpack": made_by[2:3], "build": made_by[-1:], "extract": made_by[-1:]}
+    out = made.get(made_by[0], made_by[1:2] if len(made_by) == 2 else [])
+    if out and path.name and path == path.parent / Path(out[0]).name and path.exists():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def known_options(script: str, arguments: list[str]) -> None:
+    """The options of a command line are those its --help names."""
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *(["build"] if "make_bin" in script else []), "--help"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[\w-]+", done.stdout))
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    text = 'make train ARGS="configs/quickstart.toml \\\n student.lrr=1" && docker run x   # not this\nplain words\n'
+    train, docker = commands_in(text, "page")
+    assert train.words == ("make", "train", "ARGS=configs/quickstart.toml   student.lrr=1")
+    assert docker.words == ("docker", "run", "x")
+    with pytest.raises(Exception, match="lrr"):
+        load_config(ROOT / "configs" / "quickstart.toml", arguments_of(train)[1:])
