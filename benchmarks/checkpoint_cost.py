@@ -4,9 +4,9 @@
     torchrun --nproc_per_node=N benchmarks/checkpoint_cost.py ...
 
 The step: a student (DeepSpeed, SGD with momentum) on random images, ArcFace over trainable centres with momentum; what
-a run saves is taken with run_state.capture. A block is `every` steps with one save after the first of them; blocks of
-all kinds alternate, after a warm-up of each. A block in the background ends when its checkpoint is published, so that
-no work is left over for the next kind: what `every` steps do not hide counts.
+a run saves is taken as training does (training/state.py). A block is `every` steps with one save after the first of
+them; blocks of all kinds alternate, after a warm-up of each. A block in the background ends when its checkpoint is
+published, so that no work is left over for the next kind: what `every` steps do not hide counts.
 
 - seconds_a_step: median over blocks, the save shared among the block's steps; overhead: over a block without saving.
 - stall: how long training stands still in the step that saves, median.
@@ -37,7 +37,7 @@ from partialkd.checkpoint.saver import Saver
 from partialkd.config import ArcFaceConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method
 from partialkd.models import build_model
-from partialkd.training.state import capture
+from partialkd.training.state import Parts, capture
 from partialkd.training.student import Student
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -90,7 +90,7 @@ class Training:
         self.centres.step(lr)
 
     def save(self, saver: Saver) -> Path:
-        return saver.save(capture(self.student, self.centres, {"epoch": 0, "samples": 0}, {}, centres_move=True))
+        return saver.save(capture(Parts(self.student, self.centres, centres_move=True), {"epoch": 0, "samples": 0}))
 
 
 @dataclass(frozen=True)

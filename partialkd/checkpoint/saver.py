@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from partialkd.checkpoint.folder import Manifest, Target, open_target, publish
@@ -64,8 +64,8 @@ class Saver:
         work = _Work(target, snapshot, score, self.keep, world)
         try:
             if self.asynchronous:
-                work.snapshot = everywhere(world, doing, lambda: self._staging.copy(snapshot))
-                self._pending = _Background(work)
+                copied = everywhere(world, doing, lambda: self._staging.copy(snapshot))
+                self._pending = _Background(replace(work, snapshot=copied))
             else:
                 files = everywhere(world, doing, work.write)
                 everyone = world.gather_objects(files)
@@ -102,7 +102,7 @@ class Saver:
             self._pending = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Work:
     """One checkpoint to write, as one rank sees it."""
 

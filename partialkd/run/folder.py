@@ -3,6 +3,8 @@
 `--resume never` moves an earlier run of the same name aside (`<name>.1`, `.2`, ...); `auto` goes on with it, if the
 configuration is the same; a checkpoint's path goes back to that checkpoint, if it is undamaged: what was made after
 it, later checkpoints of its phase and the phases that follow, is moved aside likewise.
+Which phases are finished and which checkpoint a phase goes on from is decided here; whether a checkpoint is this run's,
+and what is put back from it, in training/state.py; which keys may change, in config/resume.py, off the marks of fields.
 Call on one rank. Errors: `ConfigError` naming the keys that differ, `CheckpointError` naming the path.
 """
 

@@ -28,47 +28,53 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from partialkd.centres import Centres
-from partialkd.config import HealthConfig
+from partialkd.config import Config
+from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
-from partialkd.data.sources.source import Source
 from partialkd.errors import PartialKDError
 from partialkd.teacher.network import Teacher
 from partialkd.training.nonfinite import GradientWatch, MicroStep, explain, watched
 from partialkd.training.silent_changes import CentreSweep, Frozen, replica_problem
 from partialkd.training.student import Student
-from partialkd.world.world import World
 
 WINDOW, ENOUGH = 32, 8  # logged losses compared with, and how many there must be
 LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves is not alarming when it does
 
 
+def skipping(config: Config) -> bool:
+    """Whether a step that is not finite is left out instead of ending the phase."""
+    return config.health.on_nonfinite == "skip"
+
+
 class Health:
-    """Of one phase on one rank. `newest`: finds the last good checkpoint, for messages."""
+    """Looks after one phase on one rank.
+
+    Where steps may be left out (`skipping`), the student must be guarded and the centres undoable.
+    """
 
     def __init__(
         self,
         name: str,
-        config: HealthConfig,
-        world: World,
-        source: Source,
+        context: RunContext,
         student: Student,
         centres: Centres,
         teacher: Teacher | None,
         newest: Callable[[], Path | None],
     ) -> None:
-        self.name, self.config, self.world, self.source = name, config, world, source
+        """newest: finds the last good checkpoint, for messages."""
+        self.name, self.config, self.world, self.source = name, context.config.health, context.world, context.source
         self.student, self.centres, self.newest = student, centres, newest
-        self.skipping = config.on_nonfinite == "skip"
-        student.guarded = self.skipping
+        self.skipping = skipping(context.config)
         self.skipped = 0
-        self.spikes = Spikes(config.spike_factor)
+        self.spikes = Spikes(self.config.spike_factor)
         self._gradients = GradientWatch(student.engine.module)
-        self._sweep = CentreSweep(centres.store, config.check_every)
+        self._sweep = CentreSweep(centres.store, self.config.check_every)
         self._teacher = Frozen(teacher.network) if teacher else None
         self._micro_steps: list[MicroStep] = []  # of the step under way
         self._unseen: list[tuple[int, Tensor, list[MicroStep]]] = []  # step, its norm on the device, its micro-steps
@@ -124,6 +130,14 @@ class Health:
             self._warn(f"{self.name}: the loss of step {self.student.steps} is {alarm}")
         counters = {"skipped": float(self.skipped), "spikes": float(self.spikes.count)}
         return {key: value for key, value in counters.items() if value}
+
+    def state(self) -> dict[str, int]:
+        """What a resumed phase goes on counting from."""
+        return {"skipped": self.skipped}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; checkpoints of before have no such count."""
+        self.skipped = state.get("skipped", 0)
 
     def close(self) -> None:
         """Take the hooks off the student."""

@@ -1,7 +1,9 @@
 """What a run needs to go on from here, as a checkpoint's Snapshot: taken from a phase in training, put back into one.
 
 The number of ranks, the micro-steps a step, the ZeRO stage and the precision in which centres are kept may all differ
-between the two. What must be equal stands in `identity`. The position in the epoch counts samples of all ranks, so that
+between the two. What must be equal stands in `identity`, and follows from the
+marks of the configuration's fields (config/resume.py). Which folder, phase and checkpoint a run goes on from is decided
+in run/folder.py; nothing else decides what resumes. The position in the epoch counts samples of all ranks, so that
 a run goes on with the record after the last one it learnt from, however the global batch is cut.
 
 With all of these as they were, a run goes on bit for bit. At another number of ranks, with the same global batch:
@@ -22,8 +24,9 @@ Errors: CheckpointError naming the path, the entry and both values; nothing has 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,10 +35,27 @@ from partialkd.centres import Centres, CentresState
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import identity_changes, phase_identity
-from partialkd.data.loading.ordered import Loader
 from partialkd.errors import CheckpointError
 from partialkd.training.student import Student
 from partialkd.world.world import World
+
+
+class Counting(Protocol):
+    """A part whose state is a few numbers, equal on all ranks, under names that no other part uses."""
+
+    def state(self) -> dict[str, int]: ...
+
+    def load_state(self, state: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a phase that have a state, each of which gives and takes its own."""
+
+    student: Student
+    centres: Centres
+    centres_move: bool  # where they do not, they are made again from the teacher
+    counting: tuple[Counting, ...] = ()
 
 
 def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
@@ -49,43 +69,31 @@ def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: 
     }
 
 
-def capture(
-    student: Student, centres: Centres, position: dict[str, int], facts: dict[str, Any], centres_move: bool
-) -> Snapshot:
-    """Collective. The state of a phase between two optimiser steps.
-
-    position: of its loader; facts: its identity, and other JSON to keep.
-    """
-    state, store = centres.state(), centres.store
+def capture(parts: Parts, facts: dict[str, Any]) -> Snapshot:
+    """Collective. The state of a phase between two optimiser steps; facts: its identity."""
+    student, store, centres = parts.student, parts.centres.store, parts.centres.state()
     return Snapshot(
         step=student.steps,
         student=student.state(),
         local={**student.local_state(), **_random_state(student.world)},
-        centres=state.rows if centres_move else {},  # the others are made again from the teacher
+        centres=centres.rows if parts.centres_move else {},
         shard=store.shard,
         num_classes=store.num_classes,
-        progress={**facts, **position},
+        progress={**facts, **{key: value for part in parts.counting for key, value in part.state().items()}},
     )
 
 
-def restore(
-    snapshot: Snapshot,
-    student: Student,
-    centres: Centres,
-    loader: Loader,
-    facts: dict[str, Any],
-    seed: int,
-    path: Path,
-) -> None:
-    """Collective. Put a loaded snapshot into a phase of the same identity, whose loader goes on where it stopped."""
-    saved = snapshot.progress
+def restore(snapshot: Snapshot, parts: Parts, facts: dict[str, Any], path: Path) -> None:
+    """Collective. Put a snapshot, loaded from `path`, into a phase of the same identity."""
+    world, saved = parts.student.world, snapshot.progress
     changes = identity_changes(saved, facts).items()
     problem = "; ".join(f"{path}: made with {key} = {was!r}, this run has {now!r}" for key, (was, now) in changes)
-    student.world.agree(problem or None, CheckpointError)
-    loader.load_state(saved)
-    student.load_state(snapshot.student, snapshot.local)
-    centres.load_state(CentresState(snapshot.step, snapshot.centres))
-    _set_random_state(snapshot, seed, student.world)
+    world.agree(problem or None, CheckpointError)
+    for part in parts.counting:
+        part.load_state(saved)
+    parts.student.load_state(snapshot.student, snapshot.local)
+    parts.centres.load_state(CentresState(snapshot.step, snapshot.centres))
+    _set_random_state(snapshot, facts["seed"], world)
 
 
 def stream_seed(seed: int, rank: int, step: int) -> int:

@@ -48,19 +48,29 @@ BUCKET = 16_000_000  # gradient elements reduced at once at stages 1-3; DeepSpee
 
 
 class Student:
-    """`model` in training. `micro_steps`: per epoch, as of the TrainingPlan; `key`: the phase's name in the config."""
+    """A network in training: its engine, its optimiser and its place in the schedule."""
 
     def __init__(
-        self, model: nn.Module, phase: PhaseConfig, world: World, micro_steps: int, key: str = "student"
+        self,
+        model: nn.Module,
+        phase: PhaseConfig,
+        world: World,
+        micro_steps: int,
+        key: str = "student",
+        guarded: bool = False,
     ) -> None:
+        """micro_steps: per epoch, as of the TrainingPlan; key: the phase's name in the configuration.
+
+        guarded: look at every norm before the step, at stage 0 too, and keep the running statistics until then.
+        """
         if phase.sync_batchnorm and phase.freeze_batchnorm:
             raise ConfigError(f"{key}.sync_batchnorm: must be false with {key}.freeze_batchnorm = true, got true")
         self.phase = phase
         self.world = world
         self.schedule = Schedule.of_phase(phase, micro_steps, key)
         self.steps = 0  # optimiser steps done
+        self._guarded = guarded
         self._blank = copy.deepcopy(model).to("meta")  # the plain network, before anything is hooked into it
-        self.guarded = False  # look at every norm before the step, at stage 0 too; keep the running statistics for it
         self._buffers: list[Tensor] = []  # as they were before the optimiser step
         self.norm: Any = None  # of the last optimiser step, before clipping, on the device
         model = _prepared(model, phase, world)
@@ -96,7 +106,7 @@ class Student:
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
-        if self.guarded and self.engine.micro_steps % self.phase.accumulation == 0:
+        if self._guarded and self.engine.micro_steps % self.phase.accumulation == 0:
             self._buffers = [buffer.clone() for buffer in self.engine.module.buffers()]
         return self.engine(images).float()
 
@@ -215,7 +225,7 @@ class Student:
         applied = True
         if self.phase.zero_stage == 0:
             self.norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
-            applied = not self.guarded or bool(self.norm.isfinite())
+            applied = not self._guarded or bool(self.norm.isfinite())
             if not applied:
                 self.engine.module.zero_grad()  # optimisers pass over parameters without a gradient
         self.engine.step()

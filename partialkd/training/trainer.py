@@ -39,10 +39,10 @@ from partialkd.models import build_model
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
 from partialkd.teacher.network import Teacher
-from partialkd.training.health import Health
+from partialkd.training.health import Health, skipping
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
-from partialkd.training.state import capture, identity, restore
+from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.world.world import World, collective_failed, seed_rank
 
@@ -104,16 +104,17 @@ class Trainer:
         self.centres = _centres(phase, store, world, config)
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
-        self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name))
+        guarded = skipping(config)
+        self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name), guarded)
         seed_rank(seed, world)
         run = config.run
         self.saver = checkpoint.Saver(
             self._checkpoints, world, run.keep_checkpoints, run.checkpoint_async, run.keep_best
         )
-        self.health = Health(
-            name, config.health, world, source, self.student, self.centres, self.teacher,
-            lambda: checkpoint.newest(self._checkpoints),
-        )  # fmt: skip
+        newest = lambda: checkpoint.newest(self._checkpoints)
+        self.health = Health(name, context, self.student, self.centres, self.teacher, newest)
+        moving = phase.method.centre_kind != "fixed"
+        self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health))
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
@@ -173,9 +174,8 @@ class Trainer:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
         embeddings = self.student.embed(batch.images)  # (b, D)
         student = embeddings.detach().requires_grad_()
-        if (
-            self.teacher and self.phase.method.centre_kind != "ema"
-        ):  # moving averages send the teacher's embeddings as well
+        averaged = self.phase.method.centre_kind == "ema"  # these send the teacher's embeddings as well
+        if self.teacher and not averaged:
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
@@ -225,9 +225,7 @@ class Trainer:
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
         self.health.check(everything=True)
-        facts = {**self._identity(), "skipped": self.health.skipped}
-        moving = self.phase.method.centre_kind != "fixed"
-        snapshot = capture(self.student, self.centres, self.loader.state(), facts, moving)
+        snapshot = capture(self._parts, self._identity())
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         return self.saver.save(snapshot, score)
 
@@ -250,11 +248,9 @@ class Trainer:
         if found is None:
             return
         path, snapshot = found
-        seed = self.config.run.seed
-        restore(snapshot, self.student, self.centres, self.loader, self._identity(), seed, path)
+        restore(snapshot, self._parts, self._identity(), path)
         score = self.world.on_main(lambda: checkpoint.read_manifest(path).score)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
-        self.health.skipped = snapshot.progress.get("skipped", 0)
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.name, self.phase, self.config, self.context.source.fingerprint, self._taught_by)
@@ -269,5 +265,5 @@ def _centres(phase: PhaseConfig, store: CentreStore, world: World, config: Confi
     optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if trainable else None
     return Centres(
         store, world, phase.method.scale, phase.centres, config.run.seed, optimizer, phase.accumulation,
-        undoable=config.health.on_nonfinite == "skip",
+        undoable=skipping(config),
     )  # fmt: skip
