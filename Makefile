@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv mxnet train test lint clean
+.PHONY: help venv mxnet train test test-portable lint clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,7 @@ INSTALLED_TORCH = $$($(BIN)/python -c 'from importlib.metadata import version as
 help:
 	@echo 'make train [ARGS="CONFIG section.key=value ..."]  train on the GPUs of this machine, or on 2 CPU ranks (NPROC=n: n ranks)'
 	@echo 'make test  [ARGS="-m slow ..."]                   the tests; ARGS go to pytest'
+	@echo 'make test-portable                                the numeric tests again, as on a processor with AVX2 alone, one thread'
 	@echo 'make lint                                         ruff check, ruff format --check, mypy, syntax of the shell scripts'
 	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
 	@echo 'make mxnet                                        the environment of the MXNet tests ($(MXNET_VENV)), which are skipped without it'
@@ -58,6 +59,12 @@ train: $(STAMP) .torch
 
 test: $(STAMP) .torch
 	$(BIN)/python -m pytest $(ARGS)
+
+# What a processor without AVX-512 and AMX does, on any machine: one kind of machine stands for the others.
+NUMERIC := tests/centres tests/methods tests/models tests/teacher tests/training tests/export
+test-portable: $(STAMP) .torch
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -m 'not slow' $(NUMERIC) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

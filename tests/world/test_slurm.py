@@ -28,7 +28,7 @@ from helpers.ranks import run
 from partialkd.config.load import parse_config, save_config
 from partialkd.world.world import free_port
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.slurm]
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
