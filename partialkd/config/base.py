@@ -2,15 +2,21 @@
 
 `Free[int]` is an int that a resumed run may have otherwise: how and where it runs, not what it computes. Fields that
 are not marked must stay as they were. What follows from the marks: partialkd.config.resume.
+
+Every number has bounds within which nothing overflows. `Text` takes what TOML reads as a number or a date for what it
+looks like; `Place` is the path of a file or folder, in which `~` and `$HOME` are replaced as a shell would.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from datetime import date
 from enum import Enum
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 T = TypeVar("T")
 
@@ -32,13 +38,49 @@ class Before:
 Free = Annotated[T, OnResume.FREE]
 Length = Annotated[T, OnResume.LENGTH]
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _least(least: float) -> AfterValidator:
+    """A lower bound of what is greater than 0 in any case, for which the message says just that."""
+
+    def check(value: float) -> float:
+        if value < least:
+            raise ValueError(f"must be at least {least:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+MOST, LEAST = 1e30, 1e-30  # of floats: float32 holds both, and the inverse of each
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Seed = Annotated[int, Field(ge=0, le=18 * 10**12)]  # a million times this, for one seed a rank, fits into 64 bits
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False), _least(LEAST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Moderate = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False), _least(1e-12)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1), _least(1e-6)]
 Radians = Annotated[float, Field(ge=0, lt=3.1416)]
+
+
+def expanded(path: str) -> str:
+    """The path with `~`, `$NAME` and `${NAME}` replaced; ValueError where a variable is not set."""
+    if "\0" in path:
+        raise ValueError("must not hold the character of value 0")
+    unset = [name for name in re.findall(r"\$\{?(\w+)\}?", path) if name not in os.environ]
+    if unset:
+        raise ValueError(f"must name environment variables that are set, ${unset[0]} is not")
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _as_text(value: Any) -> Any:
+    """A number or a date where text is meant (`name = 20241129`), as text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(expanded)]
 
 
 class Section(BaseModel):

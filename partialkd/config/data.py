@@ -6,17 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Count, Free, Positive, PositiveFloat, Probability, Section, Share
+from partialkd.config.base import Count, Free, Moderate, Place, Positive, Probability, Section, Share
 
 
 class ProceduralConfig(Section):
     """Parametric face drawings, made once into `data.path`: training records and a verification set of others."""
 
     kind: Literal["procedural"]
-    identities: Annotated[int, Field(ge=2)] = 400
-    images_per_identity: Annotated[int, Field(ge=2)] = 24
-    held_out_identities: Annotated[int, Field(ge=2)] = 120
-    pairs: Annotated[int, Field(ge=10, multiple_of=2)] = 3000  # half of one person, half of two
+    identities: Annotated[int, Field(ge=2, le=10**9)] = 400
+    images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 24
+    held_out_identities: Annotated[int, Field(ge=2, le=10**9)] = 120
+    pairs: Annotated[int, Field(ge=10, le=10**9, multiple_of=2)] = 3000  # half of one person, half of two
     seed: Count = 0
 
 
@@ -24,10 +24,10 @@ class ArchiveConfig(Section):
     """Real images: `<identity>/<image>` in a .tar.gz or folder, packed once into `data.path`."""
 
     kind: Literal["archive"]
-    images: str  # archive or folder of the training identities
-    exclude_identities: str | None = None  # text file, an identity a line: left out of training
-    pairs_images: str | None = None  # archive or folder of the evaluated images
-    pairs: str | None = None  # CSV `a,b,same` in fold order, paths inside pairs_images
+    images: Place  # archive or folder of the training identities
+    exclude_identities: Place | None = None  # text file, an identity a line: left out of training
+    pairs_images: Place | None = None  # archive or folder of the evaluated images
+    pairs: Place | None = None  # CSV `a,b,same` in fold order, paths inside pairs_images
     max_identities: Positive | None = None
     min_images: Positive = 1  # identities with fewer are left out
     max_pairs: Positive | None = None  # evenly from every fold; for short runs
@@ -36,12 +36,12 @@ class ArchiveConfig(Section):
 class PartConfig(Section):
     """One of several data sets that a run reads as one."""
 
-    path: str
+    path: Place
     source: Literal["recordio", "folder"] = "recordio"
-    weight: PositiveFloat = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
+    weight: Moderate = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
     label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
-    label_map: str | None = None  # text file `identity<TAB>new id`, -1: left out
-    exclude_identities: str | None = None  # text file, an identity a line: left out
+    label_map: Place | None = None  # text file `identity<TAB>new id`, -1: left out
+    exclude_identities: Place | None = None  # text file, an identity a line: left out
 
 
 class AugmentConfig(Section):
@@ -71,29 +71,26 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     source: Literal["recordio", "folder", "synthetic"] = "recordio"
-    path: str = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
+    path: Place = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
     parts: tuple[PartConfig, ...] = ()  # several data sets instead of the one in `path`
     shared_identities: bool = False  # parts may have class ids in common: the same persons
-    label_map: str | None = None  # without parts: as in a part
-    exclude_identities: str | None = None  # without parts: as in a part
+    label_map: Place | None = None  # without parts: as in a part
+    exclude_identities: Place | None = None  # without parts: as in a part
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
-    embeddings: Positive | None = None  # D: records carry D floats of a teacher's embedding, then the class id
-    index_cache: Free[str | None] = (
-        None  # folder where the parsed indices of .rec files are kept; None: parsed at each start
-    )
+    # D: records carry D floats of a teacher's embedding, then the class id
+    embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None
+    index_cache: Free[Place | None] = None  # folder for parsed indices of .rec files; None: parsed at each start
     sampler: Literal["shuffle", "balanced", "pk"] = "shuffle"  # each record once; each identity alike; P x K batches
-    images_per_identity: Annotated[int, Field(ge=2)] = 4  # pk: K; P = global_batch / K
+    images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 4  # pk: K; P = global_batch / K
     shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files
     block_records: Positive = 256  # blocks: consecutive records read together
     group_blocks: Positive = 256  # blocks: blocks whose records are mixed; their bytes should fit in memory twice
     image_size: Annotated[int, Field(ge=16, le=512)] = 112
     resize: bool = False  # False: a record of another size is an error
     loader: Free[Literal["jpeg", "dali"]] = "jpeg"  # docs/data.md has the figures of both
-    workers: Free[Positive] = 2  # decoding threads a rank
+    workers: Free[Annotated[int, Field(gt=0, le=1024)]] = 2  # decoding threads a rank
     on_corrupt: Free[Literal["stop", "skip"]] = "stop"  # at an unreadable image; skip: another record takes its place
-    max_corrupt: Free[Count] = (
-        100  # skip: different unreadable records a rank may meet in a phase; one more ends the run
-    )
+    max_corrupt: Free[Count] = 100  # skip: different unreadable records a rank may meet in a phase; one more ends it
     flip: bool = True  # mirror half of the images
     grey: Probability = 0.0  # share of images turned grey (real photographs evaluated in grey)
     augment: AugmentConfig = AugmentConfig()

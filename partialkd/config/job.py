@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Positive, Section, Share
+from partialkd.config.base import Free, Place, Section
 from partialkd.config.data import DataConfig
 from partialkd.config.methods import AdaDistillConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
@@ -16,11 +16,11 @@ from partialkd.config.training import PhaseConfig
 
 
 class EvaluateConfig(Section):
-    sets: tuple[str, ...] = ()  # InsightFace .bin files; a name without a folder lies in data.path
-    fars: tuple[Share, ...] = (1e-1, 1e-2, 1e-3)
-    folds: Annotated[int, Field(ge=2)] = 10
+    sets: tuple[Place, ...] = ()  # InsightFace .bin files; a name without a folder lies in data.path
+    fars: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1e-1, 1e-2, 1e-3)
+    folds: Annotated[int, Field(ge=2, le=10**6)] = 10
     flip: bool = True  # add the mirrored image's embedding
-    batch: Positive = 128  # images a forward, per rank
+    batch: Annotated[int, Field(gt=0, le=10**6)] = 128  # images a forward, per rank
 
 
 class Config(Section):

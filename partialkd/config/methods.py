@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import PositiveFloat, Radians, Section
+from partialkd.config.base import Moderate, Radians, Section
 
 CentreKind = Literal["trainable", "fixed", "ema"]
 TeacherUse = Literal["none", "centres", "every batch"]
@@ -31,7 +31,7 @@ class MethodSection(Section):
     teacher_use: ClassVar[TeacherUse]  # nothing, its centres alone, or its embedding of each image as well
 
     name: str
-    scale: PositiveFloat = 64.0
+    scale: Moderate = 64.0
 
 
 class ArcFaceConfig(MethodSection):

@@ -5,29 +5,17 @@ A mark stands where the field is declared (partialkd.config.base): `Free`, `Leng
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, get_args
-
-from pydantic.fields import FieldInfo
+from pathlib import Path
+from typing import Any, TypeVar
 
 from partialkd.config.base import Before, OnResume, Section
 from partialkd.config.job import Config
+from partialkd.config.keys import fields_of
+from partialkd.config.load import parse_config, read_tree
 from partialkd.config.training import PhaseConfig
+from partialkd.errors import ConfigError
 
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation allows: of `PhaseConfig | None`, one; of a choice by name, all."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in sections_of(part)]
-
-
-def fields_of(root: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, field) of every key below a section, sections included; a list's keys are those of its items."""
-    for name, field in root.model_fields.items():
-        yield f"{prefix}{name}", field
-        for section in sections_of(field.annotation):
-            yield from fields_of(section, f"{prefix}{name}.")
+S = TypeVar("S", bound=Section)
 
 
 def keys_marked(mark: OnResume, root: type[Section] = Config) -> tuple[str, ...]:
@@ -78,3 +66,42 @@ def identity_changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     """
     was = before(PhaseConfig) | flat(saved)
     return {key: (was[key], now) for key, now in flat(given).items() if key in was and was[key] != now}
+
+
+def check_same_run(config: Config, path: Path) -> None:
+    """ConfigError naming the keys in which `config` differs from the saved one, other than those that may."""
+    tree = saved_tree(path)
+    was = as_begun(parse_config(tree, str(path)), tree)
+    saved, given = (flat(one.model_dump(mode="json")) for one in (was, config))
+    keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
+    changed = [key for key in keys if not covered(key, FREE)]
+    if changed:
+        changes = "; ".join(f"{key}: must be {saved.get(key)!r}, got {given.get(key)!r}" for key in changed)
+        raise ConfigError(f"--resume goes on with the run of {path} only: {changes}")
+
+
+def saved_tree(path: Path) -> dict[str, Any]:
+    """The saved configuration of a run, as a nested dictionary."""
+    try:
+        return read_tree(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. This is the run's own copy of its configuration, without which it cannot be gone on with: "
+            "put it back, or start anew under another run.name"
+        ) from error
+
+
+def as_begun(section: S, saved: dict[str, Any]) -> S:
+    """The configuration with which the run of a saved one goes on.
+
+    What is new since it was begun, and not given now, is as it was then (`Before`).
+    """
+    updates: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value, was = getattr(section, name), saved.get(name)
+        marks = [mark.value for mark in field.metadata if isinstance(mark, Before)]
+        if isinstance(value, Section) and isinstance(was, dict):
+            updates[name] = as_begun(value, was)
+        elif marks and name not in section.model_fields_set:
+            updates[name] = was if name in saved else marks[0]
+    return section.model_copy(update=updates)

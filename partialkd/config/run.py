@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partialkd.config.base import Count, Free, NonNegativeFloat, Positive, PositiveFloat, Section
+from partialkd.config.base import Count, Free, NonNegativeFloat, Place, Positive, Section, Seed, Text
 
 
 class DistConfig(Section):
-    timeout_s: PositiveFloat = 600.0  # a collective that waits longer than this ends the run
+    timeout_s: Annotated[float, Field(gt=0, le=1e7)] = 600.0  # a collective that waits longer than this ends the run
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class RunConfig(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # results go to <folder>/<name>
-    folder: Free[str] = "runs"
-    seed: Count = 0
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]  # results go to <folder>/<name>
+    folder: Free[Place] = "runs"
+    seed: Seed = 0
     deterministic: bool = False
     log_every: Free[Positive] = 50  # optimiser steps
     checkpoint_every: Free[Count] = 1000  # optimiser steps; 0: only at the end of each phase

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Positive, Section
+from partialkd.config.base import Free, Place, Section
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.training import PhaseConfig
+
+Dimension = Annotated[int, Field(gt=0, le=65536)]
 
 
 class TeacherConfig(Section):
@@ -18,15 +20,15 @@ class TeacherConfig(Section):
     """
 
     source: Literal["none", "train", "checkpoint", "onnx", "records"] = "none"
-    path: str | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
+    path: Place | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
-    embedding_dim: Positive | None = None  # source = "onnx": checked against what the file emits
-    project_to: Positive | None = None  # one fixed orthogonal projection of embeddings and centres alike
+    embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
+    project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
-    classifier: str | None = None  # centres = "classifier": file with the rows (C, D), or arcface_torch's folder
-    label_map: str | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
-    cache: str | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
+    classifier: Place | None = None  # centres = "classifier": file with the rows (C, D), or arcface_torch's folder
+    label_map: Place | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
+    cache: Place | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
     cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
     compile: Free[bool] = False  # torch.compile of its network where it runs, CUDA graphs on GPUs; differs by rounding
     train: PhaseConfig | None = None  # source = "train"; without effect with another source

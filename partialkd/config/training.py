@@ -12,6 +12,7 @@ from partialkd.config.base import (
     Count,
     Free,
     Length,
+    Moderate,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -65,11 +66,11 @@ class CentresConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.1
+    lr: Moderate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # adamw
     eps: PositiveFloat = 1e-8  # adamw
-    weight_decay: NonNegativeFloat = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=10_000)] = 5e-4
     clip_norm: NonNegativeFloat = 5.0  # 0: no clipping; the student's gradient, centres are not part of it
 
 
@@ -81,7 +82,7 @@ class ScheduleConfig(Section):
     milestone_epochs: tuple[Positive, ...] = ()
     milestone_steps: tuple[Positive, ...] = ()
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # step
-    power: PositiveFloat = 2.0  # poly
+    power: Moderate = 2.0  # poly
     final: Probability = 0.0  # cosine, poly: factor reached at the end
 
 
@@ -93,10 +94,10 @@ class PhaseConfig(Section):
     centres: CentresConfig = CentresConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    epochs: PositiveFloat
+    epochs: Annotated[float, Field(gt=0, le=1e6)]
     max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
-    global_batch: Positive  # images an optimiser step, over all ranks and micro-steps
-    accumulation: Free[Positive] = 1  # micro-steps an optimiser step
+    global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images an optimiser step, over all ranks and micro-steps
+    accumulation: Free[Annotated[int, Field(gt=0, le=10**6)]] = 1  # micro-steps an optimiser step
     zero_stage: Free[Annotated[int, Field(ge=0, le=3)]] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batchnorm: bool = False

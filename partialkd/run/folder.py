@@ -14,7 +14,8 @@ from pathlib import Path
 
 from partialkd import checkpoint
 from partialkd.config import Config
-from partialkd.config.load import check_same_run, save_config
+from partialkd.config.load import save_config
+from partialkd.config.resume import check_same_run
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import MODEL
 
@@ -27,7 +28,7 @@ def open_run(config: Config, resume: str) -> Path:
     folder = Path(config.run.folder) / config.run.name
     if resume == "never":
         move_aside(folder)
-    elif (folder / SAVED_CONFIG).exists():
+    elif any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists():
         check_same_run(config, folder / SAVED_CONFIG)
     if resume not in ("never", "auto"):
         go_back(folder, Path(resume))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from partialkd.config import MethodSection, PhaseConfig
+from partialkd.config.load import load_config
 from partialkd.config.resume import FREE, identity_changes, phase_identity
+from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
+from partialkd.run.folder import open_run
 
 PHASE_KEYS = (
     "accumulation", "zero_stage", "compile",
@@ -63,3 +69,44 @@ def test_every_section_of_a_method_has_a_class_and_says_what_it_needs() -> None:
         "adadistill": ("ema", "every batch"),
         "margindistillation": ("fixed", "every batch"),
     }
+
+
+SAVED = """
+[run]
+name = "trial"
+[data]
+path = "data/trial"
+[student]
+model = { name = "mobilefacenet" }
+method = { name = "arcface" }
+epochs = 2
+global_batch = 64
+"""
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (None, "No such file or directory"),
+        (b"[run\n", "Expected ']' at the end of a table"),
+        (SAVED.encode()[:-50] + b"\xff\xfe", "must be text in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("resume", ["auto", "checkpoint"])
+def test_a_run_whose_configuration_is_lost_or_damaged(
+    damage: bytes | None, told: str, resume: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(SAVED)
+    config = load_config(path, [f"run.folder={tmp_path / 'runs'}"])
+    folder = open_run(config, "never")
+    saved = folder / "config.toml"
+    checkpoint = folder / "student" / "checkpoints" / "step_000000001"
+    checkpoint.mkdir(parents=True)
+    saved.unlink() if damage is None else saved.write_bytes(damage)
+    with pytest.raises(ConfigError) as error:
+        open_run(config, "auto" if resume == "auto" else str(checkpoint))
+    assert str(error.value).startswith(f"{saved}: {told}")
+    assert str(error.value).endswith("put it back, or start anew under another run.name")
+    assert "\n" not in str(error.value)
+    assert saved.exists() == (damage is not None)

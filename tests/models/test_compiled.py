@@ -25,7 +25,8 @@ from torch._dynamo.utils import counters
 
 from helpers.ranks import run
 from helpers.student_cases import DIM, Case, Net, Outcome, advance, assert_close, make_student, reference
-from partialkd.config.load import check_same_run, parse_config, save_config
+from partialkd.config.load import parse_config, save_config
+from partialkd.config.resume import check_same_run
 from partialkd.errors import ConfigError
 from partialkd.models import compiled
 from partialkd.run import job as module

@@ -237,8 +237,8 @@ def test_a_signal_to_the_launcher_saves_and_starts_nothing_again(tmp_path: Path)
 def test_wrong_configuration_is_said_once() -> None:
     got = torchrun("student.centres.sample_rate=1.5", "student.optimizer.learning_rate=0.1")
     assert got.returncode != 0
-    assert got.stderr.count("student.centres.sample_rate: must be less than or equal to 1, got 1.5") == 1
-    assert got.stderr.count("student.optimizer.learning_rate: unknown key") == 1
+    assert got.stderr.count("override student.centres.sample_rate=1.5: must be less than or equal to 1, got 1.5") == 1
+    assert got.stderr.count("override student.optimizer.learning_rate=0.1: unknown key") == 1
 
 
 @pytest.mark.parametrize("wrong", ["student.centres.sample_rate=1.5", "alone.epochs=0.01"])

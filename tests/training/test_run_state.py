@@ -22,7 +22,8 @@ from helpers.ranks import run
 from partialkd import checkpoint
 from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import Config
-from partialkd.config.load import check_same_run, load_config, parse_config, save_config
+from partialkd.config.load import load_config, parse_config, save_config
+from partialkd.config.resume import check_same_run
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
