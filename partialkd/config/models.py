@@ -18,3 +18,17 @@ class ModelConfig(Section):
         "vit_tiny", "vit_small", "vit_base",
     ]  # fmt: skip
     embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
+    width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network
+    depth: Scale = 1.0  # multiplies the blocks of each stage, at least one
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    channels_last: bool = False
+    activation_checkpointing: bool = False
+
+
+class InputConfig(Section):
+    """What a foreign network expects: pixels 0..255 become (pixel - mean) / std in this order and size."""
+
+    size: Annotated[int, Field(ge=16, le=512)] = 112
+    mean: Annotated[float, Field(ge=-1e6, le=1e6)] = 127.5
+    std: Moderate = 127.5
+    colour: Literal["rgb", "bgr"] = "rgb"
