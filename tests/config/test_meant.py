@@ -66,7 +66,7 @@ def test_a_number_or_date_in_the_file_where_text_is_meant(file: Path) -> None:
 
 
 def test_home_and_variables_in_every_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/she")
+    monkeypatch.setenv("HOME", "/users/she")
     monkeypatch.setenv("FACES", "/big/faces")
     given = [
         "run.folder=~/runs", "data.path=$FACES", "data.label_map=${FACES}/map.txt", "data.exclude_identities=~/out.txt",
@@ -79,15 +79,15 @@ def test_home_and_variables_in_every_path(file: Path, monkeypatch: pytest.Monkey
         load_config(file, [*given, "data.parts=[{path='x'}]"])
     config = load_config(file, given)
     data, teacher = config.data, config.teacher
-    assert (config.run.folder, data.path, data.label_map) == ("/home/she/runs", "/big/faces", "/big/faces/map.txt")
-    assert (data.exclude_identities, data.index_cache) == ("/home/she/out.txt", "/home/she/index")
-    assert config.evaluation.sets == ("/home/she/lfw.bin", "/big/faces/b.bin")
-    assert (teacher.path, teacher.cache) == ("/home/she/t.safetensors", "/big/faces/cache")
-    assert (teacher.classifier, teacher.label_map) == ("/home/she/fc.npy", "identity")
+    assert (config.run.folder, data.path, data.label_map) == ("/users/she/runs", "/big/faces", "/big/faces/map.txt")
+    assert (data.exclude_identities, data.index_cache) == ("/users/she/out.txt", "/users/she/index")
+    assert config.evaluation.sets == ("/users/she/lfw.bin", "/big/faces/b.bin")
+    assert (teacher.path, teacher.cache) == ("/users/she/t.safetensors", "/big/faces/cache")
+    assert (teacher.classifier, teacher.label_map) == ("/users/she/fc.npy", "identity")
     assert data.prepare is not None
     assert "~" not in data.prepare.model_dump_json()
     part = load_config(file, ["data.parts=[{path='~/d', label_map='~/m', exclude_identities='~/e'}]"]).data.parts[0]
-    assert (part.path, part.label_map, part.exclude_identities) == ("/home/she/d", "/home/she/m", "/home/she/e")
+    assert (part.path, part.label_map, part.exclude_identities) == ("/users/she/d", "/users/she/m", "/users/she/e")
 
 
 def test_a_variable_that_is_not_set_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
