@@ -20,19 +20,17 @@ Errors: TeacherError naming the file, what is wrong with it, and both values.
 from __future__ import annotations
 
 import json
-import mmap
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from partialkd.data.images.decode import DECODING
 from partialkd.errors import TeacherError
-from partialkd.storage.checksum import crc32_of_part
-from partialkd.storage.manifest import MANIFEST
+from partialkd.storage.manifest import MANIFEST, read_manifest
+from partialkd.storage.mapped_file import MappedFile
 
 FORMAT = "partialkd-teacher-cache-1"
 EMBEDDINGS, CLASS_MEANS = "embeddings.bin", "class_means.bin"
@@ -56,7 +54,7 @@ class CacheFacts:
 
     teacher: str  # Teacher.fingerprint
     data: str  # Source.fingerprint
-    preprocessing: dict[str, Any]  # image size, resize, what the teacher is fed, its projection
+    preprocessing: dict[str, Any]  # image size, resize, decoding, what the teacher is fed, its projection
     records: int
     classes: int
     dim: int
@@ -92,13 +90,13 @@ class TeacherCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.facts, self.block_records, self.sums, self._means_sum = _read_manifest(self.folder / MANIFEST)
+        self.facts, self.block_records, self.sums, self._means_sum = _read_manifest(self.folder)
         self.dim, self.fingerprint = self.facts.dim, self.facts.teacher
-        self._map = _mapped(self.folder / EMBEDDINGS, self.facts.records * self.facts.record_bytes)
-        self._means = _mapped(self.folder / CLASS_MEANS, 4 * self.facts.classes * self.dim)
-        dtype = DTYPES[self.facts.dtype]
-        self._rows = np.frombuffer(self._map, _WORDS[dtype.itemsize]).reshape(-1, self.dim)  # (2n, D)
-        self._dtype = dtype
+        size = self.facts.records * self.facts.record_bytes
+        self._embeddings = MappedFile(self.folder / EMBEDDINGS, size, TeacherError)
+        self._means = MappedFile(self.folder / CLASS_MEANS, 4 * self.facts.classes * self.dim, TeacherError)
+        self._dtype = DTYPES[self.facts.dtype]
+        self._rows = self._embeddings.array(_WORDS[self._dtype.itemsize]).reshape(-1, self.dim)  # (2n, D)
 
     def check(self, wanted: CacheFacts) -> None:
         """TeacherError naming every fact in which this cache is not the wanted one."""
@@ -113,11 +111,12 @@ class TeacherCache:
 
     def verify(self, blocks: range | None = None) -> None:
         """Compare checksums: of these blocks, by default of all; of the class means always."""
-        if crc32_of_part(self._means, 0, len(self._means)) != self._means_sum:
+        if self._means.checksum() != self._means_sum:
             raise TeacherError(f"{self.folder / CLASS_MEANS}: damaged: its checksum is not the manifest's")
         size = self.block_records * self.facts.record_bytes
         for block in range(len(self.sums)) if blocks is None else blocks:
-            if crc32_of_part(self._map, block * size, min((block + 1) * size, len(self._map))) != self.sums[block]:
+            stop = min((block + 1) * size, self._embeddings.size)
+            if self._embeddings.checksum(block * size, stop) != self.sums[block]:
                 last = min((block + 1) * self.block_records, self.facts.records) - 1
                 where = f"{self.folder / EMBEDDINGS}: records {block * self.block_records} to {last}"
                 raise TeacherError(f"{where} are damaged: their checksum is not the manifest's")
@@ -127,6 +126,7 @@ class TeacherCache:
         at = (records * 2 + flipped).numpy()
         if len(at) and not 0 <= at.min() <= at.max() < len(self._rows):
             raise IndexError(f"records must be in [0, {self.facts.records}), got {records.min()} to {records.max()}")
+        self._embeddings.check()
         rows = torch.from_numpy(self._rows[at]).view(self._dtype).float()
         missing = torch.nonzero(~rows.any(1))
         if len(missing):
@@ -136,7 +136,8 @@ class TeacherCache:
 
     def class_means(self, shard: range) -> Tensor:
         """(len(shard), D) float32, zeros where a class has no record."""
-        means = np.frombuffer(self._means, "<f4").reshape(-1, self.dim)[shard.start : shard.stop]
+        self._means.check()
+        means = self._means.array("<f4").reshape(-1, self.dim)[shard.start : shard.stop]
         return torch.from_numpy(means.copy())
 
 
@@ -151,33 +152,27 @@ def kept_before(folder: Path) -> TeacherCache:
 # ------------------------------------------------------------------------------------------------- files
 
 
-def _mapped(path: Path, size: int) -> mmap.mmap:
+def _read_manifest(folder: Path) -> tuple[CacheFacts, int, list[int], int]:
+    """Read what a cache is -> facts, records per block, checksums of the blocks, checksum of the class means."""
+    said = read_manifest(folder, TeacherError, FORMAT)
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise TeacherError(f"{path}: must have {size} bytes, as the manifest says, got {found}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise TeacherError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _read_manifest(path: Path) -> tuple[CacheFacts, int, list[int], int]:
-    """-> facts, records a block, checksums of the blocks, checksum of the class means."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if said["format"] != FORMAT:
-            raise TeacherError(f"{path}: format must be {FORMAT!r}, got {said['format']!r}")
         records, two, dim = said["shape"]
         facts = CacheFacts(**said["made_from"], records=records, classes=said["classes"], dim=dim, dtype=said["dtype"])
+        facts = replace(facts, preprocessing=with_decoding(facts.preprocessing))
         block_records, sums = said["block_records"], [int(text, 16) for text in said["blocks"]]
         numbers = (records, dim, facts.classes, block_records)
         whole = two == 2 and facts.dtype in DTYPES and all(type(n) is int and n > 0 for n in numbers)
         if not whole or len(sums) != -(-records // block_records):
             raise ValueError(f"shape {said['shape']}, {facts.dtype}, {len(sums)} blocks of {block_records} records")
         return facts, block_records, sums, int(said["class_means"], 16)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TeacherError(f"{path}: not a usable manifest: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        rule = f"not a usable manifest: {type(error).__name__}: {error}"
+        raise TeacherError(f"{folder / MANIFEST}: {rule}") from error
+
+
+def with_decoding(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Say which decoding made a cache; one of an earlier version does not say it, and is taken as it is."""
+    return {"decoding": DECODING, **preprocessing}
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ disk, that takes its name. In there, beside the files to be:
   blocks.bin   8 bytes a block: crc32 and its complement, both uint32 little-endian, written once the block is on the
                disk. Anything else (zeros, a torn write) means that the block is still to be made.
 A process writes only its own blocks and their entries, so no two write to one place.
-Errors: TeacherError naming the folder or the record; OSError as it comes.
+Errors: TeacherError naming the file or the record; StorageError where a file cannot be written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from partialkd.errors import TeacherError
-from partialkd.storage.atomic_files import publish, write_json
+from partialkd.storage.atomic_files import discard, naming, publish, write_json
 from partialkd.storage.checksum import crc32, crc32_of_file, hexadecimal
 from partialkd.storage.manifest import MANIFEST, write_manifest
 from partialkd.teacher.cache import (
@@ -35,6 +35,7 @@ from partialkd.teacher.cache import (
     EMBEDDINGS,
     FORMAT,
     CacheFacts,
+    with_decoding,
 )
 
 Unfinished = Literal["refuse", "resume", "replace"]  # "replace": gone on with if it is of the same, else begun anew
@@ -58,22 +59,48 @@ class CacheWriter:
         if (self.place / _FACTS).exists():
             if unfinished == "refuse":
                 raise TeacherError(f"{self.place}: an unfinished cache; go on with it (--resume) or remove it")
-            found, wanted = json.loads((self.place / _FACTS).read_text(encoding="utf-8")), json.loads(json.dumps(said))
-            different = [key for key in wanted if found.get(key) != wanted[key]]
-            if not different:
+            problem = self._problem(json.loads(json.dumps(said)))
+            if problem is None:
                 return
             if unfinished == "resume":
-                rule = f"an unfinished cache of something else (different: {', '.join(different)}); remove it"
-                raise TeacherError(f"{self.place}: {rule}")
-        shutil.rmtree(self.place, ignore_errors=True)  # what a start broke off before it said what it was
-        self.place.mkdir(parents=True)
-        free = shutil.disk_usage(self.place).free
-        if free < self.facts.bytes:
-            raise TeacherError(f"{self.folder}: the cache takes {self.facts.bytes} bytes, {free} are free there")
-        for name, size in self._sizes().items():
-            with (self.place / name).open("wb") as file:
-                file.truncate(size)
+                raise TeacherError(f"{problem}; remove {self.place}")
+        discard(self.place)  # what a start broke off before it said what it was
+        with naming(self.place):
+            self.place.mkdir(parents=True)
+            free = shutil.disk_usage(self.place).free
+            if free < self.facts.bytes:
+                raise TeacherError(f"{self.folder}: the cache takes {self.facts.bytes} bytes, {free} are free there")
+            for name, size in self._sizes().items():
+                with (self.place / name).open("wb") as file:
+                    file.truncate(size)
         write_json(self.place / _FACTS, said)
+
+    def _problem(self, wanted: dict[str, Any]) -> str | None:
+        """Say why what lies in the place cannot be gone on with: of something else, or damaged."""
+        path = self.place / _FACTS
+        try:
+            found = json.loads(path.read_bytes())
+            found["preprocessing"] = with_decoding(found["preprocessing"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return f"{path}: damaged: {type(error).__name__}: {error}"
+        different = [key for key in wanted if found.get(key) != wanted[key]]
+        if different:
+            return f"{self.place}: an unfinished cache of something else (different: {', '.join(different)})"
+        for name, size in self._sizes().items():
+            try:
+                self._check_size(self.place / name, size)
+            except TeacherError as error:
+                return str(error)
+        return None
+
+    @staticmethod
+    def _check_size(path: Path, size: int) -> None:
+        try:
+            length = path.stat().st_size if path.is_file() else -1
+        except OSError as error:
+            raise TeacherError(f"{path}: cannot be read: {error.strerror}") from error
+        if length != size:
+            raise TeacherError(f"{path}: must have {size} bytes, got {'no file' if length < 0 else length}")
 
     def _sizes(self) -> dict[str, int]:
         facts = self.facts
@@ -114,8 +141,14 @@ class CacheWriter:
     def read_block(self, block: int) -> Tensor:
         """The rows (records, 2, D) float32 of a block that was written."""
         records, size = self.records(block), self.facts.record_bytes
-        with (self.place / EMBEDDINGS).open("rb") as file:
-            data = bytearray(os.pread(file.fileno(), len(records) * size, records.start * size))
+        path = self.place / EMBEDDINGS
+        try:
+            with path.open("rb") as file:
+                data = bytearray(os.pread(file.fileno(), len(records) * size, records.start * size))
+        except OSError as error:
+            raise TeacherError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) != len(records) * size:
+            raise TeacherError(f"{path}: was cut while the cache was made: it ends before record {records.stop - 1}")
         kept = torch.frombuffer(data, dtype=DTYPES[self.facts.dtype])
         return kept.view(len(records), 2, self.facts.dim).float()
 
@@ -126,7 +159,8 @@ class CacheWriter:
     def finish(self) -> None:
         """Give the cache its name. On one process, once all have written."""
         sums = [total for total in self._sums() if total is not None]
-        assert len(sums) == self.blocks, "blocks are missing"
+        if len(sums) != self.blocks:
+            raise TeacherError(f"{self.place / _BLOCKS}: was changed while the cache was made")
         facts = self.facts
         manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -144,8 +178,12 @@ class CacheWriter:
         publish(self.place, self.folder)
 
     def _sums(self) -> list[int | None]:
-        entries = np.frombuffer((self.place / _BLOCKS).read_bytes(), "<u4").reshape(-1, 2)
-        assert len(entries) == self.blocks, "blocks.bin has another length"
+        path = self.place / _BLOCKS
+        self._check_size(path, _ENTRY.size * self.blocks)
+        try:
+            entries = np.frombuffer(path.read_bytes(), "<u4").reshape(-1, 2)
+        except OSError as error:
+            raise TeacherError(f"{path}: cannot be read: {error.strerror}") from error
         return [total if total ^ 0xFFFFFFFF == other else None for total, other in entries.tolist()]
 
 
@@ -156,12 +194,9 @@ def partial(folder: Path) -> Path:
 
 def _put(path: Path, at: int, data: bytes) -> None:
     """Bytes into a file that has its size already; on the disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        view = memoryview(data)
+    view = memoryview(data)
+    with naming(path), path.open("r+b", buffering=0) as file:
         while view:
-            written = os.pwrite(descriptor, view, at)
+            written = os.pwrite(file.fileno(), view, at)
             view, at = view[written:], at + written
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.fsync(file.fileno())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from partialkd.config import Config, InputConfig
 from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
+from partialkd.data.images.decode import DECODING
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import Plan, SequentialPlan
 from partialkd.data.sources.source import Source
@@ -141,6 +142,7 @@ def facts_of(
     preprocessing = {
         "image_size": config.data.image_size,
         "resize": config.data.resize,
+        "decoding": DECODING,
         "input": accepts.model_dump(mode="json"),
         "project_to": config.teacher.project_to,
     }

@@ -195,6 +195,8 @@ class RecordReader:
         return Headers(flag, labels[:1], labels[-1:], np.array([len(image)], np.int64))
 
     def _scan(self, words: np.ndarray, chunk: slice) -> Headers:
+        if os.fstat(self._fd).st_size < self.size:  # touching what was cut off would end the process without a word
+            raise DataError(f"{self.path}: became shorter than {self.size} bytes while it was read")
         at = self.offsets[chunk] // 4
         kind, length = words[at + 1] >> 29, (words[at + 1] & MAX_PART).astype(np.int64)
         flags, several = words[at + 2], kind == FIRST

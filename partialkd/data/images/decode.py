@@ -24,6 +24,7 @@ from torch.nn.functional import interpolate
 
 from partialkd.errors import DataError, Where
 
+DECODING = 2  # raised whenever an image gets other pixels (1: EXIF orientation ignored): caches of the old are refused
 MAX_PIXELS = 1 << 26
 RESIZE = "data.resize = true"  # in the configuration of a run
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import shutil
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from partialkd.data.order.plan import BatchCut
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.open import open_source
-from partialkd.errors import DataError
+from partialkd.errors import DataError, StorageError
 
 
 def write_part(folder: Path, number: str, images: dict[int, tuple[float, bytes]], header: bool = False) -> None:
@@ -119,8 +121,9 @@ def test_a_kept_index_gives_the_same_source(parts: Path, tmp_path: Path, monkeyp
     again = RecordIOSource(parts, cache)
     assert contents(again) == contents(first)
     assert (again.fingerprint, again.name(3), again.stem(4)) == (first.fingerprint, first.name(3), first.stem(4))
-    assert isinstance(again.files[1].reader.offsets, np.memmap)
-    assert not again.files[1].reader.offsets.flags.writeable
+    for values in (again.files[1].reader.offsets, again.files[1].labels):
+        assert not values.flags.owndata  # a view of the mapped file
+        assert not values.flags.writeable
     assert contents(pickle.loads(pickle.dumps(again))) == contents(first)
 
 
@@ -135,22 +138,65 @@ def test_a_kept_index_is_of_the_files_as_they_were(parts: Path, tmp_path: Path) 
         RecordIOSource(parts, cache)
 
 
-def test_a_broken_kept_index_is_named(parts: Path, tmp_path: Path) -> None:
+def _flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit": _flipped,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["labels.bin", "offsets.bin", "numbers.bin", "manifest.json"])
+def test_a_damaged_kept_index_is_read_anew(parts: Path, tmp_path: Path, name: str, damage: str) -> None:
+    cache = tmp_path / "cache"
+    expected = contents(RecordIOSource(parts, cache))
+    (place,) = [path.parent for path in cache.glob("*/numbers.bin")]  # of the part with gaps between its keys
+    DAMAGES[damage](place / name)
+    with pytest.warns(UserWarning, match=rf"{name}: .*; the index of .*train\.\d\d\.rec is read anew") as said:
+        source = RecordIOSource(parts, cache)
+    assert len(said) == 1
+    assert contents(source) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert contents(RecordIOSource(parts, cache)) == expected
+    assert not [path for path in cache.iterdir() if path.name.startswith(".")]
+
+
+def test_an_index_under_another_name_is_not_believed(parts: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    expected = contents(RecordIOSource(parts, cache))
+    first, second, _ = sorted(cache.iterdir())
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    with pytest.warns(UserWarning, match="under another name"):
+        assert contents(RecordIOSource(parts, cache)) == expected
+
+
+def test_an_index_cut_while_in_use_is_named_and_kills_nobody(parts: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     RecordIOSource(parts, cache)
-    place = next(iter(cache.iterdir()))
-    for name, content in (("labels.npy", b"x"), ("facts.json", b"{}")):
-        (place / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{place.name}: not a usable index; remove it"):
-            RecordIOSource(parts, cache)
+    source = RecordIOSource(parts, cache)
+    for path in cache.glob("*/labels.bin"):
+        os.truncate(path, 0)
+    for read in (source.labels, lambda: source.read(0), lambda: source.name(0), lambda: source.readahead(0, 2)):
+        with pytest.raises(DataError, match=r"labels\.bin: must have \d+ bytes, .*got 0: it was changed while in use"):
+            read()
 
 
-def test_a_failed_cache_leaves_nothing(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object, **keys: object) -> None:
+def test_a_full_disk_leaves_nothing_and_is_named(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("partialkd.data.sources.index_cache._written", full)
+    with pytest.raises(StorageError, match=r"cache/[0-9a-f]{32}: cannot be written: No space left"):
         RecordIOSource(parts, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
