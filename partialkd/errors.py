@@ -79,3 +79,11 @@ class OutOfMemory(PartialKDError):
 
 class Preempted(Exception):
     """The run was asked to stop and has saved; start it again with --resume auto."""
+
+
+def text_of(error: PartialKDError | OSError) -> str:
+    """What a command says of an error: for those of the system, the file and what is the matter with it."""
+    if not isinstance(error, OSError):
+        return str(error)
+    files = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*files, error.strerror or printable(str(error))])

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from partialkd.data.formats.pair_lists import FORMS, LFW_NAMES, read_pair_list
 from partialkd.data.packing.verification_sets import PAIRS, build_bin, extract_bin
-from partialkd.errors import PartialKDError
+from partialkd.errors import PartialKDError, printable, text_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build or extract as the command line says; the exit status."""
     args = _parser().parse_args(arguments)
     try:
-        print(_build(args) if args.command == "build" else _extract(args))
+        print(printable(_build(args) if args.command == "build" else _extract(args)))
     except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(text_of(error), file=sys.stderr)
         return 1
     return 0
 

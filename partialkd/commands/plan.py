@@ -20,7 +20,8 @@ from prettytable import PrettyTable
 
 from partialkd.config import DataConfig, PhaseConfig, ProceduralConfig
 from partialkd.config.load import load_config
-from partialkd.data.formats.insightface_folder import PROPERTY, read_property
+from partialkd.data.formats.insightface_folder import PROPERTY
+from partialkd.data.formats.property_file import read_property
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
 from partialkd.planner.plan import Plan, Ranks, plan_phase

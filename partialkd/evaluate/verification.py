@@ -22,7 +22,7 @@ from torch import Tensor
 
 from partialkd.config import EvaluateConfig
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin
-from partialkd.data.images.decode import RESIZE, check_size, decode, to_tensor
+from partialkd.data.images.decode import RESIZE, Wanted, decode, to_tensor
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
 from partialkd.world.shard import shard_of
@@ -122,10 +122,7 @@ class _Embedder:
         return rows + self.embed(images.flip(3)).float() if self.config.flip else rows
 
     def _decode(self, encoded: bytes, where: str) -> np.ndarray:
-        image = decode(encoded, where)
-        if not self.resize:
-            check_size(image, self.image_size, where, self.option)
-        return image
+        return decode(encoded, where, wanted=Wanted(self.image_size, self.resize, self.option))
 
 
 def _gather(share: Tensor, world: World) -> Tensor:

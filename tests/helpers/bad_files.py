@@ -6,6 +6,7 @@ identities, 32 x 32 pixels, with header and identity records; record 3 is the on
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -87,6 +88,31 @@ def encoded(form: str, mode: str = "RGB", size: int = SIZE, **options: Any) -> b
     file = io.BytesIO()
     Image.fromarray(picture(0, size)).convert(mode).save(file, form, **options)
     return file.getvalue()
+
+
+def lying(number: int, how: int, form: str = "JPEG") -> bytes:
+    """A picture with a note in EXIF on how to turn it."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = how
+    Image.fromarray(picture(number)).save(file, form, exif=exif)
+    return file.getvalue()
+
+
+def oblong(height: int, width: int) -> bytes:
+    return encode_jpeg(np.zeros((height, width, 3), np.uint8))
+
+
+def many_scans(count: int, side: int = SIZE) -> bytes:
+    """A valid progressive JPEG, grey all over, in at most 896 scans: coefficient by coefficient, bit by bit."""
+    segment = lambda marker, content: b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
+    table = bytes([1, *[0] * 15, 0])  # one code of one bit: nothing follows
+    jpeg = b"\xff\xd8" + segment(b"\xdb", b"\0" + b"\1" * 64) + segment(b"\xc4", b"\0" + table + b"\x10" + table)
+    jpeg += segment(b"\xc2", b"\x08" + struct.pack(">HH", side, side) + b"\1\1\x11\0")
+    coefficients = ((at, bit) for at in range(64) for bit in range(13, -1, -1))
+    for (at, bit), _ in zip(coefficients, range(count), strict=False):
+        before = 0 if bit == 13 else bit + 1
+        jpeg += segment(b"\xda", bytes([1, 1, 0, at, at, before << 4 | bit])) + bytes((((side + 7) // 8) ** 2 + 7) // 8)
+    return jpeg + b"\xff\xd9"
 
 
 def animated(form: str) -> bytes:
@@ -286,6 +312,22 @@ def archive(*members: tuple[str, bytes] | tarfile.TarInfo, tail: bytes | None = 
                     tar.addfile(info, io.BytesIO(member[1]))
             end = tar.offset
         put(folder / "faces.tar", file.getvalue() if tail is None else file.getvalue()[:end] + tail)
+        return prepare(folder)
+
+    return make
+
+
+def compressed_archive(kind: bytes, megabytes: int = 64) -> Maker:
+    """A .tar.gz of some kilobytes whose second member has a header of so many megabytes."""
+
+    def make(folder: Path) -> Action:
+        with gzip.open(folder / "faces.tar", "wb") as file:
+            info, content = tarfile.TarInfo("anna/1.jpg"), encode_jpeg(picture(0))
+            info.size = len(content)
+            file.write(info.tobuf() + content + bytes(-len(content) % 512))
+            file.write(member("././@LongLink", kind, megabytes << 20).tobuf(tarfile.GNU_FORMAT))
+            for _ in range(megabytes):
+                file.write(bytes(1 << 20))
         return prepare(folder)
 
     return make

@@ -15,7 +15,7 @@ IMAGES = {
     "truncated JPEG": (make.encoded("JPEG")[:-300], "broken JPEG: Premature end of JPEG file"),
     "JPEG of two bytes": (b"\xff\xd8", "broken JPEG: "),
     "JPEG damaged in the middle": (make.damaged_middle(), "broken JPEG: Corrupt JPEG data"),
-    "JPEG header says 8191 x 8191": (make.sized_jpeg(8191), "broken JPEG: "),
+    "JPEG header says 8191 x 8191": (make.sized_jpeg(8191), "must be 32 x 32 pixels .*, got 8191 x 8191"),
     "JPEG header says 16000 x 16000": (
         make.sized_jpeg(16000),
         "an image has at most 67108864 pixels, got 16000 x 16000",
@@ -31,7 +31,12 @@ IMAGES = {
     "text": (b"no image", r"not an image of PNG, JPEG, BMP, WEBP, TIFF \(starts with b'no image'\)"),
     "1 x 1 pixels": (make.encoded("JPEG", size=1), "must be 32 x 32 pixels .*, got 1 x 1"),
     "another size": (make.encoded("JPEG", size=48), "must be 32 x 32 pixels .*, got 48 x 48"),
-    "PNG of 8000 x 8000 without pixels": (make.png(8000, 8000, bytes(10)), "broken image: "),
+    "an image that is not square": (make.oblong(32, 40), "must be square .*, got 40 x 32"),
+    "JPEG of 800 scans": (make.many_scans(800), "a JPEG of 32 x 32 pixels has at most 100 scans, got 800"),
+    "PNG of 8000 x 8000 without pixels": (
+        make.png(8000, 8000, bytes(10)),
+        "must be 32 x 32 pixels .*, got 8000 x 8000",
+    ),
     "PNG that says 2^31 x 2^31": (make.png(2**31 - 1, 2**31 - 1, b""), "broken image: Image size"),
     "PNG with 50 MB of text in 50 KB": (
         make.png(2, 2, bytes(14), (b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000), 1))),
@@ -169,7 +174,7 @@ RECORDS = (
     Fault(
         "header record NaN", make.header(float("nan"), 4.0), r"train\.rec: key 0: header record must give .*, got nan"
     ),
-    Fault("property missing", make.removed("property"), "property: cannot be read: No such file"),
+    Fault("property missing", make.removed("property"), "property: is missing; .* By its records: `2,32,32`"),
     Fault(
         "property of fewer identities",
         make.spoilt("property", lambda _: b"1,32,32"),
@@ -183,7 +188,7 @@ RECORDS = (
     Fault(
         "property of junk",
         make.spoilt("property", lambda _: b"\xff\0"),
-        "property: must be one line `classes,height,width`",
+        "property: line 1: must be UTF-8 text, got byte 0xff",
     ),
     Fault(
         "property of 10^30 identities",
@@ -193,9 +198,15 @@ RECORDS = (
     Fault(
         "property of 5000 digits",
         make.spoilt("property", lambda _: b"9" * 5000 + b",32,32"),
-        "property: must be one line",
+        "property: must begin with a line `classes,height,width`, got '9",
     ),
-    Fault("label map of junk", make.identities_map(b"\xff\xfe"), r"map\.txt: cannot be read: "),
+    Fault(
+        "label map of junk", make.identities_map(b"0\t0\n\xff"), r"map\.txt: line 2: must be UTF-8 text, got byte 0xff"
+    ),
+    Fault("label map in UTF-16", make.identities_map("0\t0".encode("utf-16")), r"map\.txt: is text in UTF-16"),
+    Fault(
+        "label map with a zero byte", make.identities_map(b"0\t0\n1\t\0"), r"map\.txt: line 2: must be text, got a zero"
+    ),
     Fault("label map without an identity", make.identities_map(b"0\t0\n"), r"map\.txt: has no line for identity '1'"),
     Fault(
         "label map with id 1.5",
@@ -286,11 +297,31 @@ FOLDERS_AND_TEXT = (
         make.archive(("anna/2.jpg", b"\xff\xd8")),
         r"faces\.tar: .*anna/2\.jpg: broken JPEG",
     ),
+    Fault(
+        "archive with a long name of 64 MB",
+        make.compressed_archive(tarfile.GNUTYPE_LONGNAME),
+        r"faces\.tar: cannot be read: the headers of a member take more than 1048576 bytes",
+    ),
+    Fault(
+        "archive with an extended header of 64 MB",
+        make.compressed_archive(tarfile.XHDTYPE),
+        r"faces\.tar: cannot be read: the headers of a member take more than 1048576 bytes",
+    ),
+    Fault(
+        "archive with a sparse file",
+        make.archive(make.member("anna/2.jpg", tarfile.GNUTYPE_SPARSE)),
+        r"faces\.tar: anna/2\.jpg: must be a file <identity>/<image>",
+    ),
+    Fault(
+        "archive damaged in the middle",
+        make.archive(("anna/2.jpg", b"x"), tail=b"junk" * 500),
+        r"faces\.tar: cannot be read: invalid header",
+    ),
     Fault("archive of junk", make.archive_file(b"junk" * 1000), r"faces\.tar: cannot be read: "),
     Fault("damaged .tar.gz", make.archive_file(b"\x1f\x8b\x08" + bytes(500)), r"faces\.tar: cannot be read: "),
     Fault("pairs without a header", make.pairs_csv(b"x,y,1\n"), r"pairs\.csv: line 1: must be a,b,same"),
     Fault("pairs with answer 2", make.pairs_csv(b"a,b,same\nx,y,2\n"), r"pairs\.csv: line 2: must be path,path,0 or 1"),
-    Fault("pairs of junk", make.pairs_csv(b"\xff\xfe\0"), r"pairs\.csv: cannot be read: "),
+    Fault("pairs of junk", make.pairs_csv(b"\xfe\0"), r"pairs\.csv: line 1: must be UTF-8 text"),
     Fault(
         "pairs with a field of 200 KB",
         make.pairs_csv(b"a,b,same\n" + b"x" * 200_000 + b",y,1\n"),

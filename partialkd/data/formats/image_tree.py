@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from partialkd.data.formats.tar_stream import read_members
 from partialkd.errors import DataError
 
 _MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
@@ -59,22 +61,28 @@ def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
     Hidden files, and files beside the identities, are not looked at.
     """
     try:
-        with tarfile.open(tree, "r|*") as archive:
-            for member in archive:
-                parts = Path(member.name).parts
-                if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
-                    rule = f"a member has at most {_MOST_BYTES} bytes"
-                    raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
-                if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
-                    continue
-                if not member.isfile() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
-                    raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
-                if not parts[1].lower().endswith(IMAGE_SUFFIXES):
-                    raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
-                file = archive.extractfile(member) if "/".join(parts) in wanted else None
-                yield "/".join(parts), file.read() if file else b""
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        for archive, member in read_members(tree):
+            path = _path_of(member, tree)
+            if path is not None:
+                file = archive.extractfile(member) if path in wanted else None
+                yield path, file.read() if file else b""
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{tree}: cannot be read: {error}") from error
+
+
+def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
+    """`<identity>/<image>`, or None for what is not looked at."""
+    parts = Path(member.name).parts
+    if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
+        rule = f"a member has at most {_MOST_BYTES} bytes"
+        raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
+    if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
+        return None
+    if not member.isfile() or member.issparse() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
+        raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
+    if not parts[1].lower().endswith(IMAGE_SUFFIXES):
+        raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
+    return "/".join(parts)
 
 
 class Listing:

@@ -1,16 +1,18 @@
 """The folder InsightFace trains from: train.rec, train.idx, property (and, ours, identities.txt).
 
-`property` is one line `classes,height,width`. Records: key 0 a header without image, labels (first identity key,
-end); keys 1..n the images, sorted by class id, label = class id; then one record without image an identity,
-labels (first image key, end). Labels are float32, exact to 2^24: a set of more images is written without header and
-identity records, image keys 0..n-1, as InsightFace's largest sets are (the id inside a record is then its key + 1);
-more classes than that cannot be written.
+`property` is a line `classes,height,width` (property_file.py). Records: key 0 a header without image, labels (first
+identity key, end); keys 1..n the images, sorted by class id, label = class id; then one record without image per
+identity, labels (first image key, end). Labels are float32, exact to 2^24: a set of more images is written without
+header and identity records, image keys 0..n-1, as InsightFace's largest sets are (the id inside a record is then its
+key + 1); more classes than that cannot be written.
 identities.txt holds `class id<TAB>name` lines.
 Differs from InsightFace's reader: a key 0 with several labels *and* an image is an image, not a header.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,11 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from partialkd.data.formats.recordio import Headers, RecordWriter, open_writer, pack_payload
+from partialkd.data.formats.text_file import read_text
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import refuse_existing, replacing
 
 REC, IDX, PROPERTY, NAMES = "train.rec", "train.idx", "property", "identities.txt"
 FLOAT_EXACT = 1 << 24  # float32 holds every integer up to here
+_NOT_UTF_8 = re.compile("[\ud800-\udfff]")  # how Python keeps such bytes of a file's name
 
 
 def pack_records(
@@ -96,31 +100,17 @@ def check_names(names: Sequence[str], num_classes: int) -> None:
     for label, name in enumerate(names):
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0\n\r\t"):
             raise DataError(f"class {label}: identity name must be usable as a folder's name, got {name!r}")
+        if _NOT_UTF_8.search(name):
+            rule = "identity name must be UTF-8 text; rename the folder"
+            raise DataError(f"class {label}: {rule}, got {os.fsencode(name)!r}")
     if len(set(names)) != num_classes:
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"identity name {twice!r} occurs more than once")
 
 
-def read_property(path: Path) -> tuple[int, int, int]:
-    """`property` -> number of classes, height, width."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-        classes, height, width = (int(field) for field in text.split(","))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError:
-        raise DataError(f"{path}: must be one line `classes,height,width`, got {path.read_bytes()[:60]!r}") from None
-    if min(classes, height, width) <= 0 or classes > FLOAT_EXACT:
-        raise DataError(f"{path}: numbers must be positive and classes at most {FLOAT_EXACT}, got {text}")
-    return classes, height, width
-
-
 def read_names(path: Path, num_classes: int) -> list[str]:
     """identities.txt -> names by class id."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    lines = read_text(path).split("\n")
     names = []
     for label, line in enumerate(lines[:-1] if lines[-1] == "" else lines):
         number, tab, name = line.partition("\t")

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.errors import DataError
 
 LFW_NAMES = "{name}/{name}_{number:04d}.jpg"
@@ -169,7 +170,7 @@ def read_csv(path: Path) -> list[ListedPair]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    rows = csv.reader(io.StringIO(_text(path)))
+    rows = csv.reader(io.StringIO(read_text(path)))
     try:
         for row in rows:
             yield rows.line_num, row
@@ -188,20 +189,11 @@ FORMS: dict[str, Callable[[Path], list[ListedPair]]] = {
 }
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
 def _lines(path: Path, separator: str | None = None) -> list[_Line]:
     """The lines that are not blank, cut at white space or at the separator."""
-    lines = enumerate(_text(path).splitlines(), 1)
     return [
         _Line([field.strip() for field in line.split(separator)], f"{path}: line {number}")
-        for number, line in lines
-        if line.strip()
+        for number, line in read_lines(path)
     ]
 
 

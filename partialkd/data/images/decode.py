@@ -1,9 +1,9 @@
 """From encoded images to the tensor every network sees: one decoder, one resize, one normalisation.
 
 `decode`: bytes -> (H, W, 3) uint8 RGB. JPEG by libjpeg-turbo with its exact DCT (pixels equal Pillow's), PNG, BMP,
-WebP and TIFF by Pillow. Grey is repeated on three channels, CMYK converted, an opaque alpha channel dropped;
-transparency, 16 bits a channel, animations and more than 64 megapixels are errors. EXIF orientation is ignored:
-aligned faces have none.
+WebP and TIFF by Pillow. Turned upright as EXIF says (orientation.py). Grey is repeated on three channels, CMYK
+converted, an opaque alpha channel dropped; transparency, 16 bits a channel, animations, more than 64 megapixels and
+JPEG of very many scans are errors. What the header says is checked before a pixel is decoded.
 `to_tensor`: images -> (b, 3, S, S) float32, (pixel - 127.5) / 127.5. Resize, grey, mirror and normalisation happen
 there, on the device, so that all loaders agree. On the CPU it is NumPy that does it, one image at a time while that is
 in the cache: torch's threads would get in the way of those that decode.
@@ -13,7 +13,10 @@ Errors: `DataError` naming `where`.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -22,16 +25,20 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from partialkd.data.images.orientation import UPRIGHT, jpeg_head, orientation, turned, upright_size
 from partialkd.errors import DataError, Where
 
 DECODING = 2  # raised whenever an image gets other pixels (1: EXIF orientation ignored): caches of the old are refused
 MAX_PIXELS = 1 << 26
+MAX_SCANS = 100  # of a JPEG; usual are 1 to 12. Each is a pass over all pixels, whatever its length
+MAX_SCANNED = 1 << 30  # pixels times scans
 RESIZE = "data.resize = true"  # in the configuration of a run
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # not the formats Pillow hands to other programs
+JPEG = b"\xff\xd8"  # how these files begin
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, that of JPEG and of Pillow's "L"
 _MAGICS = (
-    (b"\xff\xd8", ".jpg"),
+    (JPEG, ".jpg"),
     (b"\x89PNG", ".png"),
     (b"BM", ".bmp"),
     (b"RIFF", ".webp"),
@@ -40,27 +47,79 @@ _MAGICS = (
 )
 
 
-def decode(encoded: bytes, where: str | Where, out: np.ndarray | None = None) -> np.ndarray:
-    """Encoded image -> (H, W, 3) uint8 RGB, writable.
+@dataclass(frozen=True)
+class Wanted:
+    """Which sizes of images are taken."""
+
+    image_size: int | None  # pixels a side; None: any square
+    resize: bool = False  # other squares too, which are resized later
+    option: str = RESIZE  # what the user can give to have them resized
+
+    def check(self, width: int, height: int, where: str | Where) -> None:
+        """DataError for another size, and for what is not square: resizing would squeeze the face."""
+        if width != height:
+            rule = "must be square (docs/data.md says how faces are aligned; they are not squeezed)"
+            raise DataError(f"{where}: {rule}, got {width} x {height}")
+        size = self.image_size
+        if not self.resize and size is not None and width != size:
+            rule = f"must be {size} x {size} pixels ({self.option} brings every image to that size)"
+            raise DataError(f"{where}: {rule}, got {width} x {height}")
+
+
+def decode(
+    encoded: bytes, where: str | Where, out: np.ndarray | None = None, wanted: Wanted | None = None
+) -> np.ndarray:
+    """Encoded image -> (H, W, 3) uint8 RGB, upright, writable.
 
     An image of the size of `out` (H, W, 4) uint8 is written there, and the result is a view of it. Four bytes a pixel,
     the last one unused, are a sixth faster to decode than three, and need no copy to make a batch.
     """
-    if not encoded:
-        raise DataError(f"{where}: the image is empty")
-    if encoded[:2] != b"\xff\xd8":
-        return _copied(_decode_pillow(encoded, where), out)
+    if encoded[:2] != JPEG:
+        return _copied(_decode_pillow(encoded, where, wanted), out)
+    width, height, space, how = check_jpeg(encoded, where, wanted)
+    if space in ("CMYK", "YCCK"):  # libjpeg-turbo leaves these as they are
+        return _copied(_decode_pillow(encoded, where, wanted), out)
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)  # a hundredth of the time
-        if space in ("CMYK", "YCCK"):  # libjpeg-turbo leaves these as they are
-            return _copied(_decode_pillow(encoded, where), out)
-        _check_pixels(width, height, where)
-        if out is None or out.shape[:2] != (height, width):
-            return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB"))
+        if how != UPRIGHT or out is None or out.shape[:2] != (height, width):
+            return _copied(turned(np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB")), how), out)
         pixels = simplejpeg.decode_jpeg(encoded, colorspace="RGBX", buffer=out)
         return np.asarray(pixels)[..., :3]
     except ValueError as error:
         raise DataError(f"{where}: broken JPEG: {error}") from error
+
+
+class JpegHeader(NamedTuple):
+    """What a JPEG says before its pixels."""
+
+    width: int  # upright
+    height: int
+    colour_space: str
+    orientation: int
+
+
+def check_jpeg(encoded: bytes, where: str | Where, wanted: Wanted | None = None) -> JpegHeader:
+    """The header of a JPEG that can be decoded in reasonable time; it is read in a hundredth of the decoder's."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError as error:
+        raise DataError(f"{where}: broken JPEG: {error}") from error
+    _check_pixels(width, height, where)
+    how, one_scan = jpeg_head(encoded)
+    width, height = upright_size(width, height, how)
+    if wanted is not None:
+        wanted.check(width, height, where)
+    most = min(MAX_SCANS, MAX_SCANNED // max(width * height, 1))
+    if not one_scan and (scans := encoded.count(b"\xff\xda")) > most:
+        raise DataError(f"{where}: a JPEG of {width} x {height} pixels has at most {most} scans, got {scans}")
+    return JpegHeader(width, height, space, how)
+
+
+def image_size(encoded: bytes, where: str | Where) -> tuple[int, int]:
+    """Width and height upright, by the header."""
+    if encoded[:2] == JPEG:
+        return check_jpeg(encoded, where)[:2]
+    with _opened(encoded, where, None) as (image, how):
+        return upright_size(*image.size, how)
 
 
 def _copied(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
@@ -70,22 +129,44 @@ def _copied(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return out[..., :3]
 
 
-def _decode_pillow(encoded: bytes, where: str | Where) -> np.ndarray:
+def _decode_pillow(encoded: bytes, where: str | Where, wanted: Wanted | None) -> np.ndarray:
+    with _opened(encoded, where, wanted) as (image, how):
+        if not image.has_transparency_data:
+            return turned(np.array(image.convert("RGB")), how)
+        with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
+            raise DataError(f"{where}: the image has transparent pixels")
+        return turned(np.array(with_alpha.convert("RGB")), how)
+
+
+@contextmanager
+def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterator[tuple[Image.Image, int]]:
+    """An image whose header is read and checked, and how to turn it; what is wrong with it later is a DataError too."""
+    if not encoded:
+        raise DataError(f"{where}: the image is empty")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(*image.size, where)
-            if getattr(image, "n_frames", 1) > 1 or image.mode in _DEEP_MODES:
+            how = UPRIGHT if image.format == "TIFF" else orientation(encoded)  # Pillow turns TIFF by itself
+            if wanted is not None:
+                wanted.check(*upright_size(*image.size, how), where)
+            if _several(image) or image.mode in _DEEP_MODES:
                 raise DataError(f"{where}: must be one image of 8 bits a channel, got {image.format} mode {image.mode}")
-            if not image.has_transparency_data:
-                return np.array(image.convert("RGB"))
-            with_alpha = image.convert("RGBA")
-            if with_alpha.getchannel("A").getextrema() != (255, 255):
-                raise DataError(f"{where}: the image has transparent pixels")
-            return np.array(with_alpha.convert("RGB"))
+            yield image, how
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image of {', '.join(FORMATS)} (starts with {encoded[:8]!r})") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: broken image: {error}") from error
+
+
+def _several(image: Image.Image) -> bool:
+    """Whether there is a second frame. Counting them all could take a hostile file's own time."""
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+        return False
+    return True
 
 
 def _check_pixels(width: int, height: int, where: str | Where) -> None:
@@ -99,14 +180,6 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
 
-def check_size(image: np.ndarray, image_size: int, where: str | Where, option: str = RESIZE) -> None:
-    """DataError unless the image is image_size x image_size. option: what the user can give to have it resized."""
-    height, width = image.shape[:2]
-    if (height, width) != (image_size, image_size):
-        rule = f"must be {image_size} x {image_size} pixels ({option} brings every image to that size)"
-        raise DataError(f"{where}: {rule}, got {width} x {height}")
-
-
 def to_tensor(
     images: Sequence[np.ndarray] | np.ndarray | Tensor,
     image_size: int,
@@ -117,7 +190,7 @@ def to_tensor(
     """b images (H, W, 3) or (H, W, 4) uint8, of any sizes -> (b, 3, S, S) float32 on `device`, S = image_size.
 
     Of four channels the last is not looked at. flips (b,) bool: mirror these. grey (b,) bool: replace the channels of
-    these by their luma. An image of another size is resized (`check_size` first, where that is not wanted), each by
+    these by their luma. An image of another size is resized (`decode` refuses it where that is not wanted), each by
     itself: no result depends on the batch.
     """
     device, none = torch.device(device), np.zeros(len(images), dtype=bool)
@@ -189,14 +262,24 @@ def to_pixels(image: np.ndarray, image_size: int) -> np.ndarray:
     return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def sized(encoded: bytes, image_size: int | None, resize: bool, where: str, option: str = RESIZE) -> bytes:
-    """The bytes as they are if the image has the right size; None: any."""
-    pixels = decode(encoded, where)
-    if image_size is None or pixels.shape[:2] == (image_size, image_size):
-        return encoded
-    if not resize:
-        check_size(pixels, image_size, where, option)
-    return encode_jpeg(to_pixels(pixels, image_size))
+def sized(encoded: bytes, where: str, wanted: Wanted) -> bytes:
+    """The bytes as they are if the image is upright and has the size wanted, else encoded anew."""
+    pixels = decode(encoded, where, wanted=wanted)
+    if wanted.image_size is not None and pixels.shape[0] != wanted.image_size:
+        return encode_jpeg(to_pixels(pixels, wanted.image_size))
+    return encoded if orientation(encoded) == UPRIGHT else encode_upright(encoded, pixels)
+
+
+def encode_upright(encoded: bytes, pixels: np.ndarray) -> bytes:
+    """Encode the upright pixels of an image: as JPEG if it was one, else as PNG."""
+    return encode_jpeg(pixels) if encoded[:2] == JPEG else encode_png(pixels)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB -> PNG, which loses nothing."""
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    return png.getvalue()
 
 
 def image_suffix(encoded: bytes) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images import augment
-from partialkd.data.images.decode import check_size, decode
+from partialkd.data.images.decode import Wanted, decode
 from partialkd.data.loading.unreadable import Unreadable
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source
@@ -82,6 +82,7 @@ class SourceLoader(Loader):
     def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
         super().__init__(plan)
         self.data, self.source, self.device = data, source, device
+        self.wanted = Wanted(data.image_size, data.resize)
         self.unreadable = Unreadable(data, source, plan)
 
     def close(self) -> None:
@@ -90,12 +91,8 @@ class SourceLoader(Loader):
         self.unreadable.say_total()
 
     def _decode(self, encoded: bytes, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode a record to pixels (H, W, 3) uint8, in `out` if they have its size."""
-        where = Where(self.source.name, index)
-        image = decode(encoded, where, out)
-        if not self.data.resize:
-            check_size(image, self.data.image_size, where)
-        return image
+        """Decode a record to pixels (H, W, 3) uint8, upright, in `out` if they have its size."""
+        return decode(encoded, Where(self.source.name, index), out, self.wanted)
 
     def _batch(
         self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray

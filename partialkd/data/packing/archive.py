@@ -13,6 +13,7 @@ Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ import numpy as np
 
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.data.formats.image_tree import list_images, read_images
+from partialkd.data.formats.insightface_folder import check_names
+from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.pair_lists import ListedPair, read_csv
+from partialkd.data.formats.text_file import read_lines
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import check_size, decode, sized
+from partialkd.data.images.decode import RESIZE, Wanted, decode, sized
 from partialkd.data.packing.pack import PackOptions, pack
-from partialkd.errors import ConfigError, DataError
+from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.made_folder import made_before, making
 
+LOG = logging.getLogger(__name__)
 PREPARATION = 1  # raised when the same settings give other files
 _INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
 
@@ -63,25 +68,31 @@ def _pack_training(config: ArchiveConfig, data: DataConfig, new: Path, facts: di
     """Write the records; returns the identities in them."""
     found = list_images(Path(config.images))
     identities = _choose_identities(found, config, facts)
+    try:
+        check_names(identities, len(identities))
+    except DataError as error:
+        raise DataError(f"{config.images}: {error}") from error
     wanted = [f"{identity}/{image}" for identity in identities for image in found[identity]]
     extracted = new / "extracted"
     for number, (path, encoded) in enumerate(read_images(Path(config.images), wanted)):
-        if number == 0 and not data.resize:
-            check_size(decode(encoded, f"{config.images}: {path}"), data.image_size, f"{config.images}: {path}")
+        if number == 0:  # before the whole archive has been read
+            decode(encoded, f"{config.images}: {path}", wanted=Wanted(data.image_size, data.resize))
         (extracted / path).parent.mkdir(parents=True, exist_ok=True)
         (extracted / path).write_bytes(encoded)
     size = data.image_size if data.resize else None
     try:
-        facts["images"], _ = pack(extracted, new, PackOptions(size=size, workers=data.workers))
+        options = PackOptions(size=size, size_option=RESIZE, workers=data.workers)
+        facts["images"], _ = pack(extracted, new, options)
     except DataError as error:
-        raise DataError(f"{config.images}: {error}") from error
+        first, *others = str(error).split("\n")
+        raise DataError(f"{config.images}: {first}", *others) from error
     facts["identities"] = len(identities)
     shutil.rmtree(extracted)
     return set(identities)
 
 
 def _choose_identities(found: dict[str, list[str]], config: ArchiveConfig, facts: dict[str, Any]) -> list[str]:
-    excluded = _read_names(Path(config.exclude_identities)) if config.exclude_identities else set()
+    excluded = _excluded(Path(config.exclude_identities), found, facts) if config.exclude_identities else set()
     allowed = sorted(found.keys() - excluded)
     enough = [identity for identity in allowed if len(found[identity]) >= config.min_images]
     chosen = enough[: config.max_identities]
@@ -95,11 +106,14 @@ def _choose_identities(found: dict[str, list[str]], config: ArchiveConfig, facts
     return chosen
 
 
-def _read_names(path: Path) -> set[str]:
-    try:
-        return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+def _excluded(path: Path, found: dict[str, list[str]], facts: dict[str, Any]) -> set[str]:
+    """The identities of the exclude list that the archive has."""
+    lookup = NameLookup(found)
+    there = {lookup.find(line.strip()) for _, line in read_lines(path)} - {None}
+    facts["exclude_list"] = lookup.counts()
+    if not there:
+        LOG.warning("%s: nobody is left out", printable(lookup.summary(path)))
+    return {identity for identity in there if identity is not None}
 
 
 # ------------------------------------------------------------------------------------------------- pairs
@@ -109,7 +123,9 @@ def _choose_pairs(
     pairs: list[ListedPair], trained: set[str], config: ArchiveConfig, facts: dict[str, Any]
 ) -> list[ListedPair]:
     """Without the training set's identities, at most `max_pairs`."""
-    unseen = [pair for pair in pairs if _identity(pair.first) not in trained and _identity(pair.second) not in trained]
+    lookup = NameLookup(trained)
+    known = {identity: lookup.find(identity) for pair in pairs for identity in _identities(pair)}
+    unseen = [pair for pair in pairs if not any(known[identity] for identity in _identities(pair))]
     chosen = _thin(unseen, config.max_pairs) if config.max_pairs else unseen
     facts["left_out_pairs"] = {
         "identity_in_training": len(pairs) - len(unseen),
@@ -134,13 +150,13 @@ def _thin(pairs: list[ListedPair], limit: int) -> list[ListedPair]:
 
 def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: Path) -> None:
     order = [path for pair in pairs for path in (pair.first, pair.second)]
-    size, resize = data.image_size, data.resize
-    encoded = {path: sized(image, size, resize, f"{images}: {path}") for path, image in read_images(images, set(order))}
+    wanted = Wanted(data.image_size, data.resize)
+    encoded = {path: sized(image, f"{images}: {path}", wanted) for path, image in read_images(images, set(order))}
     write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))
 
 
-def _identity(path: str) -> str:
-    return path.partition("/")[0]
+def _identities(pair: ListedPair) -> tuple[str, str]:
+    return pair.first.partition("/")[0], pair.second.partition("/")[0]
 
 
 # --------------------------------------------------------------------------------------- archives and folders

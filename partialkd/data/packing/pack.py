@@ -1,29 +1,35 @@
-"""Image folders or list files -> an InsightFace folder (`layout.pack_records`), and back.
+"""Image folders or list files -> an InsightFace folder (`insightface_folder.pack_records`), and back.
 
-A folder is `<identity>/<image>`, class ids in the order of the sorted identity names. A list file has a line
-`path<TAB>label` or `path,label` an image, paths relative to the file, labels the class ids.
 JPEG and PNG bytes are kept as they are; other formats become PNG. A size resizes (antialiased bilinear) what is not of
-that size already; a quality re-encodes everything. What is re-encoded becomes JPEG without chroma subsampling.
+that size already; a quality re-encodes everything. What is re-encoded becomes JPEG without chroma subsampling. Images
+that EXIF says to turn are turned and encoded anew, so that every reader sees them alike. All must be square.
 Every image is decoded once. What cannot be packed is a `Problem` with its path and reason: all of them are raised
 together (`PackError`) and nothing is written, or, when skipping, all are written to `out`/skipped.txt.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from partialkd.data.formats.image_tree import list_folder
-from partialkd.data.formats.insightface_folder import FLOAT_EXACT, NAMES, pack_records, read_names
-from partialkd.data.images.decode import decode, encode_jpeg, image_suffix, to_pixels
+from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
+from partialkd.data.images.decode import (
+    Wanted,
+    decode,
+    encode_jpeg,
+    encode_png,
+    encode_upright,
+    image_size,
+    image_suffix,
+    to_pixels,
+)
+from partialkd.data.images.orientation import UPRIGHT, orientation
 from partialkd.data.ordered_threads import in_order
+from partialkd.data.packing.image_list import Gaps, ImageList, Problem, list_to_pack
 from partialkd.data.progress_bar import shown
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError, printable
@@ -31,15 +37,6 @@ from partialkd.storage.atomic_files import new_folder, refuse_existing, replacin
 
 SKIPPED = "skipped.txt"
 READ_AHEAD = 32  # images per thread: some take much longer than others
-_NUMBER = re.compile(r"[0-9]{1,10}")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An image that cannot be packed."""
-
-    path: str
-    reason: str
 
 
 class PackError(DataError):
@@ -51,24 +48,15 @@ class PackError(DataError):
         super().__init__(*lines, f"{len(problems)} images cannot be packed; nothing was written")
 
 
-@dataclass
-class ImageList:
-    """What to pack: paths and labels in ascending order of labels, identity names by label."""
-
-    root: Path
-    names: list[str]
-    paths: list[str]
-    labels: list[int]
-    problems: list[Problem] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class PackOptions:
     """How images are packed."""
 
     size: int | None = None  # pixels; None: the size of the first image, others are problems
+    size_option: str = "--size"  # what the user can give to have all resized
     quality: int | None = None  # JPEG quality 1..100; None: re-encode only what is resized, at 95
     skip_unreadable: bool = False
+    gaps: Gaps = "refuse"  # class ids of a list file that have no image
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)  # threads
 
     def __post_init__(self) -> None:
@@ -82,7 +70,7 @@ def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[i
     """Pack a folder or a list file into `out` -> number of images, problems that were skipped."""
     images, out, options = Path(images), Path(out), options or PackOptions()
     refuse_existing(out / SKIPPED)
-    todo = _from_folder(images) if images.is_dir() else _from_list(images)
+    todo = list_to_pack(images, options.gaps)
     size = options.size or _first_size(todo)
     job: Callable[[int], tuple[bytes, int] | Problem] = lambda number: _prepare(todo, number, size, options)
     results = in_order(job, range(len(todo.paths)), options.workers, READ_AHEAD * options.workers)
@@ -114,65 +102,31 @@ def _prepare(todo: ImageList, number: int, size: int, options: PackOptions) -> t
     path = todo.paths[number]
     try:
         encoded = (todo.root / path).read_bytes()
-        pixels = decode(encoded, path)
-        return _encoded(encoded, pixels, size, options), todo.labels[number]
+        return _encoded(encoded, path, size, options), todo.labels[number]
     except OSError as error:
         return Problem(path, f"cannot be read: {error.strerror}")
     except DataError as error:
-        return Problem(path, str(error).removeprefix(f"{path}: "))
+        return Problem(path, str(error).removeprefix(f"{printable(path)}: "))
 
 
-def _encoded(encoded: bytes, pixels: np.ndarray, size: int, options: PackOptions) -> bytes:
-    height, width = pixels.shape[:2]
-    if height != width:
-        raise DataError(f"must be square, got {width} x {height}")
-    if width != size and options.size is None:
-        raise DataError(f"the first image is {size} x {size}, got {width} x {height} (a size brings all to one)")
-    if width != size or options.quality is not None:
+def _encoded(encoded: bytes, path: str, size: int, options: PackOptions) -> bytes:
+    option = f"as the first image is; {options.size_option}"
+    pixels = decode(encoded, path, wanted=Wanted(size, resize=options.size is not None, option=option))
+    if pixels.shape[1] != size or options.quality is not None:
         return encode_jpeg(to_pixels(pixels, size), options.quality or 95)
-    if image_suffix(encoded) in (".jpg", ".png"):
-        return encoded
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    return png.getvalue()
+    if image_suffix(encoded) not in (".jpg", ".png"):
+        return encode_png(pixels)
+    return encoded if orientation(encoded) == UPRIGHT else encode_upright(encoded, pixels)
 
 
 def _first_size(todo: ImageList) -> int:
-    """Width of the first image that can be decoded."""
+    """Width of the first image whose header can be read."""
     for path in todo.paths:
         try:
-            return int(decode((todo.root / path).read_bytes(), path).shape[1])
+            return image_size((todo.root / path).read_bytes(), path)[0]
         except (OSError, DataError):  # becomes a Problem when its turn comes
             continue
     raise PackError([*todo.problems, Problem(str(todo.root), "none of its images can be decoded")])
-
-
-def _from_folder(folder: Path) -> ImageList:
-    found = list_folder(folder)
-    return ImageList(folder, found.names, found.paths, found.labels, [Problem(*problem) for problem in found.problems])
-
-
-def _from_list(path: Path) -> ImageList:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    entries: list[tuple[int, str]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, separator, label = line.rpartition("\t" if "\t" in line else ",")
-        if not separator or not name.strip() or not _NUMBER.fullmatch(label.strip()):
-            raise DataError(f"{path}: line {number}: must be path<TAB>label or path,label, got {line[:120]!r}")
-        if int(label) >= FLOAT_EXACT:
-            raise DataError(f"{path}: line {number}: label must be below {FLOAT_EXACT}, got {label.strip()}")
-        entries.append((int(label), name.strip()))
-    if not entries:
-        raise DataError(f"{path}: no image in the list")
-    entries.sort(key=lambda entry: entry[0])
-    labels = [label for label, _ in entries]
-    names = [str(label) for label in range(labels[-1] + 1)]
-    return ImageList(path.parent, names, [name for _, name in entries], labels)
 
 
 def unpack(folder: Path, out: Path, workers: int | None = None) -> int:

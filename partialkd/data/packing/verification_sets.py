@@ -1,9 +1,10 @@
 """Verification sets (.bin) from image files and a list of pairs, and back. Faces are not aligned here: the images
 must be, to the template of the training images.
 
-Bytes of images are kept as they are, so a set taken apart and made again holds the same bytes in the same order; with
-`resize` an image of another size becomes a JPEG of that size. Each image is decoded once: what cannot be decoded, or
-has another size, is found now and not in the middle of an evaluation.
+Bytes of images are kept as they are, so a set taken apart and made again holds the same bytes in the same order; but
+what EXIF says to turn is turned and encoded anew, and with `resize` an image of another size becomes a JPEG of that
+size. Each image is decoded once: what cannot be decoded, is not square or has another size, is found now and not in the
+middle of an evaluation.
 A folder of a set: `images/<place of the first use>.<suffix>` and `pairs.csv` (a,b,same). Each distinct image is there
 once, and again where a pair of two equal images, or one that the set holds twice, would else be a mistake in the list.
 Errors: `DataError` naming the list and line, the archive or the image. What is written appears complete or not at all.
@@ -17,7 +18,7 @@ from pathlib import Path
 from partialkd.data.formats.image_tree import list_images, read_images
 from partialkd.data.formats.pair_lists import ListedPair
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
-from partialkd.data.images.decode import image_suffix, sized
+from partialkd.data.images.decode import Wanted, image_suffix, sized
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing
 
@@ -34,10 +35,8 @@ def build_bin(
         raise DataError(f"{out}: a set needs at least one pair")
     _check_present(pairs, images)
     paths = [path for pair in pairs for path in (pair.first, pair.second)]
-    encoded = {
-        path: sized(data, image_size, resize, f"{images}/{path}", "--resize")
-        for path, data in _read(images, set(paths))
-    }
+    wanted = Wanted(image_size, resize, "--resize")
+    encoded = {path: sized(data, f"{images}/{path}", wanted) for path, data in _read(images, set(paths))}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, [encoded[path] for path in paths], [pair.same for pair in pairs])
     return len(pairs)

@@ -4,34 +4,38 @@ An identity is named as its data set names it: a folder's name, or in .rec files
 packed set has identities.txt, `name:X` is the identity that was packed from folder X, and `class:N` the class id N.
 A number alone is the class id; if a *different* class came from a folder of that name it could mean either, and is an
 error.
-Exclude list: a text file, one identity a line. A folder's list, and `name:`, may name identities that the set has not
-(a list of evaluated persons usually does); a number outside the classes of .rec files is an error, and so is one with
-zeros in front (`0000045`), which is the name of a folder that was packed: its class id is another.
-Label map: a text file, `identity<TAB>new id` a line (or spaces, where the name has none). -1 leaves the identity out;
+Exclude list: a text file, one identity per line. A folder's list, and `name:`, may name identities that the set does
+not have (a list of evaluated persons usually does); a number outside the classes of .rec files is an error, and so is
+one with zeros in front (`0000045`), which is the name of a folder that was packed: its class id is another.
+Label map: a text file, `identity<TAB>new id` per line (or spaces, where the name has none). -1 leaves the identity out;
 several identities with one new id become one. Every identity with images must have a line.
-Errors: `DataError` with file and line.
+Names that are written otherwise than in the data set are found where only one can be meant (name_lookup.py).
+Errors: `DataError` with file and line. An exclude list whose names are all unknown is a warning.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from partialkd.data.formats.insightface_folder import read_names
-from partialkd.errors import DataError
+from partialkd.data.formats.name_lookup import NameLookup
+from partialkd.data.formats.text_file import read_lines
+from partialkd.errors import DataError, printable
+
+LOG = logging.getLogger(__name__)
 
 LEFT_OUT = -1
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _NEW_ID = re.compile(r"-1|[0-9]{1,10}")
 _BY_NAME, _BY_NUMBER = "name:", "class:"
-Find = Callable[[str, str], int | None]
 
 
 class Names:
-    """The identities of a data set: their names by class id, numbers where it has none.
+    """Names the identities of a data set by class id, by numbers where it has no names.
 
     packed: where identities.txt stands if the set has one; it is read when a list is to be understood.
     """
@@ -48,48 +52,66 @@ class Names:
             return read_names(self.packed, self.num_classes)
         return self.names
 
-    def finder(self) -> Find:
-        """(identity, where it is listed) -> its class id, None for a name that the data set does not have."""
-        class_ids = {name: label for label, name in enumerate(self.known() or ())}
-        if self.names is not None:
-            return lambda identity, _: class_ids.get(identity)
-        return lambda identity, where: self._packed_id(identity, class_ids, where)
+    def finder(self) -> Finder:
+        """Return what looks up the identities of one list."""
+        return Finder(self)
 
-    def _packed_id(self, identity: str, class_ids: dict[str, int], where: str) -> int | None:
-        if class_ids and identity.startswith(_BY_NAME):
-            return class_ids.get(identity.removeprefix(_BY_NAME))
-        number = identity.removeprefix(_BY_NUMBER)
-        if not (_NUMBER.fullmatch(number) and int(number) < self.num_classes):
-            hint = f" (or {_BY_NAME} and a folder's name out of {self.packed})" if class_ids else ""
-            rule = f"identity must be a class id below {self.num_classes}{hint}"
+
+class Finder:
+    """Looks up the identities that a list names."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._class_ids = {name: label for label, name in enumerate(names.known() or ())}
+        self.lookup = NameLookup(self._class_ids)
+
+    def find(self, identity: str, where: str) -> int | None:
+        """The class id of an identity listed at `where`, None for a name that the data set does not have."""
+        if self._names.names is not None:
+            return self._named(identity)
+        if self._class_ids and identity.startswith(_BY_NAME):
+            return self._named(identity.removeprefix(_BY_NAME))
+        return self._numbered(identity, where)
+
+    def _named(self, name: str) -> int | None:
+        found = self.lookup.find(name)
+        return None if found is None else self._class_ids[found]
+
+    def _numbered(self, identity: str, where: str) -> int:
+        number, num_classes, packed = identity.removeprefix(_BY_NUMBER), self._names.num_classes, self._names.packed
+        if not (_NUMBER.fullmatch(number) and int(number) < num_classes):
+            hint = f" (or {_BY_NAME} and a folder's name out of {packed})" if self._class_ids else ""
+            rule = f"identity must be a class id below {num_classes}{hint}"
             raise DataError(f"{where}: {rule}, got {identity[:60]!r}")
-        named = class_ids.get(identity, int(number))
+        named = self._class_ids.get(identity, int(number))
         if named != int(number):
-            rule = f"{identity} is a class id, and in {self.packed} the name of class {named}"
+            rule = f"{identity} is a class id, and in {packed} the name of class {named}"
             raise DataError(f"{where}: {rule}; write {_BY_NUMBER}{identity} or {_BY_NAME}{identity}")
         return int(number)
 
 
-def excluded(path: Path, names: Names) -> np.ndarray:
-    """(C,) bool: True for the identities of the list."""
-    found, find = np.zeros(names.num_classes, dtype=bool), names.finder()
-    for number, line in _lines(path):
-        label = find(line.strip(), f"{path}: line {number}")
+def excluded(path: Path, names: Names) -> tuple[np.ndarray, str | None]:
+    """(C,) bool, True for the identities of the list; and how many of its names were found, where it has names."""
+    found, finder = np.zeros(names.num_classes, dtype=bool), names.finder()
+    for number, line in read_lines(path):
+        label = finder.find(line.strip(), f"{path}: line {number}")
         if label is not None:
             found[label] = True
-    return found
+    if finder.lookup.listed and not found.any():
+        LOG.warning("%s: nobody is left out", printable(finder.lookup.summary(path)))
+    return found, finder.lookup.counts() if finder.lookup.listed else None
 
 
 def mapped(path: Path, names: Names, present: np.ndarray) -> np.ndarray:
     """New ids (C,) int64 by class id, LEFT_OUT for those left out. present (C,) bool: identities with images."""
     new = np.full(names.num_classes, LEFT_OUT, dtype=np.int64)
-    listed, find = np.zeros(names.num_classes, dtype=bool), names.finder()
-    for number, line in _lines(path):
+    listed, finder = np.zeros(names.num_classes, dtype=bool), names.finder()
+    for number, line in read_lines(path):
         where = f"{path}: line {number}"
         identity, _, text = line.rpartition("\t") if "\t" in line else line.strip().rpartition(" ")
         if not identity.strip() or not _NEW_ID.fullmatch(text.strip()) or int(text) >= 1 << 31:
             raise DataError(f"{where}: must be identity<TAB>new id, the id -1 or from 0 on, got {line[:80]!r}")
-        label = find(identity.strip(), where)
+        label = finder.find(identity.strip(), where)
         if label is None:
             raise DataError(f"{where}: the data set has no identity {identity.strip()[:60]!r}")
         if listed[label]:
@@ -99,11 +121,3 @@ def mapped(path: Path, names: Names, present: np.ndarray) -> np.ndarray:
     if len(missing):
         raise DataError(f"{path}: has no line for identity {names[int(missing[0])]!r} ({len(missing)} such identities)")
     return new
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from partialkd.data.formats.insightface_folder import IDX, NAMES, PROPERTY, REC, read_property
+from partialkd.data.formats.insightface_folder import IDX, NAMES, PROPERTY, REC
+from partialkd.data.formats.property_file import read_property
 from partialkd.data.formats.recordio import RecordReader
 from partialkd.data.sources.identities import Names
 from partialkd.data.sources.index_cache import open_file

@@ -153,7 +153,11 @@ def _ids(
     ids, free = [], 0  # free: the first number no part has used
     for config, name, count, fact in zip(configs, names, counts, facts, strict=True):
         present = count > 0
-        out = excluded(Path(config.exclude_identities), name) & present if config.exclude_identities else ~present
+        out = ~present
+        if config.exclude_identities:
+            listed, found = excluded(Path(config.exclude_identities), name)
+            out = listed & present
+            fact |= {"exclude_list": found} if found else {}
         fact["excluded"] = int((out & present).sum())
         if config.label_map:
             new = mapped(Path(config.label_map), name, present & ~out)

@@ -8,12 +8,13 @@ Errors: `DataError` with file and record key.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from partialkd.data.formats.insightface_folder import image_positions
-from partialkd.data.formats.recordio import Headers, RecordReader
+from partialkd.data.formats.recordio import Headers, RecordReader, unpack_payload
 from partialkd.data.sources.source import sampled_bytes
 from partialkd.errors import DataError
 from partialkd.storage.mapped_file import MappedFile
@@ -60,7 +61,8 @@ class RecordFile:
                 some = np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some)
                 digest.update(some.data)
         digest.update(b"|")
-        for content in sampled_bytes(lambda index: reader.payload(positions[index]), len(positions)):
+        payload: Callable[[int], bytes] = lambda index: reader.payload(int(positions[index]))
+        for content in sampled_bytes(payload, len(positions), lambda record: unpack_payload(record, str(rec))[1]):
             digest.update(content)
         return cls(reader, positions, labels, digest.hexdigest())
 

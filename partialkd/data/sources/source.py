@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from partialkd.data.images.decode import image_suffix
+from partialkd.data.images.orientation import UPRIGHT, orientation
 from partialkd.data.sources.identities import Names
 from partialkd.errors import DataError, printable
 from partialkd.storage.atomic_files import replacing
@@ -69,17 +71,24 @@ def save_class_ids(source: Source, path: Path) -> None:
         file.writelines(f"{label}\t{part}\t{printable(name)}\n".encode() for label, part, name in source.origins())
 
 
-def sampled_bytes(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
+def sampled_bytes(
+    read: Callable[[int], bytes], count: int, image_of: Callable[[bytes], bytes] = lambda content: content
+) -> Iterator[bytes]:
     """Hash some of `count` images, evenly spaced, for a fingerprint: other pictures of the same sizes are others.
 
     An image that cannot be read is no business of a fingerprint: it counts as empty here, and is named when it is used.
+    Pictures that lie are marked: they were not turned upright once, and what was computed of them then is of no use.
+    image_of: the image in what `read` gives.
     """
     for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)).tolist():
         try:
             content = read(index)
+            image = image_of(content)
         except (DataError, OSError):
-            content = b""
+            content = image = b""
         yield hashlib.sha256(content).digest()
+        if image_suffix(image) != ".tif" and orientation(image) != UPRIGHT:
+            yield b"turned"
 
 
 def check_index(index: int, length: int) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from partialkd.data.images.decode import check_size, decode, encode_jpeg, to_pixels, to_tensor
+from helpers.bad_files import many_scans
+from partialkd.data.images.decode import Wanted, decode, encode_jpeg, image_size, sized, to_pixels, to_tensor
+from partialkd.data.images.orientation import orientation
 from partialkd.errors import DataError
 
 
@@ -108,10 +110,75 @@ def test_encoded_jpeg_is_close_to_the_image() -> None:
     assert len(encode_jpeg(pixels, 50)) < len(encode_jpeg(pixels, 95))
 
 
-def test_check_size() -> None:
-    check_size(photo(30, 30), 30, "here")
-    with pytest.raises(DataError, match=r"here: must be 30 x 30 pixels .*, got 31 x 30"):
-        check_size(photo(30, 31), 30, "here")
+def test_sizes_are_checked_by_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    square = [encoded(photo(30, 30), form) for form in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")]
+    oblong = encoded(photo(30, 31), "JPEG")
+    for data in square:
+        assert decode(data, "here", wanted=Wanted(30)).shape == (30, 30, 3)
+        assert image_size(data, "here") == (30, 30)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("pixels were decoded"))
+    monkeypatch.setattr("PIL.Image.Image.convert", lambda *_, **__: pytest.fail("pixels were decoded"))
+    for data in square:
+        with pytest.raises(DataError, match=r"here: must be 24 x 24 pixels \(--size brings every .*\), got 30 x 30"):
+            decode(data, "here", wanted=Wanted(24, option="--size"))
+    for resize in (False, True):
+        with pytest.raises(DataError, match=r"here: must be square \(docs/data\.md .*\), got 31 x 30"):
+            decode(oblong, "here", wanted=Wanted(24, resize))
+
+
+def test_scans_of_a_jpeg_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scan is a pass over all pixels: in 200 KB there is room for thousands."""
+    assert decode(many_scans(100), "here").shape == (32, 32, 3)
+    with pytest.raises(DataError, match="here: a JPEG of 32 x 32 pixels has at most 100 scans, got 101"):
+        decode(many_scans(101), "here")
+    monkeypatch.setattr("partialkd.data.images.decode.MAX_SCANNED", 32 * 32 * 16)
+    assert decode(many_scans(16), "here").shape == (32, 32, 3)
+    with pytest.raises(DataError, match="has at most 16 scans, got 17"):
+        decode(many_scans(17), "here")
+
+
+# ------------------------------------------------------------------------------------------------ orientation
+
+
+def lying(form: str, how: int, image: np.ndarray | None = None, mode: str = "RGB") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = how
+    options = {"lossless": True} if form == "WEBP" else {}
+    return encoded(Image.fromarray(photo() if image is None else image).convert(mode), form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("how", range(1, 9))
+@pytest.mark.parametrize(
+    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB"), ("TIFF", "RGB")]
+)
+def test_pictures_are_turned_upright_in_every_format(form: str, mode: str, how: int) -> None:
+    data = lying(form, how, mode=mode)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    np.testing.assert_array_equal(decode(data, "here"), expected)
+    assert image_size(data, "here") == expected.shape[1::-1]
+    out = np.zeros((*expected.shape[:2], 4), np.uint8)
+    assert np.shares_memory(decode(data, "here", out), out)
+    np.testing.assert_array_equal(out[..., :3], expected)
+
+
+def test_pictures_that_lie_are_encoded_anew_upright() -> None:
+    square = photo(30, 30)
+    assert sized(upright := lying("JPEG", 1, square), "here", Wanted(30)) == upright
+    for form in ("JPEG", "PNG", "WEBP"):
+        made = sized(data := lying(form, 6, square), "here", Wanted(30))
+        plain = np.asarray(Image.open(io.BytesIO(made)).convert("RGB"))
+        assert np.abs(plain.astype(int) - decode(data, "here")).mean() < 4
+        assert decode(made, "here").shape == (30, 30, 3)
+
+
+def test_an_exif_note_that_cannot_be_read_is_none() -> None:
+    data = lying("JPEG", 6)
+    at = data.index(b"Exif\0\0") + 6
+    for damage in (b"XX*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\0", b"II*\0" + bytes(20)):
+        damaged = data[:at] + damage + data[at + len(damage) :]
+        assert decode(damaged, "here").shape == (40, 30, 3)
+    for how in (0, 9, 65535):
+        assert orientation(lying("JPEG", how)) == 1
 
 
 # ------------------------------------------------------------------------------------------------ to_tensor

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
@@ -110,6 +110,35 @@ def test_dali_equals_jpeg(resize: bool, folder: Path) -> None:
     for epoch in range(2):
         for ours, theirs in zip(jpeg.epoch(epoch), dali.epoch(epoch), strict=True):
             _assert_equal(ours, theirs, tolerance=1e-6)
+
+
+def _lying(number: int) -> bytes:
+    """Pictures of every format, to be turned in every way that EXIF knows."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = number % 8 + 1
+    Image.fromarray(_picture(number)).save(file, ("JPEG", "PNG", "WEBP", "TIFF")[number // 8 % 4], exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_both_loaders_turn_pictures_upright(resize: bool, tmp_path: Path) -> None:
+    folder = _pack(tmp_path / "lying", lambda n, _: _lying(n))
+    jpeg, dali = (_open(loader, folder, SequentialPlan(RECORDS, 9, 0, 1), resize=resize) for loader in LOADERS)
+    batches = zip(jpeg.epoch(0), dali.epoch(0), strict=True)
+    for ours, theirs in batches:
+        _assert_equal(ours, theirs, tolerance=1e-6)
+        for row, number in enumerate(ours.records.tolist()):
+            upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(_lying(number)))).convert("RGB"))
+            torch.testing.assert_close(ours.images[row], to_tensor([upright], SIZE)[0])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_pictures_that_are_not_square_are_refused_not_squeezed(loader: str, tmp_path: Path) -> None:
+    oblong = encode_jpeg(np.zeros((SIZE, SIZE + 8, 3), np.uint8))
+    folder = _pack(tmp_path / "set", lambda n, image: oblong if n == 20 else image)
+    for resize in (False, True):
+        with pytest.raises(DataError, match=r"key 21 at byte \d+: must be square \(docs/data\.md .*\), got 40 x 32"):
+            list(_open(loader, folder, resize=resize).epoch(0))
 
 
 def test_resize_brings_mixed_sizes_to_one(tmp_path: Path) -> None:

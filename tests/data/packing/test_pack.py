@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
 import struct
 import sys
@@ -195,10 +196,75 @@ def test_list_file(tmp_path: Path, separator: str) -> None:
     order = list(reversed(files))
     text = "\n".join(f"images/{path}{separator}{labels[path.split('/')[0]]}" for path in order)
     (tmp_path / "list.txt").write_text(text + "\n\n", encoding="utf-8")
-    pack(tmp_path / "list.txt", tmp_path / "set")
+    pack(tmp_path / "list.txt", tmp_path / "set", PackOptions(gaps="keep"))
     expected = sorted(((files[path], labels[path.split("/")[0]]) for path in order), key=lambda item: item[1])
     assert packed(tmp_path / "set") == expected
     assert RecordIOSource(tmp_path / "set").num_classes == 4
+
+
+def test_class_ids_without_images_are_refused_or_renumbered(tmp_path: Path) -> None:
+    files = make_folder(tmp_path)
+    ids = {"anna": 3, "bob": 3, "zoë": 6900307}
+    (tmp_path / "list.txt").write_text("".join(f"{path},{ids[path.split('/')[0]]}\n" for path in files))
+    rule = r"2 of the class ids 0 to 6900307 have images, the first without is 0; --renumber .*, --keep-gaps"
+    with pytest.raises(DataError, match=rf"list\.txt: {rule}"):
+        pack(tmp_path / "list.txt", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    pack(tmp_path / "list.txt", tmp_path / "set", PackOptions(gaps="renumber"))
+    assert [label for _, label in packed(tmp_path / "set")] == [0, 0, 0, 0, 0, 1, 1]
+    assert read_names(tmp_path / "set/identities.txt", 2) == ["3", "6900307"]  # the ids of the list are not lost
+    (tmp_path / "from_one.txt").write_text("anna/0.jpg,1\nbob/1.jpg,2\n")
+    with pytest.raises(DataError, match="2 of the class ids 0 to 2 have images, the first without is 0"):
+        pack(tmp_path / "from_one.txt", tmp_path / "other")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_list_file_as_other_systems_write_it(tmp_path: Path, encoding: str, ending: str) -> None:
+    files = make_folder(tmp_path)
+    text = ending.join(f"{path}\t{('anna', 'bob', 'zoë').index(path.split('/')[0])}" for path in files)
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    pack(tmp_path / "list.txt", tmp_path / "set")
+    assert [image for image, _ in packed(tmp_path / "set")] == list(files.values())
+
+
+def test_an_identity_that_is_not_utf_8_is_refused_before_an_image_is_read(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    os.rename(tmp_path / "images/zoë", os.fsencode(tmp_path / "images") + b"/zo\xeb")
+    rule = r"class 2: identity name must be UTF-8 text; rename the folder, got b'zo\\xeb'"
+    with pytest.raises(DataError, match=rf"images: {rule}"):
+        pack(tmp_path / "images", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_skipped_file_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    (tmp_path / "images/anna" / os.fsdecode(b"\xeb\n.jpg")).write_bytes(b"no image")
+    pack(tmp_path / "images", tmp_path / "set", PackOptions(skip_unreadable=True))
+    assert (tmp_path / "set/skipped.txt").read_text().startswith("anna/\\xeb\\n.jpg\tnot an image of PNG")
+
+
+def _with_exif(image: np.ndarray, form: str, how: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = how
+    buffer = io.BytesIO()
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
+    Image.fromarray(image).save(buffer, form, exif=exif, **options)
+    return buffer.getvalue()
+
+
+def test_lying_pictures_are_packed_upright(tmp_path: Path) -> None:
+    """So that readers who do not look at EXIF see the same as those who do."""
+    pixels = decode(jpegs(1)[0][0], "")
+    for name, form, how in (("0.jpg", "JPEG", 6), ("1.png", "PNG", 8), ("2.jpg", "JPEG", 1)):
+        (tmp_path / "images/a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images/a" / name).write_bytes(_with_exif(pixels, form, how))
+    pack(tmp_path / "images", tmp_path / "set")
+    images = [image for image, _ in packed(tmp_path / "set")]
+    plain = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int) for image in images]
+    assert np.abs(plain[0] - np.rot90(pixels, -1)).mean() < 4
+    np.testing.assert_array_equal(plain[1], np.rot90(pixels))
+    assert images[2] == (tmp_path / "images/a/2.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +312,7 @@ def spoil(root: Path) -> list[str]:
     (root / "empty").mkdir()
     return [
         "anna/0.jpg: broken JPEG", "bob/bad.png: not an image of", "bob/empty.jpg: the image is empty",
-        "bob/large.jpg: the first image is 32 x 32, got 64 x 64", "bob/notes.txt: not an image file",
+        "bob/large.jpg: must be 32 x 32 pixels (as the first image is; --size", "bob/notes.txt: not an image file",
         "empty: identity without an image",
     ]  # fmt: skip
 
@@ -287,7 +353,8 @@ def test_missing_file_of_a_list_and_image_that_is_not_square(tmp_path: Path) -> 
     (tmp_path / "b.png").write_bytes(as_png(np.zeros((32, 40, 3), np.uint8)))
     (tmp_path / "list.txt").write_text("a.jpg,0\nb.png,0\n")
     with pytest.raises(
-        PackError, match=r"a\.jpg: cannot be read: No such file(.|\n)*b\.png: must be square, got 40 x 32"
+        PackError,
+        match=r"a\.jpg: cannot be read: No such file(.|\n)*b\.png: must be square \(docs/data\.md .*\), got 40 x 32",
     ):
         pack(tmp_path / "list.txt", tmp_path / "set", PackOptions(size=32))
 

@@ -107,7 +107,40 @@ def test_choice_of_identities(tmp_path: Path, inputs: dict[str, Any]) -> None:
     assert facts is not None
     assert read_names(tmp_path / "made" / "identities.txt", 2) == ["anna", "carl"]
     assert facts["left_out_identities"] == {"excluded": 1, "too_few_images": 1, "over_max_identities": 1}
+    assert facts["exclude_list"] == "1 of 2 names found"
     assert facts["images"] == 5
+
+
+def test_exclude_list_of_another_system(
+    tmp_path: Path, inputs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "exclude.txt").write_bytes("\ufeffdora\r\nBERTA\r\n".encode())
+    facts = prepare(_config(tmp_path, **inputs, exclude_identities=tmp_path / "exclude.txt"))
+    assert facts is not None
+    assert read_names(tmp_path / "made" / "identities.txt", 3) == ["anna", "carl", "emil"]
+    assert facts["exclude_list"] == "2 of 2 names found (1 written otherwise)"
+    (tmp_path / "nobody.txt").write_text("x\n")
+    prepare(_config(tmp_path / "second", **inputs, exclude_identities=tmp_path / "nobody.txt"))
+    assert caplog.messages == [f"{tmp_path}/nobody.txt: 0 of 1 names found, not 'x': nobody is left out"]
+
+
+def test_an_identity_that_is_not_utf_8_is_refused_before_an_image_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        _add(archive, os.fsdecode(b"zo\xeb/1.jpg"), b"no image")
+    with pytest.raises(
+        DataError, match=r"train\.tar: class 0: identity name must be UTF-8 text; rename the folder, got"
+    ):
+        prepare(_config(tmp_path, images=tmp_path / "train.tar"))
+
+
+def test_pairs_of_trained_identities_in_another_unicode_form(tmp_path: Path) -> None:
+    images = _tar(tmp_path / "train.tar.gz", {"zoë": 2, "anna": 1})
+    pairs_images = _tar(tmp_path / "test.tar.gz", {"zoe\u0308": 2, "xaver": 2})
+    rows = "zoe\u0308/0.jpg,zoe\u0308/1.jpg,1\nxaver/0.jpg,xaver/1.jpg,1\n"
+    (tmp_path / "quiz.csv").write_text(f"a,b,same\n{rows}")
+    facts = prepare(_config(tmp_path, images=images, pairs_images=pairs_images, pairs=tmp_path / "quiz.csv"))
+    assert facts is not None
+    assert facts["left_out_pairs"]["identity_in_training"] == 1
 
 
 def test_identities_that_are_not_trained_keep_their_pairs(tmp_path: Path, inputs: dict[str, Any]) -> None:

@@ -102,6 +102,27 @@ def test_an_exclude_list_of_names_and_of_numbers(sets: Path) -> None:
         merged(sets, {"path": "a", "exclude_identities": text(sets, "0\n2\n3\n")})
 
 
+def test_an_exclude_list_of_another_system(sets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A byte order mark would hide the first person, another Unicode form anybody with an accent."""
+    (sets / "c/zoë").mkdir()  # one letter; listed as two
+    (sets / "c/zoë/1.jpg").write_bytes(b"zoe")
+    path = Path(text(sets, ""))
+    path.write_bytes("\ufeffanna\r\nzoe\u0308\r\nBob Lee\r\nnobody\r\n".encode())
+    source = merged(sets, {"path": "c", "exclude_identities": str(path)})
+    assert [image for image, _ in contents(source)] == ["cleo/1.jpg", "cleo/2.jpg"]
+    assert source.facts["parts"][0]["exclude_list"] == "3 of 4 names found (2 written otherwise)"
+    assert not caplog.records
+
+
+def test_an_exclude_list_of_strangers_is_a_warning(sets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = text(sets, "somebody\n\x1b[31melse\n")
+    source = merged(sets, {"path": "c", "exclude_identities": path})
+    assert (len(source), source.facts["parts"][0]["excluded"]) == (5, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 0 of 2 names found, not 'somebody': nobody is left out"
+    ]
+
+
 @pytest.fixture
 def numbered(tmp_path: Path) -> Path:
     """Packed from folders 0, 12, 3 and dora: their class ids are 0, 1, 2, 3."""

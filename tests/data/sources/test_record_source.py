@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.bad_files import lying
 from helpers.source_cases import contents
 from partialkd.config import DataConfig
 from partialkd.data.formats import recordio
+from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import RecordReader, open_writer, pack_payload
 from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import BatchCut
@@ -279,3 +281,17 @@ def test_bytes_a_record(
     (n, held, peak), (m, more_held, more_peak) = results
     assert (more_held - held) / (m - n) < held_bytes + 0.2
     assert (more_peak - peak) / (m - n) < 20
+
+
+def test_fingerprints_tell_pictures_that_are_turned_from_those_that_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches of sets with lying pictures were made when EXIF was not obeyed; of all others they are good as before."""
+    for how in (1, 6):
+        images = [lying(number, how) for number in range(4)]
+        pack_records(tmp_path / f"set{how}", [(image, number // 2) for number, image in enumerate(images)], 2, 32)
+    now = [RecordIOSource(tmp_path / f"set{how}").fingerprint for how in (1, 6)]
+    monkeypatch.setattr("partialkd.data.sources.source.orientation", lambda _: 1)
+    before = [RecordIOSource(tmp_path / f"set{how}").fingerprint for how in (1, 6)]
+    assert now[0] == before[0]
+    assert now[1] != before[1]

@@ -1,0 +1,56 @@
+"""`launch/pack.py`: photographs packed as the folder that training reads, or such a folder taken apart.
+
+Errors: every problem on the error output and status 1, nothing written; wrong options, status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from partialkd.data.packing.image_list import Gaps
+from partialkd.data.packing.pack import PackOptions, pack, unpack
+from partialkd.errors import PartialKDError, printable, text_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pack or unpack as the command line says; the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        print(printable(_unpack(args) if args.direction == "unpack" else _pack(args)))
+    except (PartialKDError, OSError) as error:
+        print(text_of(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> str:
+    gaps: Gaps = "renumber" if args.renumber else "keep" if args.keep_gaps else "refuse"
+    options = PackOptions(
+        size=args.size, quality=args.quality, skip_unreadable=args.skip_unreadable, gaps=gaps, workers=args.workers
+    )
+    count, skipped = pack(args.source, args.out, options)
+    return f"{count} images packed into {args.out}, {len(skipped)} skipped"
+
+
+def _unpack(args: argparse.Namespace) -> str:
+    return f"{unpack(args.source, args.out, args.workers)} images unpacked into {args.out}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Pack images as the train.rec, train.idx and property that training reads, or unpack such a folder."
+    parser = argparse.ArgumentParser(prog="pack.py", description=description)
+    parser.add_argument("direction", choices=["pack", "unpack"])
+    source = "folder <identity>/<image>, or list (a line path<TAB>class id per image); unpack: packed folder"
+    parser.add_argument("source", type=Path, help=source)
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--size", type=int, help="resize to this many pixels a side")
+    parser.add_argument("--quality", type=int, help="re-encode as JPEG of this quality, 1..100")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out and list in OUT/skipped.txt")
+    gaps = parser.add_mutually_exclusive_group()
+    gaps.add_argument("--renumber", action="store_true", help="list: number the class ids that have images from 0 on")
+    gaps.add_argument("--keep-gaps", action="store_true", help="list: keep class ids that have no image between others")
+    parser.add_argument("--workers", type=int, default=PackOptions().workers, help="threads")
+    return parser
