@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partialkd.commands.embed import embed, output_of
-from partialkd.config.load import load_config
-from partialkd.world.launch import configured, launched
+from partialkd.world.command import command
 
 
 def main() -> int:
     """Exit status: that of launch/train.py."""
+    from partialkd.commands.embed import embed, output_of
+    from partialkd.config.load import load_config
+    from partialkd.world.launch import configured, launched
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -28,8 +30,8 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     load = lambda: output_of(load_config(args.config, args.overrides), args.output, args.dtype)
     config, folder = configured(load)
-    return launched(config.dist, lambda world: embed(config, world, folder, args.resume, args.records))
+    return launched(config.dist, lambda world: embed(config, world, folder, args.resume, args.records), ("--resume",))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(main))

@@ -7,7 +7,15 @@ torchrun --nproc_per_node=2 launch/evaluate.py student.pt --model mobilefacenet 
 
 from __future__ import annotations
 
-from partialkd.commands.evaluate import main
+from partialkd.world.command import command
+
+
+def main() -> int:
+    """Exit status."""
+    from partialkd.commands.evaluate import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(main, progress="stderr"))

@@ -6,14 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from partialkd.errors import PartialKDError
-from partialkd.export.onnx import TOLERANCE, export
-from partialkd.models.saved import read_description
-from partialkd.models.weights import read_weights
+from partialkd.world.command import command
 
 
 def main() -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
+    from partialkd.errors import PartialKDError
+    from partialkd.export.onnx import TOLERANCE, export
+    from partialkd.models.saved import read_description
+    from partialkd.models.weights import read_weights
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a run's model.safetensors")
     parser.add_argument("folder", type=Path, help="folder to write to")
@@ -30,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command(main, progress="stderr"))

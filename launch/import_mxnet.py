@@ -6,12 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from partialkd.errors import PartialKDError
-from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+from partialkd.world.command import command
 
 
 def main() -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
+    from partialkd.errors import PartialKDError
+    from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("symbol", type=Path, help="model-symbol.json")
     parser.add_argument("params", type=Path, help="model-0000.params")
@@ -34,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command(main, progress="stderr"))

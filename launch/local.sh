@@ -2,13 +2,18 @@
 # Train on this machine: launch/local.sh [CONFIG] [section.key=value ...] [--resume auto|never|PATH]
 #
 # One rank a GPU, or two ranks on the CPU. NPROC sets the number of ranks, OMP_NUM_THREADS the threads of each.
-# torchrun and python are taken from PATH. SIGTERM, SIGINT and SIGUSR1 reach the ranks, which save and leave.
+# python is taken from PATH. SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 reach the ranks, which save and leave; the last
+# line is then the command that goes on, and the status 75. 2: wrong configuration; 1: failed.
 # MAX_RESTARTS: how often all ranks are started again when one of them fails (default 0); they then go on from the
 # newest checkpoint, whatever --resume says. A signal to this script is no failure: nothing is started again.
 set -euo pipefail
+command=$(printf ' %q' "$0" "$@")
+export PARTIALKD_LAUNCHED_AS="${NPROC:+NPROC=$NPROC }${command# }" # for whoever was stopped and wants to go on
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+trap 'echo "error: interrupted" >&2; exit 130' INT
+count='import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import torch; print(torch.cuda.device_count())'
+gpus=$(python -c "$count")
 ranks=${NPROC:-$((gpus > 0 ? gpus : 2))}
 threads=$(($(nproc) / ranks))
 
@@ -17,7 +22,13 @@ threads=$(($(nproc) / ranks))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
 
+# What was ignored when this began stays so: nohup ignores SIGHUP, and torchrun would hear it nevertheless.
+signals=SIGTERM,SIGUSR1
+for signal in SIGINT SIGHUP SIGQUIT; do
+    [[ $(trap -p $signal) == *"''"* ]] || signals+=,$signal
+done
+
 # A local address, because the host name of a container or a laptop need not resolve.
-exec launch/bounded.sh 120 torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node="$ranks" \
-    --max-restarts="${MAX_RESTARTS:-0}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+exec launch/bounded.sh 120 python -m partialkd.world.launcher --standalone --local-addr=127.0.0.1 \
+    --nproc-per-node="$ranks" --max-restarts="${MAX_RESTARTS:-0}" --signals-to-handle="$signals" \
     launch/train.py "$@"

@@ -9,7 +9,15 @@ The last one, without data and --identities, asks how many identities there coul
 
 from __future__ import annotations
 
-from partialkd.commands.plan import main
+from partialkd.world.command import command
+
+
+def main() -> int:
+    """Exit status."""
+    from partialkd.commands.plan import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(main, progress="stderr"))

@@ -1,7 +1,8 @@
 """Train: torchrun --nproc_per_node=N launch/train.py [CONFIG] [section.key=value ...] [--resume auto|never|PATH].
 
 Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
-stop by a signal (SIGTERM, SIGINT, SIGUSR1), saved, to be started again with --resume auto. torchrun makes 1 of them.
+stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1), saved, to be started again with --resume auto; 130
+interrupted before there was anything to save. torchrun makes 1 of them, launch/local.sh does not.
 Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from partialkd.world.command import command
 from partialkd.world.parent_death import die_with_launcher
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
@@ -31,8 +33,8 @@ def main() -> int:
     if len(paths) > 1:
         parser.error(f"one CONFIG, got {paths}")
     config = configured(lambda: load_config(paths[0] if paths else DEFAULT, overrides))
-    return launched(config.dist, lambda world: run_job(config, world, args.resume))
+    return launched(config.dist, lambda world: run_job(config, world, args.resume), ("--resume", "auto"))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(main))

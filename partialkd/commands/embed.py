@@ -6,6 +6,7 @@ Errors: ConfigError naming key or option, TeacherError, DataError.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from partialkd.config import Config
@@ -23,6 +24,8 @@ from partialkd.teacher.supervision import facts_of, look_at, make_cache
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
+
+_log = logging.getLogger(__name__)
 
 
 def output_of(config: Config, output: str | None, dtype: str | None) -> tuple[Config, Path]:
@@ -59,11 +62,11 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
     world.together(lambda: cache.check(facts_of(config, source, network.fingerprint, accepts, dim, dtype)))
     world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
     if world.is_main:
-        print(f"{folder}: complete and undamaged: {cache.facts.records} records, {cache.facts.dtype}", flush=True)
+        _log.info(f"{folder}: complete and undamaged: {cache.facts.records} records, {cache.facts.dtype}")
     if records is not None:
         world.on_main(lambda: _write_records(records, config, source, cache))
 
 
 def _write_records(out: Path, config: Config, source: Source, cache: TeacherCache) -> None:
     count = write_embedded(out, source, cache, config.data.image_size)
-    print(f"{out}: {count} records with {cache.dim} numbers in front of their class id", flush=True)
+    _log.info(f"{out}: {count} records with {cache.dim} numbers in front of their class id")

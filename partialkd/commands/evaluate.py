@@ -23,6 +23,7 @@ from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.world.launch import launched
+from partialkd.world.messages import output
 from partialkd.world.world import World
 
 
@@ -38,7 +39,7 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}
     if world.is_main:
-        print(results_table(results))
+        output(*results_table(results).get_string().splitlines())
         if options.json:
             settings = config.model_dump(mode="json", exclude={"sets"})
             settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}

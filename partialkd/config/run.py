@@ -20,6 +20,7 @@ class RunConfig(Section):
     seed: Seed = 0
     deterministic: bool = False
     log_every: Free[Positive] = 50  # optimiser steps
+    log_level: Free[Literal["debug", "info", "warning", "error"]] = "info"  # what is said, also in the log files
     checkpoint_every: Free[Count] = 1000  # optimiser steps; 0: only at the end of each phase
     keep_checkpoints: Free[Positive] = 2  # the newest
     keep_best: Free[bool] = False  # and the most accurate one on the evaluation sets: scores each when it is saved

@@ -6,6 +6,7 @@
       metrics.jsonl, tensorboard/    of all phases
       teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
       teacher_centres/               centres made from the teacher, with their manifest
+      logs/                          what each rank said, a file each
       flight_recorder/               each rank's last collectives, if one failed
       export/                        the student as model.onnx and model.safetensors
       result.json                    scores of all networks, and how they came about
@@ -16,6 +17,7 @@ from its newest checkpoint (folder.py).
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
@@ -54,12 +56,13 @@ from partialkd.teacher.centres import class_means, fill_means, load_centres, loa
 from partialkd.teacher.classifier import classifier_rows, file_digest
 from partialkd.teacher.supervision import CACHE, Teaching, open_network, teach
 from partialkd.training.trainer import Trainer, key_of, plan_of
-from partialkd.world import flight_recorder
+from partialkd.world import flight_recorder, messages
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 CLASS_IDS = "class_ids.txt"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Job:
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
     """Collective. Everything; returns what result.json holds."""
     start = time.perf_counter()
+    messages.set_level(config.run.log_level)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
         torch.backends.cudnn.benchmark = False
@@ -93,7 +97,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         model, folder = config.student.model, job.context.folder / "export"
         world.on_main(lambda: export(student.state_dict(), model, config.data.image_size, folder))
         if world.is_main:
-            print(f"{folder}: the student as model.onnx and model.safetensors", flush=True)
+            _log.info(f"{folder}: the student as model.onnx and model.safetensors")
     return result
 
 
@@ -101,7 +105,7 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
     if world.is_main and facts:
-        print(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}", flush=True)
+        _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
     source = world.together(lambda: open_source(config.data))
     world.together(lambda: open_sets(config.evaluation))
     phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
@@ -119,13 +123,14 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
         world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
+    messages.log_into(folder / messages.LOGS / f"rank_{world.rank}.log")
     return Job(RunContext(config, world, source, folder, stop), resumed, facts)
 
 
 def _say_identities(source: Source, folder: Path) -> None:
     """On rank 0. What is used of each data set, and which class id is whom."""
     for number, fact in enumerate(source.facts["parts"]):
-        print(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}", flush=True)
+        _log.info(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}")
     save_class_ids(source, folder / CLASS_IDS)
 
 
@@ -265,8 +270,8 @@ def finish(job: Job, seconds: float) -> dict[str, Any]:
     if world.is_main:
         write_json(context.folder / "result.json", result)
         if job.scores:
-            print(results_table(job.scores))
-        print(f"{context.folder}: {seconds:.0f} s on {world.size} ranks")
+            messages.output(*results_table(job.scores).get_string().splitlines())
+        _log.info(f"{context.folder}: {seconds:.0f} s on {world.size} ranks")
     return result
 
 

@@ -9,6 +9,7 @@ Errors: TeacherError and DataError naming the file, ConfigError naming the key, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from partialkd.teacher.embedded_records import RecordEmbeddings
 from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
 from partialkd.world.shard import shard_of
 
+_log = logging.getLogger(__name__)
 CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
 
 
@@ -205,7 +207,7 @@ def make_cache(network: Teacher, context: RunContext, folder: Path, unfinished: 
     dtype = config.teacher.cache_dtype or "fp16"
     facts = facts_of(config, source, network.fingerprint, network.accepts, network.embedding_dim, dtype)
     if world.is_main:
-        print(f"{folder}: {facts.records} records, plain and mirrored: {facts.bytes / 1e6:.1f} MB", flush=True)
+        _log.info(f"{folder}: {facts.records} records, plain and mirrored: {facts.bytes / 1e6:.1f} MB")
     heed = lambda turns: stop.heeding(world, turns, "keeping the teacher's embeddings")
     writer, batch = CacheWriter(folder, facts), config.evaluate.batch
     embed_records(writer, network.embed, config.data, source, batch, world, unfinished, heed)

@@ -22,9 +22,9 @@ Errors: PartialKDError, the same on every rank.
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
-import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +42,8 @@ from partialkd.teacher.network import Teacher
 from partialkd.training.nonfinite import GradientWatch, MicroStep, explain, watched
 from partialkd.training.silent_changes import CentreSweep, Frozen, replica_problem
 from partialkd.training.student import Student
+
+_log = logging.getLogger(__name__)
 
 WINDOW, ENOUGH = 32, 8  # logged losses compared with, and how many there must be
 LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves is not alarming when it does
@@ -158,7 +160,7 @@ class Health:
 
     def _warn(self, text: str) -> None:
         if self.world.is_main:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            _log.warning(text)
 
 
 class Spikes:

@@ -1,35 +1,39 @@
-"""What a run says of itself while it runs: a bar or log lines, metrics.jsonl, TensorBoard. Rank 0 only.
+"""What a run says of itself while it runs: log lines or a bar, metrics.jsonl, TensorBoard. Rank 0 only.
 
-metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`,
-`loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is not finite is null.
-A resumed phase drops its own lines past the step it resumes from, so no step occurs twice; other phases' lines
-stay. A line cut short by a crash is dropped too.
-On a terminal a rich bar shows speed, time left and the last values; elsewhere (cluster logs, CI) each logged step
-is one plain line. TensorBoard gets the same numbers under <folder>/tensorboard/<phase>.
-Errors: `ConfigError` if TensorBoard is asked for and not installed; `DataError` for a metrics.jsonl that is something
-else, on rank 0; `OSError` from the disk.
+metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
+(when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is
+not finite is null. A resumed phase drops its own lines past the step it resumes from, so no step occurs twice; other
+phases' lines stay. A line cut short by a crash is dropped too.
+On a terminal a bar shows steps, time left and the last values; elsewhere (cluster logs, CI) each logged step is one
+line, and there is one now and then before the first. TensorBoard gets the same numbers under
+<folder>/tensorboard/<phase>. An outlet that fails while the run goes on, because a disk is full, is dropped with a
+warning: no run ends because of what it says of itself.
+Errors, at the start only: `ConfigError` if TensorBoard is asked for and not installed; `DataError` for a metrics.jsonl
+that is something else, on rank 0; `OSError` from the disk.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
-
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import write_text
+from partialkd.world.messages import Screen
+from partialkd.world.passes import Pass, hours
 from partialkd.world.world import World
 
 METRICS = "metrics.jsonl"
-RESERVED = ("phase", "step", "epoch", "loss", "lr", "images_per_s")
+RESERVED = ("phase", "step", "epoch", "time", "loss", "lr", "images_per_s")
+_log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -39,39 +43,73 @@ class Progress:
         self, folder: Path, phase: str, total_steps: int, world: World, tensorboard: bool, resume_step: int = 0
     ) -> None:
         self.phase, self.total_steps = phase, total_steps
-        self._clock = _Clock(resume_step)
         self._outlets: list[_Outlet] = []
+        self._pass: Pass | None = None
         if not world.is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._outlets.append(_MetricsFile(folder / METRICS, phase, resume_step))
         if tensorboard:
             self._outlets.append(_TensorBoard(folder / "tensorboard" / phase, resume_step))
-        terminal = Console().is_terminal
-        self._outlets.append(_TerminalBar(phase, total_steps, resume_step) if terminal else _PlainLines(total_steps))
+        self._pass = Pass(phase, total_steps, "steps", resume_step)
+
+    def stepped(self) -> None:
+        """One optimiser step was done."""
+        if self._pass:
+            self._pass.add()
 
     def log(self, step: int, epoch: int, loss: float, lr: float, images_per_s: float, values: dict[str, float]) -> None:
         """One logged optimiser step; `values` are the method's own numbers, under names of their own."""
         taken = [name for name in values if name in RESERVED]
         if taken:
             raise ValueError(f"values must not be named like the step's own numbers, got {taken}")
+        if self._pass is None:
+            return
         numbers = {"loss": loss, "lr": lr, "images_per_s": images_per_s, **values}
-        line = {"phase": self.phase, "step": step, "epoch": epoch, **{name: float(x) for name, x in numbers.items()}}
-        seconds_left = self._clock.seconds_left(step, self.total_steps)
-        for outlet in self._outlets:
-            outlet.put(line, seconds_left)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"phase": self.phase, "step": step, "epoch": epoch, "time": now}
+        line |= {name: float(x) for name, x in numbers.items()}
+        for outlet in list(self._outlets):
+            self._attempt(outlet, lambda outlet=outlet: outlet.put(line))  # type: ignore[misc]
+        self._say(self._pass, line)
+
+    def _say(self, going: Pass, line: dict[str, Any]) -> None:
+        going.done = line["step"]
+        going.note = f"epoch {line['epoch']} {_numbers(line)}"
+        if Screen.stream() is None:
+            left = going.seconds_left()
+            _log.info(
+                f"{self.phase} step {line['step']}/{self.total_steps} {going.note}"
+                + (f" left {hours(left)}" if left is not None else "")
+            )
+            going.told()
+
+    def _attempt(self, outlet: _Outlet, action: Callable[[], None]) -> None:
+        """Act; an outlet that the disk fails is dropped."""
+        try:
+            action()
+        except OSError as error:
+            self._outlets.remove(outlet)
+            with suppress(OSError):  # what it could not write before it cannot write now
+                outlet.close()
+            _log.warning(f"{outlet.path}: cannot be written to any more ({error.strerror}); the run goes on without it")
 
     def close(self) -> None:
-        for outlet in self._outlets:
-            outlet.close()
+        """Close what was written to."""
+        for outlet in list(self._outlets):
+            self._attempt(outlet, outlet.close)
         self._outlets = []
 
     def __enter__(self) -> Progress:
+        if self._pass:
+            self._pass.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pass:
+            self._pass.__exit__(kind, error, trace)
         self.close()
 
 
@@ -89,24 +127,15 @@ class Throughput:
         return rate
 
 
-class _Clock:
-    """Time left, from the steps done in this process."""
-
-    def __init__(self, first_step: int) -> None:
-        self.first_step, self.start = first_step, time.perf_counter()
-
-    def seconds_left(self, step: int, total_steps: int) -> float:
-        done = max(1, step - self.first_step)
-        return (time.perf_counter() - self.start) / done * max(0, total_steps - step)
-
-
 # ------------------------------------------------------------------------------------------------- outlets
 
 
 class _Outlet(Protocol):
     """Where a logged step goes."""
 
-    def put(self, line: dict[str, Any], seconds_left: float, /) -> None: ...
+    path: Path
+
+    def put(self, line: dict[str, Any], /) -> None: ...
 
     def close(self) -> None: ...
 
@@ -115,9 +144,10 @@ class _MetricsFile:
     def __init__(self, path: Path, phase: str, resume_step: int) -> None:
         if path.exists():
             drop_later_lines(path, phase, resume_step)
+        self.path = path
         self.stream: IO[str] = path.open("a", encoding="utf-8")
 
-    def put(self, line: dict[str, Any], _: float) -> None:
+    def put(self, line: dict[str, Any]) -> None:
         finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
         self.stream.write(json.dumps(finite, allow_nan=False) + "\n")
         self.stream.flush()
@@ -132,48 +162,17 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(f"run.tensorboard: needs the package tensorboard ({error})") from error
+        self.path = folder
         # purge_step hides what a run that is resumed had written past the step it resumes from.
         self.writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
 
-    def put(self, line: dict[str, Any], _: float) -> None:
+    def put(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
             if isinstance(value, float):
                 self.writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         self.writer.close()
-
-
-class _PlainLines:
-    def __init__(self, total_steps: int) -> None:
-        self.total_steps = total_steps
-
-    def put(self, line: dict[str, Any], seconds_left: float) -> None:
-        done = f"{line['phase']} step {line['step']}/{self.total_steps} epoch {line['epoch']}"
-        print(f"{done} {_numbers(line)} left {_hours(seconds_left)}", file=sys.stdout, flush=True)
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class _TerminalBar:
-    def __init__(self, phase: str, total_steps: int, resume_step: int) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-        )
-        self.bar = Bar(*columns)
-        self.task = self.bar.add_task(phase, total=total_steps, completed=resume_step, now="")
-        self.bar.start()
-
-    def put(self, line: dict[str, Any], seconds_left: float) -> None:
-        now = f"epoch {line['epoch']} {_numbers(line)} left {_hours(seconds_left)}"
-        self.bar.update(self.task, completed=line["step"], now=now)
-
-    def close(self) -> None:
-        self.bar.stop()
 
 
 def drop_later_lines(path: Path, phase: str, resume_step: int) -> None:
@@ -202,8 +201,3 @@ def _numbers(line: dict[str, Any]) -> str:
         f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float) and name != "images_per_s"
     ]
     return " ".join([*shown, f"{line['images_per_s']:.0f} images/s"])
-
-
-def _hours(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

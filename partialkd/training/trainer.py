@@ -13,6 +13,7 @@ A step whose loss or gradient is not finite ends the phase or is left out (healt
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from statistics import mean
@@ -45,6 +46,8 @@ from partialkd.training.schedule import Schedule
 from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.world.world import World, collective_failed, seed_rank
+
+_log = logging.getLogger(__name__)
 
 
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
@@ -195,6 +198,7 @@ class Trainer:
     def _after_step(self, lr: float, progress: Progress, speed: Throughput) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
+        progress.stepped()
         if step % run.log_every == 0 or last:
             values = self._means(outcomes)
             loss = values.pop("loss")
@@ -251,6 +255,8 @@ class Trainer:
         restore(snapshot, self._parts, self._identity(), path)
         score = self.world.on_main(lambda: checkpoint.read_manifest(path).score)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
+        if self.world.is_main:
+            _log.info(f"going on from step {snapshot.step} of {self.last_step} of {self.name}: {path}")
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.name, self.phase, self.config, self.context.source.fingerprint, self._taught_by)

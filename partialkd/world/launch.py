@@ -11,54 +11,68 @@ the process from within (torch's watchdog), and torchrun names the rank; that ha
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from partialkd.config import DistConfig
-from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
-from partialkd.world import flight_recorder
+from partialkd.errors import ConfigError, Preempted, RankLost
+from partialkd.world import flight_recorder, notes
+from partialkd.world.command import FAILED, place_of, say_error
+from partialkd.world.messages import begin, begun, rank
 from partialkd.world.rendezvous import Roll, within
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World, collective_failed
 
 T = TypeVar("T")
-FAILED, WRONG_CONFIG, STOPPED = 1, 2, 75  # 75: EX_TEMPFAIL, try again later
+WRONG_CONFIG, STOPPED = 2, 75  # 75: EX_TEMPFAIL, try again later
 QUIET_S = 3.0  # a rank with nothing to say leaves this much later, so that rank 0 has said it
+_log = logging.getLogger(__name__)
 GRACE_S = 5.0  # how long the ranks may take to report that a collective failed, and the store to answer
 
 
 def configured(load: Callable[[], T]) -> T:
     """What `load` returns, or the end of the process with status 2 and the error shown by rank 0."""
     try:
+        begin_once()
         return load()
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank() == 0:
+            say_error(error)
         else:
             time.sleep(QUIET_S)  # torchrun ends all ranks when the first one ends
         raise SystemExit(WRONG_CONFIG) from None
 
 
-def launched(config: DistConfig, body: Callable[[World], Any]) -> int:
-    """Run `body` on every rank -> exit status."""
+def begin_once() -> None:
+    """For a program that did not begin with world/command.py."""
+    if not begun():
+        begin()
+
+
+def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence[str] = ()) -> int:
+    """Run `body` on every rank -> exit status. `goes_on`: what to add to the command to go on after a stop."""
+    begin_once()
     try:
         world = World.start(config)
     except RankLost as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(error)
         return FAILED
     try:
         with world:
             body(world)
     except Preempted as stop:
         if world.is_main:
-            print(stop, file=sys.stderr)
+            _log.warning(str(stop))
+            say_how_to_go_on(goes_on)
         return STOPPED
     except Exception as error:
         explain(error, world)
@@ -97,22 +111,30 @@ def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exce
         cause = "every rank is there: a link between them broke, or one was slower than dist.timeout_s"
     said = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]  # without torch's source file
     if not isinstance(error, RankLost):
-        said = f"rank {world.rank} of {world.size}: a collective failed in {_place_of(error)}: {said}"
+        said = f"rank {world.rank} of {world.size}: a collective failed in {place_of(error)}: {said}"
     return RankLost(f"{said}; {cause}" + flight_recorder.note())
-
-
-def _place_of(error: Exception) -> str:
-    """The function of ours that asked for it."""
-    package = Path(__file__).parents[1]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
-    ours = [frame for frame in frames if Path(frame.filename).name not in ("world.py", "launch.py")]
-    return f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "the job"
 
 
 def show(error: Exception, world: World) -> None:
     """On the error output: what a user can act on, or where the program failed."""
-    if isinstance(error, PartialKDError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        print(f"rank {world.rank} of {world.size} failed:", file=sys.stderr)
-        traceback.print_exception(error, file=sys.stderr)
+    say_error(error, f"rank {world.rank} of {world.size}")
+
+
+def say_how_to_go_on(options: Sequence[str]) -> None:
+    """The last line of a stopped run: the command that goes on with it, unless the launcher says it later still."""
+    if options and notes.launched():
+        notes.note_stopped(options)
+    elif options:
+        _log.warning(f"to go on: {command_again(options)}")
+
+
+def command_again(options: Sequence[str]) -> str:
+    """The command line of this process, or of torchrun where it started it, as a shell takes it, with `options`.
+
+    options: an option and its value, if it takes one, instead of those that it has in the command line.
+    """
+    words = [sys.executable, *sys.argv]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(OSError):  # elsewhere than on Linux
+            words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    return shlex.join(notes.with_options(words, options))

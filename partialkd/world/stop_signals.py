@@ -1,4 +1,7 @@
-"""Being asked to stop: SIGTERM, SIGINT or SIGUSR1, on any rank, any number of times.
+"""Being asked to stop: SIGTERM, SIGINT, SIGHUP, SIGQUIT or SIGUSR1, on any rank, any number of times.
+
+SIGHUP comes when a terminal is closed. What the process was told to ignore at its start stays ignored, if it is a
+signal that comes from terminals: nohup ignores SIGHUP, a shell SIGINT and SIGQUIT for what it runs in the background.
 
 A handler only sets a flag; signals reach the ranks at different moments, so they agree on it where all of them are at
 the same place. How they ask each other depends on what they are doing:
@@ -26,7 +29,8 @@ import torch
 from partialkd.errors import Preempted
 from partialkd.world.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, *FROM_TERMINALS)
 HEED_S = 1.0
 
 T = TypeVar("T")
@@ -39,7 +43,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = False
         self._cutting: str | None = None  # what the handler may break off
-        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        heard = [number for number in SIGNALS if not _ignored(number)]
+        self._before = {number: signal.signal(number, self._ask) for number in heard}
 
     def __enter__(self) -> StopSignals:
         return self
@@ -95,6 +100,10 @@ class StopSignals:
         """
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if self.asked or ending else handler)
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return number in FROM_TERMINALS and signal.getsignal(number) is signal.SIG_IGN
 
 
 class Watch:

@@ -30,6 +30,7 @@ from helpers.ranks import run
 from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.training.health import Spikes
+from partialkd.world.messages import begin
 from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed
@@ -152,6 +153,7 @@ def test_a_spike_is_logged(tmp_path: Path) -> None:
 
 
 def logged(world: World, config: Config) -> tuple[list[dict[str, float]], str]:
+    begin()
     one, stop = make(world, config)
     with redirect_stderr(io.StringIO()) as said:
         counters = [one.health.logged(loss) for loss in [2.0] * 8 + [4.0]]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import replacing, write_json, write_text
 from partialkd.training import progress as module
 from partialkd.training.progress import Progress, Throughput
+from partialkd.world import passes
+from partialkd.world.messages import begin
 from partialkd.world.world import World
 
 
@@ -30,7 +36,9 @@ def _run(folder: Path, steps: range, phase: str = "student", loss: float = 1.0, 
 def test_one_object_a_logged_step(tmp_path: Path) -> None:
     with Progress(tmp_path / "run", "student", 100, World(), tensorboard=False) as progress:
         progress.log(50, 2, 3.25, 0.1, 640.0, {"alpha": 0.87, "seen": 400})
-    assert _lines(tmp_path / "run") == [
+    (line,) = _lines(tmp_path / "run")
+    assert abs(datetime.fromisoformat(line.pop("time")) - datetime.now(UTC)) < timedelta(minutes=10)
+    assert [line] == [
         {
             "phase": "student", "step": 50, "epoch": 2, "loss": 3.25, "lr": 0.1, "images_per_s": 640.0,
             "alpha": 0.87, "seen": 400.0,
@@ -98,42 +106,64 @@ class _Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(passes.time, "monotonic", lambda: self.now)
 
 
 def test_plain_lines_without_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resumed at 20 of 100; 10 steps took 90 s, so 70 take 630 s."""
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    begin()
     clock = _Clock(monkeypatch)
     with Progress(tmp_path, "student", 100, World(), tensorboard=False, resume_step=20) as progress:
         clock.now += 90.0
         progress.log(30, 1, 3.25, 0.1, 640.4, {"alpha": 0.871})
-    assert capsys.readouterr().out == (
-        "student step 30/100 epoch 1 loss 3.25 lr 0.1 alpha 0.871 640 images/s left 0:10:30\n"
+        (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d student step 30/100 epoch 1 "
+        r"loss 3.25 lr 0.1 alpha 0.871 640 images/s left 0:10:30",
+        line,
     )
 
 
-def test_a_bar_on_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the stream for a terminal
-    monkeypatch.setenv("COLUMNS", "200")
-    _run(tmp_path, range(30, 31))
-    shown = capsys.readouterr().out
-    assert "30/100" in shown
-    assert "epoch 3 loss 1 lr 0.1 alpha 0.5 640 images/s left" in shown
+class _FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_a_log_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The metrics stop where the disk was full, TensorBoard goes on; it is said once."""
+    begin()
+    with Progress(tmp_path, "student", 100, World(), tensorboard=True) as progress:
+        progress.log(1, 0, 1.0, 0.1, 1.0, {})
+        (metrics,) = [outlet for outlet in progress._outlets if isinstance(outlet, module._MetricsFile)]
+        metrics.stream.close()
+        metrics.stream = _FullDisk()
+        for step in (2, 3):
+            progress.log(step, 0, 1.0, 0.1, 1.0, {})
+    assert [line["step"] for line in _lines(tmp_path)] == [1]
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "metrics" in line]
+    assert said.endswith(
+        f"warning: {tmp_path / 'metrics.jsonl'}: cannot be written to any more (No space left on device); "
+        "the run goes on without it"
+    )
+    assert [event.step for event in _events(tmp_path).Scalars("loss")] == [1, 2, 3]
+
+
+def _events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard" / "student"))
+    events.Reload()
+    return events
 
 
 def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for resume_step, loss in ((0, 1.0), (2, 5.0)):
         with Progress(tmp_path, "student", 10, World(), tensorboard=True, resume_step=resume_step) as progress:
             for step in range(resume_step + 1, 5):
                 progress.log(step, 0, loss, 0.1, 1.0, {"alpha": 0.25})
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "student"))
-    events.Reload()
+    events = _events(tmp_path)
     assert set(events.Tags()["scalars"]) == {"loss", "lr", "images_per_s", "alpha"}
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 5.0), (4, 5.0)]
 

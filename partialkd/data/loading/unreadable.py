@@ -19,7 +19,7 @@ Errors: `DataError` naming the record; over the limit the last one, and how many
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import TypeVar
@@ -33,6 +33,7 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
 
 ATTEMPTS = 100  # records drawn in the place of one
+_log = logging.getLogger(__name__)
 _SALT = 3  # order.py has 1 and 2, augment.py 100 and above
 
 Item = TypeVar("Item")
@@ -97,4 +98,4 @@ class Unreadable:
         return "left out" if self.plan.seed is None else "replaced by others"
 
     def _say(self, text: str) -> None:
-        print(f"warning: rank {self.plan.rank}: {text}", file=sys.stderr, flush=True)
+        _log.warning(f"rank {self.plan.rank}: {text}")

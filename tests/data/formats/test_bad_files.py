@@ -17,6 +17,7 @@ from helpers.bad_files import RECORD, Fault
 from helpers.faults_of_data import FOLDERS_AND_TEXT, GOOD, IMAGES, RECORDS
 from helpers.faults_of_models import BINS, TEACHERS
 from partialkd.errors import DataError
+from partialkd.world.messages import begin
 
 FAULTS = {fault.what: fault for fault in (*RECORDS, *BINS, *TEACHERS, *FOLDERS_AND_TEXT)}
 
@@ -80,6 +81,7 @@ def test_an_image_stops_the_run_with_its_record_named(what: str, tmp_path: Path)
 def test_an_image_is_skipped_where_the_run_is_to_go_on(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    begin()
     content, says = IMAGES[what]
     batches = make.image(content, on_corrupt="skip")(tmp_path)()
     assert [len(batch.images) for batch in batches] == [2, 2, 2]
