@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
 from partialkd.world.command import command
 
 
 def main() -> int:
-    """Exit status: 0, or 1 with the problem on stderr and nothing written."""
-    from partialkd.errors import PartialKDError
-    from partialkd.export.onnx import TOLERANCE, export
-    from partialkd.models.saved import read_description
-    from partialkd.models.weights import read_weights
+    """Exit status."""
+    from partialkd.commands.export import main
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="a run's model.safetensors")
-    parser.add_argument("folder", type=Path, help="folder to write to")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
-    args = parser.parse_args()
-    try:
-        config, image_size = read_description(args.model)
-        done = export(read_weights(args.model), config, image_size, args.folder, args.tolerance)
-    except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
-    return 0
+    return main()
 
 
 if __name__ == "__main__":

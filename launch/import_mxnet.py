@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
 from partialkd.world.command import command
 
 
 def main() -> int:
-    """Exit status: 0, or 1 with the problem on stderr and nothing written."""
-    from partialkd.errors import PartialKDError
-    from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+    """Exit status."""
+    from partialkd.commands.import_mxnet import main
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("symbol", type=Path, help="model-symbol.json")
-    parser.add_argument("params", type=Path, help="model-0000.params")
-    parser.add_argument("folder", type=Path, help=f"folder for {MODEL_FILE} and {CLASSIFIER_FILE}")
-    parser.add_argument("--image-size", type=int, help="pixels a side (default: the largest that fits, mostly 112)")
-    args = parser.parse_args()
-    try:
-        found = import_checkpoint(args.symbol, args.params, args.folder, args.image_size)
-    except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{args.folder / MODEL_FILE}: {found.config.name}, images of {found.image_size} pixels")
-    if found.classifier is not None:
-        print(
-            f"{args.folder / CLASSIFIER_FILE}: {len(found.classifier)} classes of {found.config.embedding_dim} numbers"
-        )
-    if found.unused:
-        print(f"not part of either: {', '.join(found.unused)}")
-    return 0
+    return main()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""`launch/export.py`: write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings.
+
+Errors: one line each on the error output and status 1, nothing written; wrong options, status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from partialkd.errors import PartialKDError
+from partialkd.export.onnx import TOLERANCE, export
+from partialkd.models.saved import read_description
+from partialkd.models.weights import read_weights
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 1 with the problem on stderr and nothing written."""
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings.",
+    )
+    parser.add_argument("model", type=Path, help="a run's model.safetensors")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
+    args = parser.parse_args(arguments)
+    try:
+        config, image_size = read_description(args.model)
+        done = export(read_weights(args.model), config, image_size, args.folder, args.tolerance)
+    except (PartialKDError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
+    return 0
