@@ -1,8 +1,7 @@
 """Train: torchrun --nproc_per_node=N launch/train.py [CONFIG] [section.key=value ...] [--resume auto|never|PATH].
 
 Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
-stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1), saved, to be started again with --resume auto; 130
-interrupted before there was anything to save. torchrun makes 1 of them, launch/local.sh does not.
+stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1) and saved; 130 interrupted before. torchrun: 1.
 Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
 """
 

@@ -1,6 +1,6 @@
-"""`launch/export.py`: write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings.
+"""`launch/export.py`: the student or any network of ours as ONNX, checked against onnxruntime.
 
-Errors: one line each on the error output and status 1, nothing written; wrong options, status 2.
+Errors: one line on the error output and status 1, nothing written; wrong options, status 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
     parser = argparse.ArgumentParser(
         prog="export.py",
-        description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings.",
+        description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same.",
     )
     parser.add_argument("model", type=Path, help="a run's model.safetensors")
     parser.add_argument("folder", type=Path, help="folder to write to")

@@ -1,6 +1,6 @@
-"""`launch/import_mxnet.py`: an MXNet teacher as a network of this project, and its classifier's rows for teacher.classifier.
+"""`launch/import_mxnet.py`: an MXNet teacher as a network of this project, and its classifier's rows.
 
-Errors: one line each on the error output and status 1, nothing written; wrong options, status 2.
+Errors: one line on the error output and status 1, nothing written; wrong options, status 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
     parser = argparse.ArgumentParser(
         prog="import_mxnet.py",
-        description="An MXNet teacher as a network of this project, and its classifier's rows for teacher.classifier.",
+        description="An MXNet teacher as a network of this project, and its rows for teacher.classifier.",
     )
     parser.add_argument("symbol", type=Path, help="model-symbol.json")
     parser.add_argument("params", type=Path, help="model-0000.params")

@@ -28,8 +28,8 @@ def phase(**changes: Any) -> PhaseConfig:
 def test_keys_that_are_free_on_resume() -> None:
     assert set(FREE) == {
         "dist", "evaluate", "health", "teacher.compile",
-        *(f"run.{key}" for key in ("folder", "log_every", "checkpoint_every", "keep_checkpoints", "keep_best",
-                                   "checkpoint_async", "tensorboard")),
+        *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
+                                   "keep_best", "checkpoint_async", "tensorboard")),
         *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),
         *(f"{name}.{key}" for name in ("teacher.train", "student", "alone") for key in PHASE_KEYS),
     }  # fmt: skip

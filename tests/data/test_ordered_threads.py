@@ -8,7 +8,6 @@ import time
 import pytest
 
 from partialkd.data.ordered_threads import in_order
-from partialkd.data.progress_bar import shown
 
 
 def pool() -> list[threading.Thread]:
@@ -39,11 +38,3 @@ def test_no_more_is_asked_for_than_the_distance(workers: int, ahead: int | None,
         assert len(asked) == taken + distance
     results.close()
     assert not pool()
-
-
-def test_a_progress_bar_hands_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(shown(iter("abc"), 3, "reading")) == ["a", "b", "c"]
-    written = capsys.readouterr()
-    assert "reading" in written.err
-    assert "3/3" in written.err
-    assert written.out == ""

@@ -30,10 +30,10 @@ from partialkd.data.images.decode import (
 from partialkd.data.images.orientation import UPRIGHT, orientation
 from partialkd.data.ordered_threads import in_order
 from partialkd.data.packing.image_list import Gaps, ImageList, Problem, list_to_pack
-from partialkd.data.progress_bar import shown
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import new_folder, refuse_existing, replacing
+from partialkd.world.passes import counted
 
 SKIPPED = "skipped.txt"
 READ_AHEAD = 32  # images per thread: some take much longer than others
@@ -74,8 +74,8 @@ def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[i
     size = options.size or _first_size(todo)
     job: Callable[[int], tuple[bytes, int] | Problem] = lambda number: _prepare(todo, number, size, options)
     results = in_order(job, range(len(todo.paths)), options.workers, READ_AHEAD * options.workers)
-    packable = _packable((result for _, result in results), todo.problems, options)
-    count = pack_records(out, shown(packable, len(todo.paths), "packing"), len(todo.names), size, todo.names)
+    packed = (result for _, result in counted(results, "packing", len(todo.paths), "images"))
+    count = pack_records(out, _packable(packed, todo.problems, options), len(todo.names), size, todo.names)
     if todo.problems:
         with replacing(out / SKIPPED) as (file,):
             file.writelines(f"{printable(one.path)}\t{printable(one.reason)}\n".encode() for one in todo.problems)
@@ -143,7 +143,7 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
             (hidden / names[label]).mkdir(parents=True)
         job: Callable[[int], None] = lambda index: _write_image(source, index, hidden, names)
         written = in_order(job, range(len(source)), workers := workers or os.cpu_count() or 1, READ_AHEAD * workers)
-        for _ in shown(written, len(source), "unpacking"):
+        for _ in counted(written, "unpacking", len(source), "images"):
             pass
     return len(source)
 
