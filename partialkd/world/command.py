@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from partialkd.errors import PartialKDError
+from partialkd.errors import PartialKDError, text_of
 from partialkd.world.messages import NOT_SHOWN, PACKAGE, Stream, begin, rank
 from partialkd.world.notes import launched
 
@@ -85,8 +85,7 @@ def explained(error: BaseException, where: str = "") -> list[str] | None:
     if isinstance(error, PartialKDError):
         return str(error).split("\n")
     if isinstance(error, OSError):
-        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return [f"{start}{names or f'in {place_of(error)}'}: {error.strerror or error}"]
+        return [start + ("" if error.filename is not None else f"in {place_of(error)}: ") + text_of(error)]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         said = (str(error).strip() or "no memory left").splitlines()[0]
         return [f"{start}out of memory in {place_of(error)}: {said}"]

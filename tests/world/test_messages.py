@@ -147,7 +147,7 @@ def test_errors_are_lines_and_faults_have_a_traceback(capsys: pytest.CaptureFixt
 
 
 def test_errors_of_the_system_name_what_they_are_about() -> None:
-    assert explained(OSError(28, "No space left on device", "a", None, "b")) == ["a -> b: No space left on device"]
+    assert explained(OSError(28, "No space left on device", "a", None, "b")) == ["a: b: No space left on device"]
     assert explained(OSError(5, "Input/output error"), "rank 0 of 2") == ["rank 0 of 2: in the job: Input/output error"]
     assert explained(MemoryError(), "rank 1 of 2") == ["rank 1 of 2: out of memory in the job: no memory left"]
     assert explained(DataError("x")) == ["x"]
