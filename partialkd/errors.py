@@ -61,6 +61,10 @@ class StorageError(PartialKDError):
     """A file or folder cannot be written or removed: the disk is full, or not to be written to."""
 
 
+class InUse(PartialKDError):
+    """A folder belongs to another job that is at work in it."""
+
+
 class TeacherError(PartialKDError):
     """A teacher (or the centres made from it) cannot be used."""
 

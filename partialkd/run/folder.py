@@ -1,15 +1,23 @@
-"""A run's folder: begun anew, gone on with, or gone back to an earlier checkpoint. Nothing is ever overwritten.
+"""A run's folder: who owns it; begun anew, gone on with, or gone back to an earlier checkpoint. Nothing is overwritten.
+
+One job at a time has a run's folder (storage/claim.py): rank 0 holds the claim from before any work until the end, also
+an end by an error or a signal. Another start of the same run is refused while that job lives, whatever --resume says.
+Ranks that torchrun starts again, and a job that Slurm queued again, take over at once.
 
 `--resume never` moves an earlier run of the same name aside (`<name>.1`, `.2`, ...); `auto` goes on with it, if the
 configuration is the same; a checkpoint's path goes back to that checkpoint, if it is undamaged: what was made after
 it, later checkpoints of its phase and the phases that follow, is moved aside likewise.
+A run folder that is a link is followed: what it points to is moved aside, and made anew where it was.
 Which phases are finished and which checkpoint a phase goes on from is decided here; whether a checkpoint is this run's,
 and what is put back from it, in training/state.py; which keys may change, in config/resume.py, off the marks of fields.
-Call on one rank. Errors: `ConfigError` naming the keys that differ, `CheckpointError` naming the path.
+Errors: `InUse` naming the other job, `ConfigError` naming the keys that differ, `CheckpointError` and `StorageError`
+naming the path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from partialkd import checkpoint
@@ -18,21 +26,49 @@ from partialkd.config.load import save_config
 from partialkd.config.resume import check_same_run
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import MODEL
+from partialkd.storage.atomic_files import followed, naming
+from partialkd.storage.claim import Claim, claim
+from partialkd.world.stop_signals import StopSignals
+from partialkd.world.world import World
 
 PHASES = ("teacher", "student", "alone")  # in the order of a run
 SAVED_CONFIG = "config.toml"
+IN_USE = "wait for it to end, stop it, or choose another run.name"
+
+
+@contextmanager
+def owned_run(config: Config, world: World, stop: StopSignals) -> Iterator[None]:
+    """Collective. The run's folder is this job's, and no other's, inside the `with` block."""
+    held: list[Claim] = []
+
+    def take() -> None:
+        held.append(claim(run_folder(config), IN_USE, heir_of=world.recall("claim")))
+        world.remember("claim", held[0].owner.token)
+
+    try:
+        world.on_main(lambda: stop.cut_short("waiting for the run's folder", take))
+        yield
+    finally:
+        for one in held:
+            one.release()
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run of this configuration lies."""
+    return followed(Path(config.run.folder) / config.run.name)
 
 
 def open_run(config: Config, resume: str) -> Path:
-    """The folder of this run, ready to be written to."""
-    folder = Path(config.run.folder) / config.run.name
+    """On one rank: the folder of this run, ready to be written to."""
+    folder = run_folder(config)
     if resume == "never":
         move_aside(folder)
     elif any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists():
         check_same_run(config, folder / SAVED_CONFIG)
     if resume not in ("never", "auto"):
         go_back(folder, Path(resume))
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SAVED_CONFIG)
     return folder
 
@@ -52,7 +88,8 @@ def go_back(folder: Path, path: Path) -> None:
 
 
 def move_aside(path: Path) -> None:
-    """Rename to <name>.<first free number>, if it is there."""
-    if path.exists():
+    """Rename to <name>.<first free number>, if it is there; an empty folder stays."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         number = next(n for n in range(1, 1_000_000) if not path.with_name(f"{path.name}.{n}").exists())
-        path.rename(path.with_name(f"{path.name}.{number}"))
+        with naming(path, "moved aside"):
+            path.rename(path.with_name(f"{path.name}.{number}"))

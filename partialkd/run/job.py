@@ -48,7 +48,7 @@ from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run.folder import open_run
+from partialkd.run.folder import open_run, owned_run
 from partialkd.run.out_of_memory import advising
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
@@ -84,7 +84,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(config.run.deterministic)
-    with StopSignals() as stop:
+    with StopSignals() as stop, owned_run(config, world, stop):
         job = prepare_job(config, world, resume, stop)
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)

@@ -32,9 +32,22 @@ class Place:
         if not self.system or self.system != Place.here().system:
             return "unknown"
         stat = _stat(self.pid)
+        if not stat and _is_hidden(self.pid):
+            return "unknown"
         if not stat or stat[19] != self.born or stat[0] in "ZX":
             return "gone"
         return "stopped" if stat[0] == "T" else "running"
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, of another user, that this system does not show (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False  # it ended and another began between the two looks, or it may be looked at after all
 
 
 def _stat(pid: int) -> list[str]:

@@ -92,13 +92,20 @@ class World:
             os._exit(status)
         return status
 
-    def remember(self, fact: str) -> None:
-        """For ranks that torchrun starts in the place of these."""
+    def remember(self, fact: str, value: str = "") -> None:
+        """Tell ranks that torchrun starts in the place of these."""
         if self.launch_store is not None:
-            self.launch_store.set(f"partialkd/{fact}", "")
+            self.launch_store.set(f"partialkd/{fact}", value)
 
     def remembers(self, fact: str) -> bool:
+        """Whether ranks before these, of the same torchrun, have told this."""
         return self.launch_store is not None and self.launch_store.check([f"partialkd/{fact}"])
+
+    def recall(self, fact: str) -> str:
+        """What ranks before these have told of it, "" if nothing."""
+        if self.launch_store is None or not self.remembers(fact):
+            return ""
+        return self.launch_store.get(f"partialkd/{fact}").decode()
 
     @property
     def is_main(self) -> bool:

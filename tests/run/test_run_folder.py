@@ -1,0 +1,73 @@
+"""A run's folder has one owner, and is followed where it is a link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.jobs import job, tree
+from partialkd.config.load import parse_config
+from partialkd.errors import DataError, InUse, Preempted
+from partialkd.run import job as module
+from partialkd.run.folder import IN_USE, open_run
+from partialkd.storage.claim import claimed
+from partialkd.world.world import World
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_run_that_another_job_is_at_is_refused_before_anything_is_touched(tmp_path: Path, resume: str) -> None:
+    run = tmp_path / "runs" / "trial"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text("of the other job")
+    with claimed(run, IN_USE), pytest.raises(InUse, match=f"^{run}: in use by process .*choose another run.name$"):
+        job(World(), tree(tmp_path), resume)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["trial"]
+    assert [path.name for path in run.iterdir()] == ["result.json"]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("end", [DataError("a bad record"), Preempted("stopped"), KeyboardInterrupt()])
+def test_the_claim_is_given_back_whatever_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    owners: list[list[str]] = []
+
+    def fail(*_: object) -> None:
+        owners.append([path.name for path in (tmp_path / "runs").iterdir()])
+        raise end
+
+    monkeypatch.setattr(module, "prepare_job", fail)
+    with pytest.raises(type(end)):
+        job(World(), tree(tmp_path))
+    assert owners == [[".trial.owner"]]
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def _opened(tmp_path: Path, resume: str) -> Path:
+    return open_run(parse_config(tree(tmp_path)), resume)
+
+
+def _to_a_run(disk: Path) -> None:
+    disk.mkdir()
+    (disk / "result.json").write_text("earlier")
+
+
+@pytest.mark.parametrize(
+    ("make", "aside"),
+    [(_to_a_run, ["there.1"]), (Path.mkdir, []), (lambda _: None, [])],
+    ids=["run", "empty", "dangling"],
+)
+def test_a_link_is_followed(tmp_path: Path, make: Callable[[Path], None], aside: list[str]) -> None:
+    link, disk = tmp_path / "runs" / "trial", tmp_path / "disk" / "there"
+    disk.parent.mkdir()
+    make(disk)
+    link.parent.mkdir()
+    link.symlink_to(disk)
+    assert _opened(tmp_path, "never") == disk
+    assert link.is_symlink()
+    assert sorted(path.name for path in disk.parent.iterdir()) == ["there", *aside]
+    assert [path.name for path in disk.iterdir()] == ["config.toml"]
+    assert _opened(tmp_path, "auto") == disk  # what is there is gone on with
+    assert [path.name for path in link.parent.iterdir()] == ["trial"]
