@@ -73,11 +73,11 @@ def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence
         if world.is_main:
             _log.warning(str(stop))
             say_how_to_go_on(goes_on)
-        return STOPPED
+        return world.leave(STOPPED)
     except Exception as error:
         explain(error, world)
         return world.leave(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)
-    return 0
+    return world.leave(0)
 
 
 def explain(error: Exception, world: World) -> None:

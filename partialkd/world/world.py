@@ -85,7 +85,11 @@ class World:
             dist.destroy_process_group()
 
     def leave(self, status: int) -> int:
-        """End a rank that failed -> its exit status. No destructor may wait for other ranks, where there are any."""
+        """End the process of a rank, at once where there are other ranks -> its exit status.
+
+        No destructor may wait for other ranks then. Nor may the interpreter end by itself: threads of gloo outlive the
+        group while anything holds it, and one that lets go of a tensor meanwhile aborts the process.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
         if self.size > 1 or self.device.type == "cuda":
