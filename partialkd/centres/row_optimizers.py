@@ -1,7 +1,7 @@
-"""How centres move: the moving average of AdaDistill, and optimisers that act on a chunk of rows at a time.
+"""Move trainable centres by their gradients: SGD and AdamW that act on a chunk of rows at a time.
 
 Moments (R, D) are float32, or bfloat16 rounded stochastically so that what decays and what is added is not lost. A
-moment that is one number a row is float32.
+moment that is one number per row is float32.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from partialkd.config import CentresConfig, OptimizerConfig
 
 
 class RowOptimizer(Protocol):
-    """Moves some rows by their gradient; rows that are not named do not move."""
+    """What moves some rows by their gradient; rows that are not named do not move."""
+
+    weight_decay: float
+
+    @property
+    def rule(self) -> str:
+        """The name of how rows move, whatever its settings: what a kernel is written for."""
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
-        """rows of the store, dL/du (r, D) with u the unit centres; the gradient's memory may be reused."""
+        """Move rows of the store by dL/du (r, D), u the unit centres; the gradient's memory may be reused."""
 
 
 class RowSGD:
@@ -28,6 +34,8 @@ class RowSGD:
     With w = n u and g = dL/du, dL/dw = (g - <g, u> u) / n. Every pass works in place: on a slice of a float32
     store nothing is copied.
     """
+
+    rule = "sgd"
 
     def __init__(
         self, store: CentreStore, momentum: float, weight_decay: float, dtype: torch.dtype | None = None
@@ -55,9 +63,9 @@ class RowSGD:
 class RowAdamW:
     """AdamW, as torch.optim.AdamW, on the rows of a step only; each row counts its own steps.
 
-    With `second = "row"` the second moment is one number a row, the mean square of the row's gradient: every number of
-    a row then takes its step at the row's own rate, and a step keeps the gradient's direction but for the eps.
-    Source: the row factor of Adafactor (arXiv:1804.04235) without the column's; one second moment a block of weights,
+    With `second = "row"` the second moment is one number per row, the mean square of the row's gradient: every number
+    of a row then takes its step at the row's own rate, and a step keeps the gradient's direction but for the eps.
+    Source: the row factor of Adafactor (arXiv:1804.04235) without the column's; one second moment per block of weights,
     here a centre, as Adam-mini (arXiv:2406.16793).
     """
 
@@ -75,6 +83,10 @@ class RowAdamW:
         store.add_moment("first", dtype)
         store.add_moment("second", None if self.by_row else dtype, per_row=self.by_row)
         store.add_moment("count", per_row=True)
+
+    @property
+    def rule(self) -> str:
+        return "adamw" if self.by_row else "adamw, full"
 
     def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         (beta1, beta2), moments = self.betas, store.moments
@@ -96,7 +108,7 @@ class RowAdamW:
 def make_row_optimizer(
     store: CentreStore, config: OptimizerConfig, centres: CentresConfig | None = None
 ) -> RowOptimizer:
-    """The optimiser of trainable centres; its moments, kept as `centres` says, become part of the store."""
+    """Make the optimiser of trainable centres; its moments, kept as `centres` says, become part of the store."""
     kept = centres or CentresConfig()
     dtype = torch.bfloat16 if kept.moments == "bf16" else None
     if config.name == "adamw":

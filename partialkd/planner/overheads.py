@@ -7,11 +7,11 @@ Not counted: the student's state as it is gathered for the copy, which is let go
 save, in the background or not.
 
 `centres.backend = "graphed"` keeps a CUDA graph of the sums of all rows, with the memory that they need
-(centres.graphed); "auto" does where that was the fastest, and is counted as if it were.
+(centres.sweeps.graphed); "auto" does where that was the fastest, and is counted as if it were.
 
-`centres.backend = "auto"` on CUDA works on copies of TUNING_ROWS rows when a shape comes up (centres.measured), in the
-first step of a phase unless an earlier run has kept what it found. Counted by the moment at which it holds most. A run
-that has no room for it goes on with the chunked sweep. D embedding, N global batch of a micro-step; bytes.
+`centres.backend = "auto"` on CUDA works on copies of TUNING_ROWS rows when a shape comes up (centres.sweeps.fastest),
+in the first step of a phase unless an earlier run has kept what it found. Counted by the moment at which it holds most.
+A run that has no room for it goes on with the chunked sweep. D embedding, N global batch of a micro-step; bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 
 from partialkd.centres.row_optimizers import RowOptimizer, make_row_optimizer
 from partialkd.centres.store import DTYPES, CentreStore
-from partialkd.centres.sweeps.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, RULES, FusedSweep
 from partialkd.centres.sweeps.graphed import MOST_CHUNKS
 from partialkd.centres.sweeps.products import rounds
+from partialkd.centres.sweeps.tuner import TUNING_ROWS
 from partialkd.config import PhaseConfig
 from partialkd.planner.step_cost import FLOAT
 
@@ -63,7 +64,7 @@ def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
     adds others that go, and takes the way from two matrices; then results are compared, in float32, with one more.
     """
     store, optimizer = _one_row(phase)
-    if not _measured(phase, sampled, store) or phase.accumulation > 1 or not (optimizer and kernel_of(optimizer)):
+    if not _measured(phase, sampled, store) or phase.accumulation > 1 or not (optimizer and optimizer.rule in RULES):
         return 0
     state = store.state()
     moving = TUNING_ROWS * (sum(x.nbytes for x in state.values()) - store.seen.nbytes)
@@ -76,7 +77,7 @@ def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
 
 def _measured(phase: PhaseConfig, sampled: int, store: CentreStore, graph: bool = False) -> bool:
     types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
-    another = graph or FusedSweep(1.0, types=types).suits(store)
+    another = graph or FusedSweep(1.0, types=types).takes(store)
     return phase.centres.backend == "auto" and sampled >= TUNING_ROWS and another
 
 

@@ -28,6 +28,9 @@ class FakeKernels(FusedSweep):
         super().__init__(64.0)
         self.asked: list[int] = []
 
+    def version(self) -> str:
+        return ""
+
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         self.asked.append(len(store.shard))
         total, partition = ChunkedSweep.sums(self, store, queries)
@@ -40,9 +43,8 @@ class FakeKernels(FusedSweep):
 
 
 def of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure with these, and without Triton."""
+    """Measure with these."""
     monkeypatch.setattr(measured, "TUNING_ROWS", ROWS)
-    monkeypatch.setattr(measured, "shape_of", lambda kernel, store, n: f"{kernel}, {store.unit.dtype}, N {n}")
 
 
 def moved(store: CentreStore, queries: Queries, rows: Any = None) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.sweeps import fastest as measured
 from partialkd.centres.sweeps.base import Queries
 from partialkd.centres.sweeps.chunked import ChunkedSweep
-from partialkd.centres.sweeps.fastest import MeasuredSweep
+from partialkd.centres.sweeps.fastest import FastestSweep
 from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep
 from partialkd.centres.sweeps.graphed import GraphedSweep, Run
 from partialkd.centres.sweeps.products import rounds
@@ -60,6 +60,7 @@ class NoKernels(FusedSweep):
 
     sums = ChunkedSweep.sums
     move = ChunkedSweep.move
+    version = ChunkedSweep.version
 
 
 def once(run: Callable[[], object]) -> float:
@@ -67,14 +68,13 @@ def once(run: Callable[[], object]) -> float:
     return 1.0
 
 
-def sweep_of(phase: PhaseConfig, path: Path, monkeypatch: pytest.MonkeyPatch) -> MeasuredSweep:
+def sweep_of(phase: PhaseConfig, path: Path, monkeypatch: pytest.MonkeyPatch) -> FastestSweep:
     for module in (measured, beside):
         monkeypatch.setattr(module, "TUNING_ROWS", TRIED)
-    monkeypatch.setattr(measured, "shape_of", lambda kernel, *_: kernel)  # asks Triton
     types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
     chunk_rows = phase.centres.chunk_rows
     kernels = NoKernels(64.0, chunk_rows, types=types)
-    return MeasuredSweep(ChunkedSweep(64.0, chunk_rows), kernels, Tuner(path / "tuning.json"), once)
+    return FastestSweep(ChunkedSweep(64.0, chunk_rows), {"fused": kernels}, Tuner(path / "tuning.json"), once)
 
 
 def problem(phase: PhaseConfig, pieces: list[range] | None) -> tuple[CentreStore, Queries]:
@@ -184,7 +184,7 @@ def test_a_graph_is_planned_as_it_allocates(monkeypatch: pytest.MonkeyPatch) -> 
     store, queries = problem(phase, None)
     sweep = GraphedSweep(64.0, phase.centres.chunk_rows, capture=capture)
     planned = plan_of(phase).resident["centres: graph of the sums"] - 40 * 150_000
-    assert planned == pytest.approx(peak_of(lambda: sweep.replayed(store, queries)), rel=0.1)
+    assert planned == pytest.approx(peak_of(lambda: sweep.trial_sums(store, queries)), rel=0.1)
 
 
 def test_less_is_advised_than_to_measure() -> None:

@@ -1,11 +1,26 @@
-"""What a backend of the sweep owes the engine."""
+"""Say what a backend of the sweep owes the engine.
+
+A sweep takes the embeddings of the global batch past every row of a shard that the step compares with. With u_j the
+unit centres, x_i the unit embeddings and p_ij = exp(scale * <x_i, u_j> - offset), the first sweep of a step gives for
+every sample
+
+    Z_i = sum_{j != y_i} p_ij          (N,)
+    O_i = sum_{j != y_i} p_ij * u_j    (N, D)
+
+from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (docs/flows.md). Sums of chunks and of ranks are
+added: |cosine| <= 1 bounds every term, so there is no maximum to keep. offset = max(0, scale - 64). For trainable
+rows a second sweep computes p_ij again and turns it into gradients of the rows, which it moves piece by piece.
+
+A backend is a subclass of `Sweep` and a line in choose.BACKENDS (docs/extending.md).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,8 +28,15 @@ from torch import Tensor
 from partialkd.centres.row_filter import RowFilter, one_for_all
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
+from partialkd.centres.sweeps.products import Products
+from partialkd.config import CentresConfig
 
 LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
+
+
+def offset_of(scale: float) -> float:
+    """The constant subtracted from every logit before exp."""
+    return max(0.0, scale - LARGEST_SCALE)
 
 
 @dataclass(frozen=True)
@@ -42,39 +64,74 @@ class Queries:
         return self.place * len(self.row) + self.number
 
 
-class Sweep(Protocol):
-    """What the engine asks of a backend. `batches`: (queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)) a micro-step."""
-
-    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
-
-    def row_gradients(
-        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[RowGradient]:
-        """Piece by piece; the rows may be changed before the next piece is asked for."""
-
-    def move(
-        self,
-        store: CentreStore,
-        batches: Sequence[tuple[Queries, Tensor, Tensor]],
-        optimizer: RowOptimizer,
-        lr: float,
-    ) -> None:
-        """Move trainable rows by their gradients, piece by piece."""
-        for piece in self.row_gradients(store, batches):
-            _move_rows(store, piece, optimizer, lr)
-            del piece  # or its memory would be there while the next is made
+MicroStep = tuple[Queries, Tensor, Tensor]  # queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,)
 
 
 class RowGradient(NamedTuple):
-    """Of some rows; of a list, those that are not valid are to be left alone."""
+    """The gradient of some rows; in a list of rows, those that are not valid are to be left alone."""
 
     rows: slice | Tensor  # (r,) int64
     gradient: Tensor  # (r, D) dL/du; its memory may be reused
     valid: Tensor | None = None  # (r,) bool; None: all
 
 
-def _move_rows(store: CentreStore, piece: RowGradient, optimizer: RowOptimizer, lr: float) -> None:
+class Sweep(ABC):
+    """One way to compute the two sweeps. Owed: `sums` and `row_gradients`; all else has a default."""
+
+    competes: ClassVar[bool] = False  # `centres.backend = "auto"` measures it on CUDA, beside chunked
+
+    def __init__(self, scale: float, chunk_rows: int | None = None, products: Products | None = None) -> None:
+        """chunk_rows: rows multiplied with at once, None: as many as suit; products: None: exact."""
+        self.scale, self.chunk_rows, self.products = scale, chunk_rows, products or Products()
+
+    @classmethod
+    def make(cls, scale: float, config: CentresConfig, products: Products) -> Self:
+        """Build it as a configuration wants it."""
+        return cls(scale, config.chunk_rows, products)
+
+    @classmethod
+    def unable(cls, device: torch.device) -> str | None:
+        """Why this device cannot run it, to be read after "centres.backend: "; None: it can."""
+        return None
+
+    @abstractmethod
+    def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Sum over the rows that the filter of `queries` keeps -> O (N, D), Z (N,) of this shard."""
+
+    @abstractmethod
+    def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
+        """Give the rows' gradients piece by piece; a piece may be moved before the next is asked for."""
+
+    def move(self, store: CentreStore, batches: Sequence[MicroStep], optimizer: RowOptimizer, lr: float) -> None:
+        """Move trainable rows by their gradients, piece by piece."""
+        for piece in self.row_gradients(store, batches):
+            move_rows(store, piece, optimizer, lr)
+            del piece  # or its memory would be there while the next is made
+
+    # What "auto" asks of those that compete.
+
+    def sums_by_itself(self, store: CentreStore, queries: Queries) -> bool:
+        """Whether `sums` of these is its own work, not handed on to the chunked path."""
+        return True
+
+    def moves_by_itself(self, store: CentreStore, optimizer: RowOptimizer) -> bool:
+        """Whether `move` of one micro-step is its own work, not handed on to the chunked path."""
+        return True
+
+    def trial_sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """`sums`, but an error where those would fall back on another way."""
+        return self.sums(store, queries)
+
+    def version(self) -> str:
+        """What its speed depends on beside torch, by name and version; "": nothing."""
+        return ""
+
+    def forget(self) -> None:  # noqa: B027 (most keep nothing)
+        """Let go of memory that is kept from call to call."""
+
+
+def move_rows(store: CentreStore, piece: RowGradient, optimizer: RowOptimizer, lr: float) -> None:
+    """Move the rows of a piece that are valid."""
     if piece.valid is None:
         optimizer.step(store, piece.rows, piece.gradient, lr)
         return
@@ -82,8 +139,3 @@ def _move_rows(store: CentreStore, piece: RowGradient, optimizer: RowOptimizer, 
     rows, entry = one_for_all(piece.rows, piece.valid)
     with store.only_if(piece.valid.any(), rows):
         optimizer.step(store, rows, piece.gradient[entry], lr)
-
-
-def offset_of(scale: float) -> float:
-    """The constant subtracted from every logit before exp."""
-    return max(0.0, scale - LARGEST_SCALE)

@@ -1,4 +1,4 @@
-"""Choose the sweep that a configuration and a device call for."""
+"""List the backends of the sweep, and choose the one that a configuration and a device call for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import torch
 
 from partialkd.centres.sweeps.base import Sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
-from partialkd.centres.sweeps.products import make_products, rounds
+from partialkd.centres.sweeps.fastest import FastestSweep
+from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.graphed import GraphedSweep
+from partialkd.centres.sweeps.products import Products, make_products, rounds
 from partialkd.centres.sweeps.reference import ReferenceSweep
 from partialkd.config import CentresConfig
+from partialkd.errors import ConfigError
+
+BACKENDS: dict[str, type[Sweep]] = {  # by the names of centres.backend
+    "chunked": ChunkedSweep,
+    "graphed": GraphedSweep,
+    "fused": FusedSweep,
+    "reference": ReferenceSweep,
+}
 
 
 def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype: torch.dtype = torch.float32) -> Sweep:
     """The sweep that centres.backend names, for embeddings of this type; ConfigError if this device cannot run it."""
-    if config.backend == "reference":
-        return ReferenceSweep(scale)
-    chunked = ChunkedSweep(scale, config.chunk_rows, make_products(config.products, device, dtype))
-    if config.backend == "fused":
-        from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep, check_fused
+    products = make_products(config.products, device, dtype)
+    if config.backend == "auto":
+        return _automatic(config, scale, device, products)
+    kind = BACKENDS[config.backend]
+    if problem := kind.unable(device):
+        raise ConfigError(f"centres.backend: {problem}")
+    return kind.make(scale, config, products)
 
-        check_fused(device)
-        return FusedSweep(scale, config.chunk_rows, chunked.products, KERNEL_TYPES[config.products])
-    if config.backend == "graphed":
-        from partialkd.centres.sweeps.graphed import GraphedSweep, check_graphed
 
-        check_graphed(device)
-        return GraphedSweep(scale, config.chunk_rows, chunked.products)
-    if config.backend == "auto" and device.type == "cuda":
-        from partialkd.centres.sweeps.fastest import make_measured
-
-        return make_measured(chunked, rounds(config.products, cuda=True))
-    return chunked
+def _automatic(config: CentresConfig, scale: float, device: torch.device, products: Products) -> Sweep:
+    """The chunked sweep, or on CUDA whatever is measured to be faster and multiplies in the same precision."""
+    chunked = ChunkedSweep.make(scale, config, products)
+    if device.type != "cuda":
+        return chunked
+    alike = config.model_copy(update={"products": "bf16" if rounds(config.products, cuda=True) else "fp32"})
+    able = {name: kind for name, kind in BACKENDS.items() if kind.competes and not kind.unable(device)}
+    return FastestSweep(chunked, {name: kind.make(scale, alike, products) for name, kind in able.items()})

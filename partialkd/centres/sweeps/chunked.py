@@ -1,17 +1,6 @@
-"""The sweep: embeddings against every row of a shard, without ever holding an (N, C) tensor.
+"""Sweep chunk by chunk with torch's matrix products, on any device, without ever holding an (N, C) tensor.
 
-With u_j the unit centres, x_i the unit embeddings and p_ij = exp(scale * <x_i, u_j> - offset), one pass over
-the rows gives, for every sample of the global batch,
-
-    Z_i = sum_{j != y_i} p_ij          (N,)
-    O_i = sum_{j != y_i} p_ij * u_j    (N, D)
-
-from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (docs/flows.md). Sums of chunks and of
-ranks are added: |cosine| <= 1 bounds every term, so there is no maximum to keep. offset = max(0, scale - 64).
-
-For trainable rows a second pass recomputes p_ij and turns it into gradients of the rows, chunk by chunk.
-
-This backend multiplies with chunks of rows, in the precision of partialkd.centres.sweeps.products.
+The precision of the products is that of partialkd.centres.sweeps.products.
 """
 
 from __future__ import annotations
@@ -22,9 +11,8 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import Queries, RowGradient, Sweep, offset_of
+from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep, offset_of
 from partialkd.centres.sweeps.chunks import Chunk, ChunkSize, cache_of, chunks
-from partialkd.centres.sweeps.products import Products
 
 # Logits in a chunk on the CPU: few chunks, for threads meet at the end of each; but the second sweep also passes over
 # the chunk's rows several times. Best of 2^19 to 2^23 on two CPU cores at N = 256 (benchmarks/centre_step.py).
@@ -34,13 +22,7 @@ SUMS_CHUNK, GRADIENTS_CHUNK = ChunkSize(1 << 22, copies=0), ChunkSize(1 << 20, c
 class ChunkedSweep(Sweep):
     """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O."""
 
-    def __init__(self, scale: float, chunk_rows: int | None = None, products: Products | None = None) -> None:
-        self.scale = scale
-        self.chunk_rows = chunk_rows
-        self.products = products or Products()
-
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
         x = queries.embeddings
         total, partition = torch.zeros_like(x), torch.zeros_like(x[:, 0])
         rows = self._rows_a_chunk(queries, SUMS_CHUNK)
@@ -59,10 +41,7 @@ class ChunkedSweep(Sweep):
             del chunk, piece, factors  # before the next copies rows
         return total, partition
 
-    def row_gradients(
-        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[RowGradient]:
-        """Chunk by chunk, over what the batches' filters keep."""
+    def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
         rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
         operand = self.products.operand

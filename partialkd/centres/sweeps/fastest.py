@@ -1,11 +1,10 @@
-"""centres.backend = "auto" on CUDA: for each shape the fastest of the chunked, graphed and fused sweeps, measured once.
+"""Sweep with the fastest of several backends, measured once per shape: centres.backend = "auto" on CUDA.
 
-The first time that a shape comes up, chunked and each of the others that can do it work on the first TUNING_ROWS rows
-that the step compares with, with its batch: once to compare what they make, then for the clock. Of those that agree
-with chunked the fastest is used from then on and kept in the file of partialkd.centres.sweeps.tuner. A shape: sums or a
-kernel that moves rows, what can do it, device, type of the rows and of products, D, the power of two that N falls into,
-all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of torch and Triton. graphed is chunked
-but for the sums of all rows, and is not asked for anything else.
+The first time that a shape comes up, chunked and each of the others that have a way of their own for it work on the
+first TUNING_ROWS rows that the step compares with, with its batch: once to compare what they make, then for the clock.
+Of those that agree with chunked the fastest is used from then on and kept in the file of the tuner (tuner.py). A shape:
+sums or the rule by which rows move, what can do it, device, type of the rows and of products, D, the power of two that
+N falls into, all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of torch and Triton.
 
 They agree if no result is off by more than TOLERANCE of its norm: O and Z, or, after one step of copied rows without a
 past, the moments, directions and lengths, and the way from the old centres to the new. Of the step at its own learning
@@ -14,40 +13,34 @@ old centres drown in the way, and directions and lengths tell whether they were 
 fails in any of this, be it for want of memory, is left out for the rest of the run, a warning says so, and the next run
 measures again; but what breaks the process's use of the device ends the run at what it asks next.
 The chunked path is also used, and nothing is measured, with torch's deterministic algorithms, with fewer rows, and for
-what neither of the others does. The kernels are asked only where they multiply in the precision that
-`centres.products` asks of the chunked path, so that a step may mix the two.
+what none of the others does by itself. The others must multiply in the precision that `centres.products` asks of the
+chunked path, so that a step may mix them.
 
 Every rank decides for itself. That is harmless: no collective is within, and what differs is the order of sums and
 the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, two for each
-sweep, and a few of the rows in float32; or a graph of the sums of so many. Never run on a GPU yet.
+sweep, and a few of the rows in float32; or a graph of the sums of so many.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import accumulate
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from partialkd.centres.row_filter import RowFilter
-from partialkd.centres.row_optimizers import RowAdamW, RowOptimizer, RowSGD
+from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import TINY, CentreStore
-from partialkd.centres.sweeps.base import LARGEST_SCALE, Queries, RowGradient, Sweep
-from partialkd.centres.sweeps.chunked import ChunkedSweep
-from partialkd.centres.sweeps.fused import KERNEL_TYPES, TUNING_ROWS, FusedSweep, kernel_of, seconds_of, shape_of
-from partialkd.centres.sweeps.graphed import GraphedSweep
-from partialkd.centres.sweeps.tuner import Tuner
+from partialkd.centres.sweeps.base import LARGEST_SCALE, MicroStep, Queries, RowGradient, Sweep
+from partialkd.centres.sweeps.tuner import TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
 
 Run = Callable[[], object]  # to be timed
 Results = dict[str, Tensor]  # of one run, by name
-Backend = Literal["chunked", "graphed", "fused"]
 
 # Relative, at scales up to 64; errors of a term grow with the scale. bfloat16: x is rounded before or after scaling.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -56,59 +49,47 @@ TRIAL_LR = 1e6  # a row's gradient may be a millionth of the row, which bfloat16
 
 @dataclass(frozen=True)
 class Trial:
-    """Of one sweep on the first rows; neither changes anything else."""
+    """One sweep's work on the first rows; neither call changes anything else."""
 
     results: Callable[[], Results]
     run: Run
 
 
-class MeasuredSweep(Sweep):
-    """The fastest sweep, by shape."""
+class FastestSweep(Sweep):
+    """The fastest of several backends, by shape."""
 
     def __init__(
         self,
-        chunked: ChunkedSweep,
-        fused: FusedSweep,
+        chunked: Sweep,
+        others: Mapping[str, Sweep],
         tuner: Tuner | None = None,
-        seconds: Callable[[Run], float] = seconds_of,
-        graphed: GraphedSweep | None = None,
+        seconds: Callable[[Run], float] = seconds_on_gpu,
     ) -> None:
-        """seconds(run): the time of one run. graphed: None: of CUDA."""
-        self.chunked, self.fused, self.seconds, self.tuner = chunked, fused, seconds, tuner or Tuner()
-        self.graphed = graphed or GraphedSweep(chunked.scale, chunked.chunk_rows, chunked.products)
-        self.sweeps: dict[Backend, ChunkedSweep] = {"chunked": chunked, "graphed": self.graphed, "fused": fused}
-        self._chosen: dict[str, Backend] = {}
+        """others: by name, of chunked's scale and precision. seconds(run): the time of one run."""
+        super().__init__(chunked.scale, chunked.chunk_rows, chunked.products)
+        self.chunked, self.others, self.seconds, self.tuner = chunked, others, seconds, tuner or Tuner()
+        self._chosen: dict[str, str] = {}
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
-
-        def prepare(sweep: ChunkedSweep) -> Trial:
-            part, asked = first_rows(store, queries)
-            run = partial(sweep.replayed if isinstance(sweep, GraphedSweep) else sweep.sums, part, asked)
+        def prepare(sweep: Sweep) -> Trial:
+            run = partial(sweep.trial_sums, *first_rows(store, queries))
             return Trial(lambda: dict(zip("OZ", run(), strict=True)), run)
 
-        return self._fastest("sums", store, queries, prepare).sums(store, queries)
+        able = [name for name, sweep in self.others.items() if sweep.sums_by_itself(store, queries)]
+        return self._fastest("sums", able, store, queries, prepare).sums(store, queries)
 
-    def row_gradients(
-        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[RowGradient]:
-        """As ChunkedSweep.row_gradients."""
+    def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
         return self.chunked.row_gradients(store, batches)
 
-    def move(
-        self,
-        store: CentreStore,
-        batches: Sequence[tuple[Queries, Tensor, Tensor]],
-        optimizer: RowOptimizer,
-        lr: float,
-    ) -> None:
-        """Move trainable rows."""
-        kernel = kernel_of(optimizer)
-        sweep = self.chunked
-        if kernel and len(batches) == 1:
+    def move(self, store: CentreStore, batches: Sequence[MicroStep], optimizer: RowOptimizer, lr: float) -> None:
+        """Move a single micro-step by the fastest backend, several by chunked."""
+        sweep, able = self.chunked, list[str]()
+        if len(batches) == 1:
+            able = [name for name, other in self.others.items() if other.moves_by_itself(store, optimizer)]
+        if able:
             queries, weight, target = batches[0]
 
-            def prepare(sweep: ChunkedSweep) -> Trial:
+            def prepare(sweep: Sweep) -> Trial:
                 part, asked = first_rows(store, queries)
                 near, rule = without_past(part), without_decay(optimizer)
 
@@ -123,56 +104,42 @@ class MeasuredSweep(Sweep):
 
                 return Trial(results, partial(move, near, lr))
 
-            sweep = self._fastest(kernel, store, queries, prepare)
+            sweep = self._fastest(optimizer.rule, able, store, queries, prepare)
         sweep.move(store, batches, optimizer, lr)
 
     def _fastest(
-        self, kernel: str, store: CentreStore, queries: Queries, prepare: Callable[[ChunkedSweep], Trial]
-    ) -> ChunkedSweep:
-        others = self._others(kernel, store, queries)
+        self, work: str, able: Sequence[str], store: CentreStore, queries: Queries, prepare: Callable[[Sweep], Trial]
+    ) -> Sweep:
         few = sum(len(run) for run in queries.filter.runs) < TUNING_ROWS
-        if few or torch.are_deterministic_algorithms_enabled() or not others:
+        if few or torch.are_deterministic_algorithms_enabled() or not able:
             return self.chunked
-        key = self._key(kernel, others, store, queries)
+        key = self._key(work, able, store, queries)
         if key not in self._chosen:
             kept = self.tuner.kept(key)
-            self._chosen[key] = kept if kept in ("chunked", *others) else self._measure(key, others, store, prepare)
-        return self.sweeps[self._chosen[key]]
+            self._chosen[key] = kept if kept in ("chunked", *able) else self._measure(key, able, store, prepare)
+        return self.others.get(self._chosen[key], self.chunked)
 
-    def _others(self, kernel: str, store: CentreStore, queries: Queries) -> list[Backend]:
-        """What beside chunked can do it, in another way."""
-        able: dict[Backend, bool] = {
-            "graphed": kernel == "sums" and self.graphed.captures(store, queries),
-            "fused": self.fused.suits(store),
-        }
-        return [name for name, can in able.items() if can]
-
-    def _measure(
-        self, key: str, others: Sequence[Backend], store: CentreStore, prepare: Callable[[ChunkedSweep], Trial]
-    ) -> Backend:
-        times: dict[Backend, float] = {}
-        problems = {name: self._compare(name, store, prepare, times) for name in others}
-        self.graphed.forget()
+    def _measure(self, key: str, able: Sequence[str], store: CentreStore, prepare: Callable[[Sweep], Trial]) -> str:
+        times: dict[str, float] = {}
+        problems = {name: self._compare(name, store, prepare, times) for name in able}
+        for name in able:
+            self.others[name].forget()
         for name, problem in problems.items():
             if problem:
                 warnings.warn(f"{key}: {name} is not used: {problem}", stacklevel=2)
-        best: Backend = min(times, key=lambda name: times[name], default="chunked")
+        best = min(times, key=lambda name: times[name], default="chunked")
         if not any(problems.values()):
             self.tuner.keep(key, best)
         return best
 
     def _compare(
-        self,
-        name: Backend,
-        store: CentreStore,
-        prepare: Callable[[ChunkedSweep], Trial],
-        times: dict[Backend, float],
+        self, name: str, store: CentreStore, prepare: Callable[[Sweep], Trial], times: dict[str, float]
     ) -> str | None:
         """What speaks against this one; else `times` has its time and that of chunked."""
         rounded = store.unit.dtype == torch.bfloat16 or self.chunked.products.copied
-        allowed = TOLERANCE[torch.bfloat16 if rounded else torch.float32] * max(1.0, self.fused.scale / LARGEST_SCALE)
+        allowed = TOLERANCE[torch.bfloat16 if rounded else torch.float32] * max(1.0, self.scale / LARGEST_SCALE)
         try:
-            usual, other = prepare(self.chunked), prepare(self.sweeps[name])
+            usual, other = prepare(self.chunked), prepare(self.others[name])
             problem = _problem(other.results(), usual.results(), allowed)
             if not problem:
                 times.update({"chunked": self.seconds(usual.run), name: self.seconds(other.run)})
@@ -180,28 +147,21 @@ class MeasuredSweep(Sweep):
             return f"failed: {type(error).__name__}: {error}"
         return problem
 
-    def _key(self, kernel: str, others: Sequence[Backend], store: CentreStore, queries: Queries) -> str:
+    def _key(self, work: str, able: Sequence[str], store: CentreStore, queries: Queries) -> str:
         pieces = "one piece" if len(queries.filter.runs) == 1 else "pieces"
         rows = "all rows" if queries.filter.sampled is None else f"a sample in {pieces}"
         chunk_rows = self.chunked.chunk_rows or "any"
         products = "rounded" if self.chunked.products.copied else "exact"
-        shape = shape_of(kernel, store, len(queries.embeddings))
+        versions = [self.others[name].version() for name in able]
+        shape = ", ".join([shape_of(work, store, len(queries.embeddings)), *filter(None, versions)])
         return (
             f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}, "
-            f"products {products}, chunked or {' or '.join(others)}"
+            f"products {products}, chunked or {' or '.join(able)}"
         )
 
 
-def make_measured(chunked: ChunkedSweep, rounded: bool) -> Sweep:
-    """The fastest sweep, by shape; without Triton, `chunked`. `rounded`: whether that multiplies in bfloat16."""
-    if find_spec("triton") is None:
-        return chunked
-    types = KERNEL_TYPES["bf16" if rounded else "fp32"]
-    return MeasuredSweep(chunked, FusedSweep(chunked.scale, chunked.chunk_rows, chunked.products, types))
-
-
 def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queries]:
-    """The first TUNING_ROWS rows that the step compares with, seen or not, as a store and a batch of their own.
+    """Take the first TUNING_ROWS rows that the step compares with, seen or not, as a store and a batch of their own.
 
     They share the store's memory where they lie side by side; else they are a copy, as many pieces as they were.
     """
@@ -235,15 +195,14 @@ def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queri
 
 
 def without_past(store: CentreStore) -> CentreStore:
-    """A copy whose moments are zero: after a step they are of its gradient alone."""
+    """Copy the store with moments of zero: after a step they are of its gradient alone."""
     moments = {name: torch.zeros_like(value) for name, value in store.moments.items()}
     return replace(store, unit=store.unit.clone(), length=store.length.clone(), moments=moments)
 
 
 def without_decay(optimizer: RowOptimizer) -> RowOptimizer:
-    """A copy; weight decay would hide a gradient that is wrong."""
+    """Copy the optimiser without weight decay, which would hide a gradient that is wrong."""
     rule = copy.copy(optimizer)
-    assert isinstance(rule, RowSGD | RowAdamW)
     rule.weight_decay = 0.0
     return rule
 

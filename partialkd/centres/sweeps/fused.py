@@ -1,7 +1,7 @@
-"""The sweep by the Triton kernels, behind the interface of `ChunkedSweep`. Never run on a GPU yet (see `kernels`).
+"""Sweep with one Triton kernel each (sum_kernel, row_kernels); the rows of a trainable store move within the second.
 
-Beyond the store it needs O and Z a few times (a split each), and where rows are sampled or unseen lists of those kept,
-in which the filter marks those that are not, LISTED_AT_ONCE rows at a time.
+Beyond the store it needs O and Z a few times (once per split), and where rows are sampled or unseen lists of those
+kept, in which the filter marks those that are not, LISTED_AT_ONCE rows at a time.
 
 What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, AdamW with
 a full second moment, and the movement of rows by several micro-steps at once.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ from partialkd.centres.device_io import sent
 from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowAdamW, RowOptimizer, RowSGD
 from partialkd.centres.store import TINY, CentreStore
-from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.chunks import side_by_side
 from partialkd.centres.sweeps.products import Products, make_products
 from partialkd.centres.sweeps.tiles import LARGEST_DIM, Tiles, candidates, splits_of
-from partialkd.centres.sweeps.tuner import Tuner
+from partialkd.centres.sweeps.tuner import TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
+from partialkd.config import CentresConfig
 from partialkd.counter_random import mix_word
-from partialkd.errors import ConfigError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
 # Stores that the kernels multiply with in the precision of `centres.products`.
 KERNEL_TYPES = {"auto": (torch.float32, torch.bfloat16), "fp32": (torch.float32,), "bf16": (torch.bfloat16,)}
 LISTED_AT_ONCE = 1 << 20  # rows
-TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
+RULES = ("sgd", "adamw")  # of row optimisers, that there are kernels for
 INTERPRETER_BYTES, INTERPRETER_PROCESSORS = 227 * 1024, 4  # stand-ins for a device
 
 
 class FusedSweep(ChunkedSweep):
-    """One kernel a sweep; the rows of a trainable store move within the second."""
+    """One kernel per sweep, where the store and the optimiser have one; else the chunked path."""
+
+    competes = True
 
     def __init__(
         self,
@@ -60,9 +62,20 @@ class FusedSweep(ChunkedSweep):
         super().__init__(scale, chunk_rows, products)
         self.types, self.tuner = types, Tuner()
 
+    @classmethod
+    def make(cls, scale: float, config: CentresConfig, products: Products) -> Self:
+        return cls(scale, config.chunk_rows, products, KERNEL_TYPES[config.products])
+
+    @classmethod
+    def unable(cls, device: torch.device) -> str | None:
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f'must be "chunked" or "auto" where there is no GPU, got "fused" on {device}'
+        if find_spec("triton") is None:
+            return '"fused" needs the package triton, which CUDA builds of torch bring'
+        return None
+
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
-        if not self.suits(store):
+        if not self.takes(store):
             return super().sums(store, queries)
         x, own = _operands(store, queries)
         total, partition = torch.zeros_like(queries.embeddings), torch.zeros_like(queries.embeddings[:, 0])
@@ -80,19 +93,12 @@ class FusedSweep(ChunkedSweep):
             partition += terms
         return total, partition
 
-    def move(
-        self,
-        store: CentreStore,
-        batches: Sequence[tuple[Queries, Tensor, Tensor]],
-        optimizer: RowOptimizer,
-        lr: float,
-    ) -> None:
-        """As ChunkedSweep.move: by the kernels a single micro-step of what they know, all else chunk by chunk."""
-        if not self.suits(store):
+    def move(self, store: CentreStore, batches: Sequence[MicroStep], optimizer: RowOptimizer, lr: float) -> None:
+        """Move by the kernels a single micro-step of what they know, all else chunk by chunk."""
+        if not self.takes(store):
             super().move(store, batches, optimizer, lr)
             return
-        kernel = kernel_of(optimizer)
-        if len(batches) != 1 or kernel is None:
+        if len(batches) != 1 or optimizer.rule not in RULES:
             self.after_kernels(store).move(store, batches, optimizer, lr)
             return
         ((queries, weight, target),) = batches
@@ -109,7 +115,7 @@ class FusedSweep(ChunkedSweep):
                 trial.update((name, part[:TUNING_ROWS].clone()) for name, part in state.items())
             run(trial, pull, None, tiles)
 
-        tiles = self._tiles(kernel, store, len(x), try_out)
+        tiles = self._tiles(optimizer.rule, store, len(x), try_out)
         for rows in kept_rows(queries.filter):
             run(state, pull, rows, tiles)
 
@@ -118,8 +124,17 @@ class FusedSweep(ChunkedSweep):
         kind: Literal["fp32", "bf16"] = "fp32" if store.unit.dtype == torch.float32 else "bf16"
         return ChunkedSweep(self.scale, self.chunk_rows, make_products(kind, store.device))
 
-    def suits(self, store: CentreStore) -> bool:
-        """Whether the kernels take it."""
+    def sums_by_itself(self, store: CentreStore, queries: Queries) -> bool:
+        return self.takes(store)
+
+    def moves_by_itself(self, store: CentreStore, optimizer: RowOptimizer) -> bool:
+        return self.takes(store) and optimizer.rule in RULES
+
+    def version(self) -> str:
+        return f"Triton {_kernels().triton.__version__}"
+
+    def takes(self, store: CentreStore) -> bool:
+        """Whether the kernels take these rows."""
         known = store.unit.dtype in self.types and store.dim <= LARGEST_DIM
         return known and store.unit.is_contiguous() and len(store.shard) < 2**31
 
@@ -129,26 +144,12 @@ class FusedSweep(ChunkedSweep):
         small = len(store.shard) < TUNING_ROWS or store.device.type != "cuda"
         if small or torch.are_deterministic_algorithms_enabled():
             return tried[0]
-        key = shape_of(kernel, store, samples)
+        key = f"{shape_of(kernel, store, samples)}, {self.version()}"
         return self.tuner.choose(key, tried, lambda tiles: _seconds_if_it_fits(lambda: run(tiles)))
 
 
-def shape_of(kernel: str, store: CentreStore, samples: int) -> str:
-    """What the speed of this kernel depends on, in words."""
-    bucket = 1 << (samples - 1).bit_length()
-    device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else store.device.type
-    return f"{kernel}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}, Triton {_kernels().triton.__version__}"
-
-
-def kernel_of(optimizer: RowOptimizer) -> str | None:
-    """Of the kernels that move rows, the one that moves them as this does."""
-    if isinstance(optimizer, RowSGD):
-        return "sgd"
-    return "adamw" if isinstance(optimizer, RowAdamW) and optimizer.by_row else None
-
-
 def _mover(optimizer: RowOptimizer, lr: float) -> Callable[[dict[str, Tensor], Any, Tensor | None, Tiles], None]:
-    """Its kernel, with its settings."""
+    """The kernel that moves rows as this optimiser does, with its settings."""
     kernels = _row_kernels()
     if isinstance(optimizer, RowAdamW):
         rule = {"lr": lr, "betas": optimizer.betas, "eps": optimizer.eps, "decay": optimizer.weight_decay}
@@ -157,21 +158,10 @@ def _mover(optimizer: RowOptimizer, lr: float) -> Callable[[dict[str, Tensor], A
     return partial(kernels.move_sgd, lr=lr, momentum=optimizer.momentum, decay=optimizer.weight_decay)
 
 
-def check_fused(device: torch.device) -> None:
-    """ConfigError if this device cannot run the kernels."""
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError(
-            f'centres.backend: must be "chunked" or "auto" where there is no GPU, got "fused" on {device}'
-        )
-    if find_spec("triton") is None:
-        raise ConfigError('centres.backend: "fused" needs the package triton, which CUDA builds of torch bring')
-
-
 def kept_rows(kept: RowFilter) -> Iterator[Tensor | None]:
-    """Rows that the filter keeps -> (n,) int32 each, LISTED_AT_ONCE at most, those of the batch that were not sampled
-    last; None: all rows.
+    """List the rows that the filter keeps, for kernels: (n,) int32 at a time, LISTED_AT_ONCE at most; None: all rows.
 
-    -1 stands where a row is not kept, so that the host knows n.
+    Those of the batch that were not sampled come last. -1 stands where a row is not kept, so that the host knows n.
     """
     if kept.everything:
         if kept.count:
@@ -196,7 +186,7 @@ def _rows_of(runs: Sequence[slice], device: torch.device) -> Tensor:
 
 
 def _keys(store: CentreStore) -> tuple[int, int] | None:
-    """Of the random bits by which units and moments are rounded now, 31 bits each; None: to nearest."""
+    """The keys of the random bits by which units and moments are rounded now, 31 bits each; None: to nearest."""
     if store.draw is None:
         return None
     moment = mix_word(store.draw.seed & 0xFFFFFFFF) ^ mix_word((store.draw.step * 16 + store.draw.part) & 0xFFFFFFFF)
@@ -212,23 +202,9 @@ def _operands(store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
 def _seconds_if_it_fits(run: Callable[[], object]) -> float | None:
     """None if the device has no room for the tiles."""
     try:
-        return seconds_of(run)
+        return seconds_on_gpu(run)
     except _kernels().DOES_NOT_FIT:
         return None
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """The shortest of five runs on the GPU after two to warm up."""
-    run(), run()
-    took = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        took.append(begin.elapsed_time(end) / 1000)
-    return min(took)
 
 
 def _processors(device: torch.device) -> int:

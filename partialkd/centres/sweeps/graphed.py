@@ -1,4 +1,4 @@
-"""The chunked sums of a full sweep as one CUDA graph: captured once, then replayed. Never run on a GPU yet.
+"""Sweep as chunked does, the sums of all rows from one CUDA graph that is captured once and then replayed.
 
 A chunk takes about a dozen kernels of a few microseconds each, and a host that starts them one by one may take longer
 than they do; a graph is started as a whole. What is computed is what ChunkedSweep.sums computes, by the same kernels in
@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.row_filter import RowFilter
+from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import Queries
 from partialkd.centres.sweeps.chunked import SUMS_CHUNK, ChunkedSweep
 from partialkd.centres.sweeps.products import Products
-from partialkd.errors import ConfigError
 
 Run = Callable[[], tuple[Tensor, Tensor]]  # -> O (N, D), Z (N,)
 Capture = Callable[[Run], Run]  # what is returned does the same again, to the same places, from what is there by then
@@ -46,6 +46,7 @@ MOST_CHUNKS = 2048  # of a graph
 class GraphedSweep(ChunkedSweep):
     """ChunkedSweep, its full sums from a graph."""
 
+    competes = True
     device = "cuda"  # where there are graphs; tests bring a `capture` for another
 
     def __init__(
@@ -60,9 +61,14 @@ class GraphedSweep(ChunkedSweep):
         self._graph: _Graph | None = None
         self._failed = False
 
+    @classmethod
+    def unable(cls, device: torch.device) -> str | None:
+        if device.type == "cuda":
+            return None
+        return f'must be "chunked" or "auto" where there is no GPU, got "graphed" on {device}'
+
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
-        if self.captures(store, queries):
+        if self.sums_by_itself(store, queries):
             try:
                 graph = self._graph_of(store, queries)
             except RuntimeError as error:  # of a driver, a device, an allocator
@@ -73,15 +79,18 @@ class GraphedSweep(ChunkedSweep):
                 return graph(queries)
         return super().sums(store, queries)
 
-    def replayed(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """`sums` of what `captures` allows; RuntimeError if it cannot be captured."""
+    def trial_sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+        """`sums` of what `sums_by_itself` allows; RuntimeError if it cannot be captured."""
         return self._graph_of(store, queries)(queries)
 
-    def captures(self, store: CentreStore, queries: Queries) -> bool:
+    def sums_by_itself(self, store: CentreStore, queries: Queries) -> bool:
         """Whether these sums come from a graph."""
         if self._failed or store.device.type != self.device or not queries.filter.everything:
             return False
         return 0 < len(store.shard) <= MOST_CHUNKS * self._rows_a_chunk(queries, SUMS_CHUNK)
+
+    def moves_by_itself(self, store: CentreStore, optimizer: RowOptimizer) -> bool:
+        return False
 
     def forget(self) -> None:
         """Let go of the graph and its memory."""
@@ -141,14 +150,6 @@ def captured_by_cuda(run: Run) -> Run:
         return results
 
     return replay
-
-
-def check_graphed(device: torch.device) -> None:
-    """ConfigError if this device has no graphs."""
-    if device.type != "cuda":
-        raise ConfigError(
-            f'centres.backend: must be "chunked" or "auto" where there is no GPU, got "graphed" on {device}'
-        )
 
 
 @cache

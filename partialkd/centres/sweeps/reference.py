@@ -1,4 +1,4 @@
-"""Compute the sums of a sweep from one materialised logits matrix. For tests."""
+"""Sweep with one materialised logits matrix, logsumexp and autograd: slow, and what all others are compared with."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import Queries, RowGradient, Sweep, offset_of
+from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep, offset_of
 
 
 class ReferenceSweep(Sweep):
-    """The same sums from one materialised (N, R) logits matrix by logsumexp and autograd. For tests."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
+    """Autograd through the logits (N, R) of all rows, in the precision of the operands. For tests."""
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        """-> O (N, D), Z (N,) of this shard."""
         with torch.enable_grad():
             x = queries.embeddings.detach().requires_grad_()
             negative = self._negative(x, store.directions(slice(None)), queries)
@@ -26,10 +22,7 @@ class ReferenceSweep(Sweep):
         partition = (negative.detach() - offset_of(self.scale)).exp()
         return slope.nan_to_num() * partition[:, None] / self.scale, partition
 
-    def row_gradients(
-        self, store: CentreStore, batches: Sequence[tuple[Queries, Tensor, Tensor]]
-    ) -> Iterator[RowGradient]:
-        """As ChunkedSweep.row_gradients, all rows at once."""
+    def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
         used = torch.stack([queries.filter.keep(0, len(store.shard)) for queries, _, _ in batches]).any(0)
         with torch.enable_grad():
             unit = store.directions(slice(None)).detach().requires_grad_()

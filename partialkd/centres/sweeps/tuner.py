@@ -1,14 +1,12 @@
-"""Tile sizes of the fused kernels: a small pinned set, the fastest of which is measured once and kept on the disk.
+"""Measure once what is fastest on this machine, and keep it on the disk.
 
-The faster backend of a shape is kept there too (partialkd.centres.sweeps.fastest).
+Kept are, by shape, the tile sizes of the fused kernels (tiles) and the fastest backend (fastest). The file is
+partialkd/tuning.json under XDG_CACHE_HOME (~/.cache), keyed by kernel, device name, type, D and the power of two that
+N falls into; it is replaced as a whole, and a rank whose entry is lost to another's measures again. A file that cannot
+be read as such is measured anew. With torch's deterministic algorithms nothing is measured and the first that fits is
+taken, so that sums are added in the same order on every machine of a kind.
 
-The file is partialkd/tuning.json under XDG_CACHE_HOME (~/.cache), keyed by kernel, device name, type, D and the power
-of two that N falls into; it is replaced as a whole, and a rank whose entry is lost to another's measures again. A
-file that cannot be read as such is measured anew. With torch's deterministic algorithms nothing is measured and the
-first that fits is taken, so that sums are added in the same order on every machine of a kind.
-
-`fits` is an estimate for the matrix units' operands, of which the module `kernels` says more; what still does not
-fit a device is left out when it is measured.
+Tiles.fits is an estimate; what still does not fit a device is left out when it is measured.
 """
 
 from __future__ import annotations
@@ -21,20 +19,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.tiles import Tiles
 from partialkd.errors import StorageError
 from partialkd.storage.atomic_files import write_json
 
+TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
+
 
 class Tuner:
-    """The fastest tiles by key, from the file or measured now."""
+    """What was measured to be fastest, by key, from the file or measured now."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
         self._known: dict[str, Tiles] = {}
 
     def choose(self, key: str, tried: list[Tiles], seconds: Callable[[Tiles], float | None]) -> Tiles:
-        """seconds(tiles): the time of one run, None where they do not fit the device."""
+        """The fastest tiles of those to be tried. seconds(tiles): of one run, None where they do not fit the device."""
         if key not in self._known:
             kept = self.kept(key)
             found = next((tiles for tiles in tried if asdict(tiles) == kept), None)
@@ -67,6 +70,27 @@ class Tuner:
         except (OSError, ValueError):  # not there yet, not readable or damaged: as good as not there
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def shape_of(work: str, store: CentreStore, samples: int) -> str:
+    """What the speed of this work depends on, in words."""
+    bucket = 1 << (samples - 1).bit_length()
+    device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else store.device.type
+    return f"{work}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}"
+
+
+def seconds_on_gpu(run: Callable[[], object]) -> float:
+    """The shortest of five runs on the GPU after two to warm up."""
+    run(), run()
+    took = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        took.append(begin.elapsed_time(end) / 1000)
+    return min(took)
 
 
 def default_path() -> Path:

@@ -17,7 +17,7 @@ from helpers.recording import Recording
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import Queries
 from partialkd.centres.sweeps.chunked import ChunkedSweep
-from partialkd.centres.sweeps.fastest import MeasuredSweep
+from partialkd.centres.sweeps.fastest import FastestSweep
 from partialkd.centres.sweeps.graphed import GraphedSweep
 from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tuner import Tuner
@@ -38,9 +38,9 @@ class FakeGraphs(GraphedSweep):
         super().__init__(64.0, capture=Recording())
         self.asked: list[int] = []
 
-    def replayed(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
+    def trial_sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         self.asked.append(len(store.shard))
-        total, partition = super().replayed(store, queries)
+        total, partition = super().trial_sums(store, queries)
         return total * self.factor, partition
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class Copied(Products):
     copied = 2
 
 
-def of_three(path: Path, times: list[float]) -> tuple[MeasuredSweep, FakeGraphs, FakeKernels, list[float]]:
+def of_three(path: Path, times: list[float]) -> tuple[FastestSweep, FakeGraphs, FakeKernels, list[float]]:
     """`times`: of chunked and graphed, then of chunked and fused."""
 
     def clock(run: Callable[[], object]) -> float:
@@ -63,7 +63,7 @@ def of_three(path: Path, times: list[float]) -> tuple[MeasuredSweep, FakeGraphs,
 
     kernels, graphs = FakeKernels(), FakeGraphs()
     return (
-        MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(path / "tuning.json"), clock, graphs),
+        FastestSweep(ChunkedSweep(64.0), {"graphed": graphs, "fused": kernels}, Tuner(path / "tuning.json"), clock),
         graphs,
         kernels,
         times,

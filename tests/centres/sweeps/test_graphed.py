@@ -126,17 +126,17 @@ def test_what_is_not_captured_goes_chunk_by_chunk(
     kept = why if why in ("sampled", "seen", "both") else "everything"
     case = Case(rows=0, labels="elsewhere") if why == "no rows" else Case(rows=90, filter=kept)
     store, queries = kernel_cases.build(case, CPU, 1)
-    assert sweep.captures(store, queries) == (why in ("chunks", "device"))
+    assert sweep.sums_by_itself(store, queries) == (why in ("chunks", "device"))
     if why == "chunks":
         monkeypatch.setattr(graphed, "MOST_CHUNKS", 2)  # it takes three
     if why == "device":
         monkeypatch.setattr(GraphedSweep, "device", "cuda")
-    assert not sweep.captures(store, queries)
+    assert not sweep.sums_by_itself(store, queries)
     check(sweep, store, queries)
     assert captured(sweep) == 0
     if why == "chunks":
         monkeypatch.setattr(graphed, "MOST_CHUNKS", 3)
-        assert sweep.captures(store, queries)
+        assert sweep.sums_by_itself(store, queries)
 
 
 def test_what_cannot_be_captured_goes_chunk_by_chunk(sweep: GraphedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +146,10 @@ def test_what_cannot_be_captured_goes_chunk_by_chunk(sweep: GraphedSweep, monkey
     store, queries = kernel_cases.build(Case(), CPU, 1)
     monkeypatch.setattr(sweep, "_capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        sweep.replayed(store, queries)
+        sweep.trial_sums(store, queries)
     with pytest.warns(UserWarning, match="not captured as a CUDA graph: OutOfMemoryError: no room"):
         check(sweep, store, queries)
-    assert not sweep.captures(store, queries)
+    assert not sweep.sums_by_itself(store, queries)
     with warnings.catch_warnings(action="error"):  # said once, and not tried again
         check(sweep, store, queries)
 
@@ -262,7 +262,7 @@ def test_a_cuda_graph_computes_what_the_chunks_do(dtype: str, rounded: bool) -> 
             store, _ = kernel_cases.build(case, cuda, first)
             for seed in range(first, first + 3):
                 _, queries = kernel_cases.build(case, cuda, seed)
-                assert ours.captures(store, queries)
+                assert ours.sums_by_itself(store, queries)
                 got, wanted = ours.sums(store, queries), chunked.sums(store, queries)
                 for a, b in zip(got, wanted, strict=True):
                     assert float((a - b).norm() / b.norm()) < 1e-6

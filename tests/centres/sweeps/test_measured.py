@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,9 +23,11 @@ from partialkd.centres.rounding import Draw
 from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps import fastest as measured
-from partialkd.centres.sweeps.choose import make_sweep
+from partialkd.centres.sweeps import fused
+from partialkd.centres.sweeps.choose import BACKENDS, make_sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
-from partialkd.centres.sweeps.fastest import MeasuredSweep, first_rows
+from partialkd.centres.sweeps.fastest import FastestSweep, first_rows
+from partialkd.centres.sweeps.fused import FusedSweep
 from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.config import CentresConfig
@@ -76,10 +78,10 @@ class Clock:
         return 1.0 if self.measured % 2 else self.fused
 
 
-def made(path: Path, fused_seconds: float, factor: float = 1.0) -> tuple[MeasuredSweep, FakeKernels, Clock]:
+def made(path: Path, fused_seconds: float, factor: float = 1.0) -> tuple[FastestSweep, FakeKernels, Clock]:
     kernels, clock = FakeKernels(), Clock(fused_seconds)
     kernels.factor = factor
-    return MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(path / "tuning.json"), clock), kernels, clock
+    return FastestSweep(ChunkedSweep(64.0), {"fused": kernels}, Tuner(path / "tuning.json"), clock), kernels, clock
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ def test_kernels_that_move_wrongly_are_not_used(
     rule: Any = RowSGD(store, 0.9 if optimizer == "momentum" else 0.0, 0.01, store.unit.dtype)
     if optimizer == "adamw":
         rule = RowAdamW(store, (0.9, 0.999), 1e-8, 0.01, "row", store.unit.dtype)
-    sweep = MeasuredSweep(ChunkedSweep(64.0), kernels, Tuner(tmp_path / "tuning.json"), Clock(0.5))
+    sweep = FastestSweep(ChunkedSweep(64.0), {"fused": kernels}, Tuner(tmp_path / "tuning.json"), Clock(0.5))
     kernels.asked.clear()
     with pytest.warns(UserWarning, match=rf"fused is not used: .*\b{off} is off by"):
         sweep.move(store, [(queries, 64 / n / partition, torch.full_like(partition, -64 / n / 2))], rule, rate)
@@ -158,7 +160,7 @@ def test_movements_that_differ_by_rounding_agree(optimizer: str, tmp_path: Path)
     rule: Any = RowSGD(store, 0.9 if optimizer == "momentum" else 0.0, 0.01, torch.bfloat16)
     if optimizer == "adamw":
         rule = RowAdamW(store, (0.9, 0.999), 1e-8, 0.01, "row", torch.bfloat16)
-    sweep = MeasuredSweep(ChunkedSweep(30.0), rounded, Tuner(tmp_path / "tuning.json"), Clock(0.5))
+    sweep = FastestSweep(ChunkedSweep(30.0), {"fused": rounded}, Tuner(tmp_path / "tuning.json"), Clock(0.5))
     with warnings.catch_warnings(action="error"):
         sweep.move(store, [(queries, 30 / 64 / partition, torch.full_like(partition, -30 / 64 / 2))], rule, 0.1)
     assert rounded.asked[-1] == 150
@@ -290,9 +292,11 @@ def test_on_the_cpu_auto_is_chunked() -> None:
 def test_on_cuda_kernels_take_rows_of_the_precision_of_products(products: Any, types: Any) -> None:
     pytest.importorskip("triton")
     sweep = make_sweep(CentresConfig(backend="auto", products=products, chunk_rows=7), 30.0, torch.device("cuda"))
-    assert isinstance(sweep, MeasuredSweep)
-    assert sweep.fused.types == types
-    assert {(one.scale, one.chunk_rows) for one in sweep.sweeps.values()} == {(30.0, 7)}
+    assert isinstance(sweep, FastestSweep)
+    fused = sweep.others["fused"]
+    assert isinstance(fused, FusedSweep)
+    assert fused.types == types
+    assert {(one.scale, one.chunk_rows) for one in (sweep.chunked, *sweep.others.values())} == {(30.0, 7)}
 
 
 @pytest.mark.gpu
@@ -319,6 +323,12 @@ def test_they_agree_on_a_gpu(
     assert sum(key.startswith("backend of ") for key in kept) == 3
 
 
-def test_without_triton_auto_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "find_spec", lambda _: None)
-    assert type(make_sweep(CentresConfig(backend="auto"), 64.0, torch.device("cuda"))) is ChunkedSweep
+def test_without_triton_auto_is_chunked_or_graphed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "find_spec", lambda _: None)
+    sweep = make_sweep(CentresConfig(backend="auto"), 64.0, torch.device("cuda"))
+    assert isinstance(sweep, FastestSweep)
+    assert set(sweep.others) == {"graphed"}
+
+
+def test_every_backend_of_the_configuration_is_listed_once() -> None:
+    assert {"auto", *BACKENDS} == set(get_args(CentresConfig.model_fields["backend"].annotation))
