@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import ConfigError
-from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
 from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace, world: World) -> None:
     config, network = world.together(lambda: _opened(options, world))
+    look_at_sets(config, network.image_size, options.resize, world, "--resize")
     name = Path(options.file).name
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}

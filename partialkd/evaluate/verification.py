@@ -10,8 +10,10 @@ another size (unless `resize`), or gets a NaN or zero embedding.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from torch import Tensor
 from partialkd.config import EvaluateConfig
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin
 from partialkd.data.images.decode import RESIZE, Wanted, decode, to_tensor
+from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
+from partialkd.world.passes import counted
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
+LOOK_AHEAD = 256  # images: small jobs, so that threads do not wait for the one that counts them
 Results = dict[str, dict[str, PairScores]]  # {set: {"teacher" | "student" | "alone" | ...: scores}}
 
 
@@ -41,6 +46,20 @@ def open_sets(config: EvaluateConfig) -> dict[str, Path]:
         paths[path.stem] = path
     for path in paths.values():
         _open_set(path, config)
+    return paths
+
+
+def look_at_sets(
+    config: EvaluateConfig, image_size: int, resize: bool, world: World, option: str = RESIZE
+) -> dict[str, Path]:
+    """Collective. Decode every image of the configured sets once, shared out among the ranks' threads.
+
+    Before the training, so that no image is found broken after it. Returns name -> file, as `open_sets` does.
+    """
+    paths = world.together(lambda: open_sets(config))
+    looker = _Embedder(lambda images: images, config, image_size, resize, world, option)
+    for path in paths.values():
+        world.together(partial(looker.look_at_share, path))
     return paths
 
 
@@ -105,6 +124,15 @@ class _Embedder:
     resize: bool
     world: World
     option: str
+
+    def look_at_share(self, path: Path) -> None:
+        """Decode this rank's images of a set; DataError naming the first that cannot be used."""
+        distinct = _Distinct.of(_open_set(path, self.config).images)
+        mine = shard_of(len(distinct.images), self.world.rank, self.world.size)
+        look = lambda i: self._decode(distinct.images[i], f"{path}: image {distinct.first[i]}") is None
+        looks = in_order(look, mine, max(1, (os.cpu_count() or 1) // self.world.size), LOOK_AHEAD)
+        for _ in counted(looks, f"looking at {path.name}", len(mine), "images"):
+            pass
 
     @torch.no_grad()
     def share_of(self, distinct: _Distinct, path: Path) -> Tensor:

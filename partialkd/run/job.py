@@ -42,7 +42,7 @@ from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source, save_class_ids
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
-from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.evaluate.verification import evaluate_sets, look_at_sets, results_dict, results_table
 from partialkd.export.onnx import export
 from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
@@ -55,7 +55,7 @@ from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, file_digest
 from partialkd.teacher.supervision import CACHE, Teaching, open_network, teach
-from partialkd.training.trainer import Trainer, key_of, plan_of
+from partialkd.training.trainer import Trainer, check_batch, key_of, plan_of
 from partialkd.world import flight_recorder, messages
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
@@ -103,14 +103,17 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
 
 def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
     """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
+    phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
+    if config.teacher.source != "train":
+        del phases["teacher"]
+    for name, phase in phases.items():
+        if phase:
+            check_batch(key_of(name), phase, world.size)
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
     if world.is_main and facts:
         _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
     source = world.together(lambda: open_source(config.data))
-    world.together(lambda: open_sets(config.evaluation))
-    phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
-    if config.teacher.source != "train":
-        del phases["teacher"]
+    look_at_sets(config.evaluation, config.data.image_size, config.data.resize, world)
     for name, phase in phases.items():
         if phase:
             plan_of(name, phase, config, source, world)

@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
     """The order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
     key, data = key_of(name), config.data
-    _check_world_size(key, phase, world.size)
+    check_batch(key, phase, world.size)
     order = make_order(data, source, phase.global_batch, config.run.seed)
     try:
         cut = BatchCut(phase.global_batch, phase.accumulation, world.rank, world.size)
@@ -64,15 +64,23 @@ def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world
     return plan
 
 
-def _check_world_size(key: str, phase: PhaseConfig, size: int) -> None:
-    """A run may be resumed at another number of ranks, but not at every one."""
+def check_batch(key: str, phase: PhaseConfig, size: int) -> None:
+    """Raise ConfigError naming the key if `size` ranks cannot share the batch, or BatchNorm cannot train on a part."""
     batch, accumulation = phase.global_batch, phase.accumulation
+    single = phase.sync_batchnorm or phase.freeze_batchnorm  # whether a rank may have a single image
     if batch % (accumulation * size):
         each = batch // accumulation
-        fitting = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0)
+        fitting = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0 and (single or each > n))
         raise ConfigError(
             f"{key}.global_batch must be divisible by accumulation x world size ({accumulation} x {size} = "
             f"{accumulation * size}), got {batch}; with this batch and accumulation the world size may be {fitting}"
+        )
+    parts = accumulation if phase.sync_batchnorm else accumulation * size
+    if batch == parts and not phase.freeze_batchnorm:  # a variance of one image is none
+        sharing = "" if phase.sync_batchnorm or size == 1 else f" x world size {size}"
+        raise ConfigError(
+            f"{key}.global_batch must be at least {2 * parts} (2 images x accumulation {accumulation}{sharing}): "
+            f"BatchNorm cannot train on a single image, got {batch}"
         )
 
 

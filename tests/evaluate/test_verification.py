@@ -17,7 +17,7 @@ from partialkd.config import EvaluateConfig
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, score_pairs
-from partialkd.evaluate.verification import evaluate_sets, open_sets, results_dict, results_table
+from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
 from partialkd.world.world import World
 
 SIZE = 16
@@ -176,3 +176,37 @@ def test_table_and_json() -> None:
         "tar_at_far": {"0.1": 1.0, "0.001": 0.985}, "pairs": 6000,
     }  # fmt: skip
     assert list(tree["sets"]["lfw"]) == ["teacher", "student"]
+
+
+@pytest.mark.parametrize("damage", ["text", "half", "size"])
+def test_every_image_is_looked_at_before_training(damage: str, tmp_path: Path) -> None:
+    """The last image of the second set, which no check of the file's form would notice."""
+    _write_set(tmp_path / "good.bin")
+    images = _write_set(tmp_path / "bad.bin")
+    last = {
+        "text": b"no image at all",
+        "half": images[-1][: len(images[-1]) // 2],
+        "size": _jpeg(np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)),
+    }[damage]
+    config = _config(tmp_path / "good.bin", tmp_path / "bad.bin")
+    assert look_at_sets(config, SIZE, False, World()) == {name: tmp_path / f"{name}.bin" for name in ("good", "bad")}
+    write_bin(tmp_path / "bad.bin", [*images[:-1], last], [pair % 2 == 0 for pair in range(len(images) // 2)])
+    open_sets(config)
+    with pytest.raises(DataError, match=rf"bad\.bin: image {len(images) - 1}: "):
+        look_at_sets(config, SIZE, False, World())
+    if damage == "size":
+        look_at_sets(config, SIZE, True, World())
+
+
+@pytest.mark.distributed
+def test_ranks_share_the_look_and_all_hear_of_a_bad_image(tmp_path: Path) -> None:
+    images = _write_set(tmp_path / "bad.bin")
+    write_bin(tmp_path / "bad.bin", [b"text", *images[1:]], [pair % 2 == 0 for pair in range(len(images) // 2)])
+    for said in run(_refused, 2, _config(tmp_path / "bad.bin")):
+        assert "bad.bin: image 0: " in said
+
+
+def _refused(world: World, config: EvaluateConfig) -> str:
+    with pytest.raises(DataError) as refused:
+        look_at_sets(config, SIZE, False, world)
+    return str(refused.value)

@@ -251,7 +251,7 @@ def test_the_teacher_wants_a_compiler_where_its_network_embeds(
     )
     with (
         patch("torch._inductor.config.cpp.cxx", ("no-such-compiler",)),
-        patch.object(module, "open_sets"),
+        patch.object(module, "look_at_sets"),
         StopSignals() as stop,
         refused,
     ):

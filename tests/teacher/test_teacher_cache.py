@@ -83,7 +83,7 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(teacher_caches: Path
     code = (
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "import teacher_cache_cases as t\n"
+        "from helpers import teacher_cache_cases as t\n"
         "from partialkd.teacher.cache_writer import CacheWriter\n"
         "blocks = t.small_blocks()\n"
         "blocks.__enter__()\n"
@@ -225,8 +225,11 @@ def flip(content: bytes) -> bytes:
         (damaged("class_means.bin", lambda content: content[4:]), r"class_means\.bin: must have 768 bytes"),
         (damaged("embeddings.bin", flip), r"embeddings\.bin: records 40 to 59 are damaged"),
         (damaged("class_means.bin", flip), r"class_means\.bin: damaged"),
-        (damaged("manifest.json", lambda content: content[:-20]), "not a usable manifest"),
-        (damaged("manifest.json", lambda content: content.replace(b"fp16", b"fp64")), "not a usable manifest"),
+        (damaged("manifest.json", lambda content: content[:-20]), r"manifest\.json: damaged: JSONDecodeError"),
+        (
+            damaged("manifest.json", lambda content: content.replace(b"fp16", b"fp64")),
+            r"damaged: it is not what its own checksum",
+        ),
         (damaged("manifest.json", lambda content: content.replace(b"cache-1", b"cache-2")), "format must be"),
         (lambda folder: (folder / "embeddings.bin").unlink(), r"embeddings\.bin: cannot be read"),
     ],
