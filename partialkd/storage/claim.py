@@ -128,7 +128,7 @@ class Claim:
 
 def claim(
     folder: Path,
-    rule: str,
+    rule: str = "",
     heir_of: str = "",
     waiting_for: str = "",
     say: Callable[[str], None] = lambda text: print(text, flush=True),
@@ -164,7 +164,7 @@ def claim(
 
 
 @contextmanager
-def claimed(folder: Path, rule: str, waiting_for: str = "") -> Iterator[Claim]:
+def claimed(folder: Path, rule: str = "", waiting_for: str = "") -> Iterator[Claim]:
     """Hold the claim on a folder inside the `with` block."""
     held = claim(folder, rule, waiting_for=waiting_for)
     try:

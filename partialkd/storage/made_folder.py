@@ -2,20 +2,45 @@
 
 manifest.json holds {"made_from": settings, "facts": what came out}. A folder made from equal settings is used as it
 is; one made from others, or not made here at all, is never touched: `DataError` naming the folder and the difference.
-While it is made it is a hidden folder beside its later name (atomic_files.py).
+While it is made it is a hidden folder beside its later name (atomic_files.py), and claimed (claim.py): of several jobs
+that want the same folder at once the first makes it, the others wait, saying for whom, and take what is equal.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from partialkd.errors import DataError
-from partialkd.storage.atomic_files import new_folder
+from partialkd.storage.atomic_files import followed, new_folder
+from partialkd.storage.claim import claimed
 from partialkd.storage.manifest import read_manifest, write_manifest
+
+Fill = Callable[[Path, dict[str, Any]], None]  # puts files into the folder and facts into the dictionary
+
+
+def make_once(folder: Path, made_from: dict[str, Any], fill: Fill) -> dict[str, Any]:
+    """The facts of a folder made from these settings, made by `fill` if it is not there."""
+    facts = made_before(folder, made_from)
+    if facts is not None:
+        return facts
+    folder = followed(folder)
+    with claimed(folder, waiting_for="making it"):
+        facts = made_before(folder, made_from)  # by the one that was waited for
+        return _made(folder, made_from, fill) if facts is None else facts
+
+
+def _made(folder: Path, made_from: dict[str, Any], fill: Fill) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    try:
+        with new_folder(folder) as new:
+            fill(new, facts)
+            write_manifest(new, {"made_from": made_from, "facts": facts})
+    except FileExistsError as error:
+        raise DataError(f"{folder}: appeared while it was being made: {error.strerror}") from error
+    return json.loads(json.dumps(facts))
 
 
 def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -40,15 +65,3 @@ def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | Non
         rule = "was made from other settings; remove it or choose another data.path"
         raise DataError(f"{folder}: {rule}: {'; '.join(differences)}")
     return facts
-
-
-@contextmanager
-def making(folder: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A hidden folder to fill and facts to fill in; at the end it takes its name, on an error it is removed."""
-    facts: dict[str, Any] = {}
-    try:
-        with new_folder(folder) as new:
-            yield new, facts
-            write_manifest(new, {"made_from": made_from, "facts": facts})
-    except FileExistsError as error:
-        raise DataError(f"{folder}: appeared while it was being made: {error.strerror}") from error

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.places import ROOT
+from partialkd.errors import DataError
+from partialkd.storage import claim
 from partialkd.storage.atomic_files import hidden_name
-from partialkd.storage.made_folder import making
+from partialkd.storage.made_folder import make_once
 
 MAKING = """
 import sys
 from pathlib import Path
-from partialkd.storage.made_folder import making
-with making(Path(sys.argv[1]), {}) as (folder, facts):
+from partialkd.storage.made_folder import make_once
+def fill(folder, facts):
     (folder / "train.rec").write_bytes(b"half")
     print(folder, flush=True)
     input()
+make_once(Path(sys.argv[1]), {}, fill)
 """
 
 
@@ -44,11 +50,42 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         assert left.exists()  # it is still being made
         process.kill()
         process.wait()
-        with making(folder, {"kind": "test"}):
-            assert not left.exists()
+        make_once(folder, {"kind": "test"}, lambda *_: None)
+        assert not left.exists()
         assert other.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["faces", other.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["faces", other.name, ".faces.2.owner"])
     assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_second_job_waits_for_the_first_and_takes_what_is_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], same: bool
+) -> None:
+    monkeypatch.setattr(claim, "POLL_S", 0.01)
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def fill(new: Path, facts: dict[str, Any]) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        facts["images"] = 7
+
+    first = threading.Thread(target=lambda: made.append(make_once(tmp_path / "faces", {"seed": 1}, fill)))
+    first.start()
+    assert begun.wait(60)
+    threading.Timer(0.1, go_on.set).start()
+    if same:
+        assert make_once(tmp_path / "faces", {"seed": 1}, never) == {"images": 7}
+    else:
+        with pytest.raises(DataError, match=r"was made from other settings; .*: seed is 1 there, 2 here"):
+            make_once(tmp_path / "faces", {"seed": 2}, never)
+    first.join()
+    assert made == [{"images": 7}]
+    assert re.search(rf"^{tmp_path}/faces: waiting for process \d+ on .*, which is making it$", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["faces"]
+
+
+def never(new: Path, facts: dict[str, Any]) -> None:
+    raise AssertionError("made twice")
 
 
 def test_what_may_be_in_use_elsewhere_is_named_and_kept(tmp_path: Path) -> None:

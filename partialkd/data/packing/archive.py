@@ -30,7 +30,7 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.images.decode import RESIZE, Wanted, decode, sized
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import ConfigError, DataError, printable
-from partialkd.storage.made_folder import made_before, making
+from partialkd.storage.made_folder import make_once
 
 LOG = logging.getLogger(__name__)
 PREPARATION = 1  # raised when the same settings give other files
@@ -47,17 +47,17 @@ def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[
         "resize": data.resize,
         **config.model_dump(),
     }
-    facts = made_before(folder, made_from)
-    if facts is not None:
-        _check_unchanged(config, facts["input_bytes"], folder)
-        return facts
-    with making(folder, made_from) as (new, facts):
+
+    def fill(new: Path, facts: dict[str, Any]) -> None:
         facts["input_bytes"] = _input_bytes(config)
         identities = _pack_training(config, data, new, facts)
         if config.pairs is not None and config.pairs_images is not None:
             pairs = _choose_pairs(read_csv(Path(config.pairs)), identities, config, facts)
             _write_pairs(pairs, Path(config.pairs_images), data, new / f"{Path(config.pairs).stem}.bin")
             facts["pairs"] = {f"{Path(config.pairs).stem}.bin": len(pairs)}
+
+    facts = make_once(folder, made_from, fill)
+    _check_unchanged(config, facts["input_bytes"], folder)
     return facts
 
 

@@ -26,7 +26,7 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.errors import DataError
-from partialkd.storage.made_folder import made_before, making
+from partialkd.storage.made_folder import make_once
 
 DRAWING = 1  # raised when the same settings give other pictures
 HELD_OUT = 1 << 32  # first evaluated identity
@@ -39,10 +39,8 @@ Key = tuple[int, int]  # identity, image
 def make_faces(config: ProceduralConfig, image_size: int, folder: Path, processes: int = 2) -> dict[str, Any]:
     """Make the folder, or find it made; returns its facts (images, identities, pairs)."""
     made_from = {"drawing": DRAWING, "image_size": image_size, **config.model_dump()}
-    facts = made_before(folder, made_from)
-    if facts is not None:
-        return facts
-    with making(folder, made_from) as (new, facts):
+
+    def fill(new: Path, facts: dict[str, Any]) -> None:
         keys = [(who, image) for who in range(config.identities) for image in range(config.images_per_identity)]
         pictures = draw_faces(config.seed, image_size, keys, processes)
         labelled = ((picture, who) for picture, (who, _) in zip(pictures, keys, strict=True))
@@ -51,7 +49,8 @@ def make_faces(config: ProceduralConfig, image_size: int, folder: Path, processe
         pairs, same = verification_pairs(config)
         write_bin(new / VERIFICATION, list(draw_faces(config.seed, image_size, pairs, processes)), same)
         facts["pairs"] = {VERIFICATION: len(same)}
-    return facts
+
+    return make_once(folder, made_from, fill)
 
 
 def verification_pairs(config: ProceduralConfig) -> tuple[list[Key], np.ndarray]:
