@@ -31,10 +31,11 @@ OWNERS = {
     "torch.distributed": {"world.world", "world.launcher"},
     "deepspeed": {"training.student"},
     "nvidia.dali": {"data.loading.dali"},
+    "cv2": {"align.yunet"},
     "onnxruntime": {"models.onnx_session"},
     "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"},
 }
-HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib")
+HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib", "cv2")
 # Themselves imported only inside functions, so that they may import at the top.
 LAZY_MODULES = {"data.loading.dali", "centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"}
 

@@ -170,6 +170,7 @@ def write_lfw_pairs(path: Path) -> None:
 # What a command names and a test cannot have: where its own test is. The command line itself is still read.
 ELSEWHERE = {
     "launch/import_mxnet.py": "tests/models/test_mxnet_checkpoint.py",  # needs a network of MXNet
+    "launch/align.py": "tests/align",  # needs a detector
     "benchmarks/": "tests/benchmarks",
 }
 LISTS = {"cfp-fp", "calfw", "cplfw", "paths"}  # published lists; tests/data/formats/test_pair_lists.py makes them

@@ -1,0 +1,89 @@
+"""Landmarks that somebody else found, read from a text file.
+
+InsightFace's `.txt`: a line `<path> x1 y1 ... x5 y5 [score]` per image, separated by blanks or tabs.
+CSV with a header: the first column is the path, and ten columns follow (CVLface names them ldmk_0 to ldmk_9).
+Coordinates that all lie in [0, 1] are shares of the image's width and height, as in CVLface.
+Errors: DataError naming file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from partialkd.errors import DataError
+
+
+class LandmarkFile:
+    """Landmarks by path, relative to the folder of images, with forward slashes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, np.ndarray] = {}
+        lines = list(_csv(path) if path.suffix.lower() == ".csv" else _text(path))
+        for number, name, values in lines:
+            if name in self._found:
+                raise DataError(f"{path}: line {number}: landmarks of {name} stand there twice")
+            self._found[name] = np.array(values).reshape(5, 2)
+        if not self._found:
+            raise DataError(f"{path}: no landmarks in it")
+        self.shares = all(0 <= value <= 1 for points in self._found.values() for value in points.ravel())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def names(self) -> set[str]:
+        """Paths of the images it knows."""
+        return set(self._found)
+
+    def of(self, name: str, width: int, height: int) -> np.ndarray | None:
+        """Landmarks (5, 2) in pixels; None for an image that the file does not know."""
+        points = self._found.get(name)
+        if points is None or not self.shares:
+            return points
+        return points * np.array([width, height]) - 0.5
+
+
+def _text(path: Path) -> Iterator[tuple[int, str, list[float]]]:
+    for number, line in _lines(path):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) not in (11, 12):
+            rule = "must be a path, ten coordinates and possibly a score, separated by blanks"
+            raise DataError(f"{path}: line {number}: {rule}, got {len(words)} words")
+        yield number, words[0].removeprefix("./"), _numbers(words[1:11], path, number)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, str, list[float]]]:
+    rows = csv.reader(line for _, line in _lines(path))
+    header = next(rows, [])
+    if len(header) < 11:
+        raise DataError(f"{path}: line 1: must name a path column and ten coordinates, got {len(header)} columns")
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) < 11:
+            raise DataError(f"{path}: line {number}: must have {len(header)} columns, got {len(row)}")
+        if row:
+            yield number, row[0].removeprefix("./"), _numbers(row[1:11], path, number)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    yield from enumerate(text.splitlines(), start=1)
+
+
+def _numbers(words: list[str], path: Path, number: int) -> list[float]:
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise DataError(f"{path}: line {number}: coordinates must be finite numbers, got {' '.join(words)[:80]!r}")
+    return values
