@@ -2,16 +2,17 @@
 
 A .bin is a pickle of (list of 2n encoded images, list of n bools), written by Python 2 or 3. It is read by an
 unpickler that can build lists, tuples, bytes, numbers and bools, and stand-ins of its own for the few names such
-files use (`_codecs.encode`, numpy's bool scalars and one-dimensional bool or uint8 arrays). Any other name, code
-above all, is refused, and so are dictionaries, sets and objects. Python's unpickler written in Python is the base: in
-the one written in C ten bytes of a file can fill the memory (a memo of 2^32 places). No length in the file is believed
-before that many bytes are there, and nothing is copied more often than the file is long: time and memory are
-proportional to the file's size, whatever is in it.
+files use (`_codecs.encode`, numpy's bools and integers and arrays of them, of any shape: older OpenCV gave an encoded
+image as (bytes, 1)). Any other name, code above all, is refused, and so are dictionaries, sets and objects. Python's
+unpickler written in Python is the base: in the one written in C ten bytes of a file can fill the memory (a memo of 2^32
+places). No length in the file is believed before that many bytes are there, and nothing is copied more often than the
+file is long: time and memory are proportional to the file's size, whatever is in it.
 Errors: `DataError` naming the file.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import struct
@@ -26,7 +27,14 @@ from partialkd.errors import DataError
 from partialkd.storage.atomic_files import replacing
 
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_BYTE_TYPES = {"b1": np.bool_, "bool": np.bool_, "?": np.bool_, "u1": np.uint8, "uint8": np.uint8}
+_NUMBER_TYPES = {"b1": "b1", "bool": "b1", "?": "b1"} | {
+    code: f"{kind}{size}"
+    for kind, name in (("u", "uint"), ("i", "int"))
+    for size in (1, 2, 4, 8)
+    for code in (f"{kind}{size}", f"{name}{8 * size}")
+}
+_BYTES = "u1"
+_MOST_DIMENSIONS = 32  # numpy's own limit, once
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,8 @@ def _check_lengths(images: int, answers: int, path: Path) -> None:
 
 def _items(value: Any, path: Path) -> Sequence[Any]:
     value = getattr(value, "value", None) if isinstance(value, _Array) else value
-    if isinstance(value, _Bools):
-        return [bool(byte) for byte in value.data]
+    if isinstance(value, _Numbers):
+        return value.items()
     if not isinstance(value, list | tuple):
         raise DataError(f"{path}: images and answers must be lists, got {_shown(value)}")
     return value
@@ -89,12 +97,17 @@ def _items(value: Any, path: Path) -> Sequence[Any]:
 
 def _image(item: Any, where: str) -> bytes:
     item = getattr(item, "value", None) if isinstance(item, _Array) else item
+    if isinstance(item, _Numbers) and item.kind == _BYTES:
+        item = item.data
     if not isinstance(item, bytes) or not item:
         raise DataError(f"{where}: must be the bytes of an encoded image, got {_shown(item)}")
     return item
 
 
 def _answer(item: Any, where: str) -> bool:
+    item = getattr(item, "value", None) if isinstance(item, _Array) else item
+    if isinstance(item, _Numbers) and len(item.items()) == 1:  # an array of one number
+        item = item.items()[0]
     if isinstance(item, bool) or (isinstance(item, int) and item in (0, 1)):
         return bool(item)
     raise DataError(f"{where}: same must be true or false, got {_shown(item)}")
@@ -169,7 +182,7 @@ class _BinUnpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _ByteType | _Array):
+        if not isinstance(self.stack[-1], _NumberType | _Array):
             raise pickle.UnpicklingError(f"the file sets the state of {_shown(self.stack[-1])}")
         self.stack[-1].__setstate__(state)
 
@@ -202,46 +215,57 @@ class _BinUnpickler(pickle._Unpickler):
     def _no_bytes(self) -> bytes:
         return b""
 
-    def _dtype(self, code: str | bytes, *_: Any) -> _ByteType:
+    def _dtype(self, code: str | bytes, *_: Any) -> _NumberType:
         code = code.decode("ascii") if isinstance(code, bytes) else code
-        if not isinstance(code, str) or code not in _BYTE_TYPES:
-            raise pickle.UnpicklingError(f"numpy values must be bool or uint8, got {_shown(code)}")
-        return _ByteType(code)
+        if not isinstance(code, str) or code.lstrip("<>|=") not in _NUMBER_TYPES:
+            raise pickle.UnpicklingError(f"numpy values must be bools or integers, got {_shown(code)}")
+        return _NumberType(_NUMBER_TYPES[code.lstrip("<>|=")], code[0])
 
     def _reconstruct(self, *_: Any) -> _Array:
         return _Array()
 
-    def _frombuffer(self, data: bytes, kind: _ByteType, shape: tuple[int, ...], _order: str) -> bytes | _Bools:
+    def _frombuffer(self, data: bytes, kind: _NumberType, shape: tuple[int, ...], *_order: Any) -> _Numbers:
         return kind.array(data, shape)
 
-    def _scalar(self, kind: _ByteType, data: bytes) -> bool | int:
-        values = kind.array(data, (1,))
-        return bool(values.data[0]) if isinstance(values, _Bools) else values[0]
+    def _scalar(self, kind: _NumberType, data: bytes) -> bool | int:
+        return kind.array(data, ()).items()[0]
 
 
-class _ByteType:
-    """Stands for a numpy dtype of one byte."""
+class _NumberType:
+    """Stands for a numpy dtype of bools or integers."""
 
-    __slots__ = ("_code",)
+    __slots__ = ("_big_endian", "_kind")
 
-    def __init__(self, code: str) -> None:
-        self._code = code
+    def __init__(self, kind: str, order: str) -> None:
+        self._kind, self._big_endian = kind, order == ">"
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment: nothing to know of one byte."""
+        """Byte order; the rest is alignment and fields, which such types do not have."""
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        self._big_endian = order in (">", b">")
 
-    def array(self, data: bytes, shape: tuple[int, ...]) -> bytes | _Bools:
-        """The bytes themselves, of bools marked as such."""
-        if not isinstance(data, bytes) or shape != (len(data),):
-            raise pickle.UnpicklingError(f"numpy values must have one dimension and their bytes, got {_shown(data)}")
-        return _Bools(data) if _BYTE_TYPES[self._code] is np.bool_ else data
+    def array(self, data: Any, shape: Any) -> _Numbers:
+        """Numbers whose bytes are as many as their shape says."""
+        lengths = shape if isinstance(shape, tuple) and len(shape) <= _MOST_DIMENSIONS else (-1,)
+        if not isinstance(data, bytes) or not all(isinstance(n, int) and 0 <= n <= len(data) for n in lengths):
+            raise pickle.UnpicklingError(f"numpy values must have a shape and their bytes, got {_shown(data)}")
+        wanted = math.prod(lengths) * int(self._kind[1:])
+        if len(data) != wanted:
+            raise pickle.UnpicklingError(f"numpy values of shape {lengths} must have {wanted} bytes, got {len(data)}")
+        return _Numbers(data, self._kind, self._big_endian)
 
 
 @dataclass(frozen=True)
-class _Bools:
-    """Stands for a numpy array of bools (n,)."""
+class _Numbers:
+    """Stands for a numpy array, flat."""
 
     data: bytes
+    kind: str  # "b1", "u1", "i8", ...
+    big_endian: bool
+
+    def items(self) -> list[Any]:
+        """Python's bools or integers."""
+        return np.frombuffer(self.data, ("|" if self.kind[1:] == "1" else "<>"[self.big_endian]) + self.kind).tolist()
 
 
 class _Array:
@@ -249,10 +273,10 @@ class _Array:
 
     __slots__ = ("value",)
 
-    value: bytes | _Bools
+    value: _Numbers
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, _, data = state
-        if not isinstance(kind, _ByteType):
+        if not isinstance(kind, _NumberType):
             raise pickle.UnpicklingError("numpy array without a type")
         self.value = kind.array(data, shape)

@@ -57,6 +57,47 @@ def test_images_as_arrays_of_bytes(tmp_path: Path) -> None:
         check(tmp_path / "lfw.bin")
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1), (1, -1, 1)])
+def test_images_as_older_opencv_encoded_them(tmp_path: Path, protocol: int, shape: tuple[int, ...]) -> None:
+    for order in "CF":
+        images = [np.asarray(np.frombuffer(image, np.uint8).reshape(shape), order=order) for image in IMAGES]
+        (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, SAME), protocol))
+        check(tmp_path / "lfw.bin")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("kind", ["?", "u1", "i1", "<u2", ">i2", "<i4", ">u4", "<i8", ">i8", "u8"])
+def test_answers_as_integers_of_any_width(tmp_path: Path, protocol: int, kind: str) -> None:
+    answers = np.array(SAME).astype(kind)
+    for form in (answers, answers[:, None], list(answers), list(answers[:, None]), tuple(answers)):
+        (tmp_path / "lfw.bin").write_bytes(pickle.dumps((IMAGES, form), protocol))
+        check(tmp_path / "lfw.bin")
+    if kind not in ("?", "u1", "i1"):
+        wrong = answers * 256  # one byte of it is a 1
+        (tmp_path / "lfw.bin").write_bytes(pickle.dumps((IMAGES, wrong), protocol))
+        with pytest.raises(DataError, match="pair 0: same must be true or false, got 256"):
+            read_bin(tmp_path / "lfw.bin")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("kind", ["f8", "S3", "O", "M8[s]", "c16"])
+def test_other_arrays_are_refused(tmp_path: Path, protocol: int, kind: str) -> None:
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((IMAGES, np.zeros(3, kind)), protocol))
+    with pytest.raises(DataError, match=r"lfw\.bin: not a verification set: "):
+        read_bin(tmp_path / "lfw.bin")
+
+
+def test_shapes_that_are_not_that_of_the_bytes_are_refused(tmp_path: Path) -> None:
+    whole = pickle.dumps(([np.frombuffer(image, np.uint8)[:, None] for image in IMAGES], SAME), 2)
+    length = b"M" + len(IMAGES[0]).to_bytes(2, "little") + b"K\x01\x86"  # the shape (n, 1)
+    assert whole.count(length) >= 1
+    for other in (b"M\xff\xffK\x01\x86", b"K\x01K\x01\x86", b"M" + length[1:3] + b"K\x02\x86", b"NK\x01\x86"):
+        (tmp_path / "lfw.bin").write_bytes(whole.replace(length, other))
+        with pytest.raises(DataError, match=r"lfw\.bin: not a verification set: numpy values (must have|of shape)"):
+            read_bin(tmp_path / "lfw.bin")
+
+
 def python_2_pickle(protocol: int) -> bytes:
     """What Python 2's cPickle writes: byte strings as S (0) or T/U (2), bools as I01 (0) or opcodes (2)."""
     if protocol == 0:

@@ -81,6 +81,8 @@ def valid(place: Path) -> dict[str, bytes]:
     for protocol in (0, 2, 5):
         arrays = [np.frombuffer(image, np.uint8) for image in images[:4]]
         files[f"bin.{protocol}"] = pickle.dumps((arrays, answers if protocol else list(answers)), protocol)
+    columns = [np.frombuffer(image, np.uint8)[:, None] for image in images[:4]]
+    files["bin.columns"] = pickle.dumps((columns, answers.astype(">i8")), 2)
     return files
 
 
@@ -173,7 +175,7 @@ def test_any_bytes_as_index_or_records(place: Path, content: bytes) -> None:
 
 
 @bounded
-@given(st.sampled_from(["bin", "bin.0", "bin.2", "bin.5"]), CHANGES)
+@given(st.sampled_from(["bin", "bin.0", "bin.2", "bin.5", "bin.columns"]), CHANGES)
 def test_changed_bin(place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]) -> None:
     _bin(place, _changed(valid[name], changes))
 
@@ -218,6 +220,6 @@ def test_what_was_changed_is_read_when_whole(place: Path, valid: dict[str, bytes
         (place / "set" / "train.rec").write_bytes(valid[name])
         (place / "set" / "train.idx").write_bytes(valid[name.replace("rec", "idx")])
         _read_records(place / "set")
-    for name in ("bin", "bin.0", "bin.2", "bin.5"):
+    for name in ("bin", "bin.0", "bin.2", "bin.5", "bin.columns"):
         (place / "whole.bin").write_bytes(valid[name])
         assert read_bin(place / "whole.bin").same.tolist() == [True, False]
