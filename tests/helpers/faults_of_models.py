@@ -78,7 +78,7 @@ BINS = (
     Fault(
         "pickle of 2^60 nested tuples, as type",
         make.bin_file(b"\x80\x02cnumpy\ndtype\n" + _laughs(60) + b"\x85R."),
-        r"lfw\.bin: .*must be bool or uint8, got a tuple",
+        r"lfw\.bin: .*must be bools or integers, got a tuple",
     ),
     Fault(
         "pickle that multiplies its bytes",

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from partialkd.config import PartConfig
+from partialkd.data.sources.class_counts import images_of_classes
 from partialkd.data.sources.identities import LEFT_OUT, Names, excluded, mapped
 from partialkd.data.sources.source import Source, check_index, digest_of
 from partialkd.errors import ConfigError, DataError
@@ -114,7 +115,7 @@ class MergedSource(Source):
 def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: int, shared: bool) -> MergedSource:
     """Make one source of several; `configs` say which of their identities are used under which ids."""
     names = [source.names for source in sources]
-    counts = [_counts(source) for source in sources]
+    counts = [images_of_classes(source) for source in sources]
     facts: list[dict[str, Any]] = [
         {"path": config.path, "images": len(source), "identities": int((count > 0).sum())}
         for source, config, count in zip(sources, configs, counts, strict=True)
@@ -135,15 +136,6 @@ def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: 
             raise DataError(f"{fact['path']}: no identity is left: {fact}")
         parts.append(Part(source, class_ids, _kept(source, class_ids, fact["images_used"])))
     return MergedSource(parts, len(enough), {"parts": facts, "identities": len(enough)})
-
-
-def _counts(source: Source) -> np.ndarray:
-    """Images of every class (C,) int64."""
-    counts = np.zeros(source.num_classes, dtype=np.int64)
-    for start in range(0, len(source), _CHUNK):
-        labels = source.labels(start, min(start + _CHUNK, len(source)))
-        counts += np.bincount(labels, minlength=len(counts))
-    return counts
 
 
 def _ids(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from partialkd.config import DataConfig, PartConfig
 from partialkd.data.formats.insightface_folder import PROPERTY
+from partialkd.data.sources.class_counts import check_classes
 from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.merged import merge
@@ -28,7 +29,9 @@ def open_source(data: DataConfig) -> Source:
     )
     parts = data.parts or (alone,)
     sources = [_open_part(part, data) for part in parts]
-    return merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]
+    source = merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]
+    check_classes(source, ", ".join(part.path for part in parts))
+    return source
 
 
 def _open_part(part: PartConfig, data: DataConfig) -> Source:

@@ -210,7 +210,7 @@ def test_with_stop_both_loaders_refuse_the_same_files(loader: str, damage: str, 
     clear = np.dstack([_picture(0), np.full((SIZE, SIZE), 100, np.uint8)])
     Image.fromarray(clear if damage == "transparent" else _picture(0).astype(np.uint16)[..., 0]).save(file, "PNG")
     image = DAMAGE["animation"](b"") if damage == "animation" else file.getvalue()
-    pack_records(tmp_path / "set", [(image, 0)], 1, SIZE)
+    pack_records(tmp_path / "set", [(image, 0), (image, 1)], 2, SIZE)
     data = DataConfig(path=str(tmp_path / "set"), loader=loader, image_size=SIZE)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"key 1 at byte 0: (the image has transparent|must be one image of 8 bits)"):
         list(open_loader(data, open_source(data), SequentialPlan(1, 1, 0, 1), CPU).epoch(0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.source_cases import Labels, contents, write_plain, write_with_header
-from partialkd.config import DataConfig
+from partialkd.config import DataConfig, PartConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import open_writer, pack_payload
 from partialkd.data.images.decode import decode, encode_jpeg
@@ -179,8 +179,9 @@ def test_synthetic_source_is_a_function_of_seed_and_index() -> None:
 def test_open_source(tmp_path: Path) -> None:
     image = encode_jpeg(np.zeros((64, 64, 3), np.uint8))
     pack_records(tmp_path / "packed", [(image, 0), (image, 1)], 2, 64)
-    (tmp_path / "folder/anna").mkdir(parents=True)
-    (tmp_path / "folder/anna/1.jpg").write_bytes(image)
+    for name in ("anna", "bob"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        (tmp_path / "folder" / name / "1.jpg").write_bytes(image)
     packed, folder = str(tmp_path / "packed"), str(tmp_path / "folder")
     assert open_source(DataConfig(path=packed, image_size=64)).read(1) == (image, 1)
     assert open_source(DataConfig(source="folder", path=folder)).read(0) == (image, 0)
@@ -203,3 +204,33 @@ def test_what_every_source_offers(tmp_path: Path) -> None:
     assert FolderSource(tmp_path / "images").names.known() == ["anna", "bob"]
     assert RecordIOSource(tmp_path / "packed").names.known() == ["anna", "bob"]
     assert SyntheticSource(2, 6, 16).names.known() is None
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+
+def test_one_class_only_is_refused(tmp_path: Path) -> None:
+    write_plain(tmp_path / "set", [3, 3], classes=4)
+    (tmp_path / "folder/anna").mkdir(parents=True)
+    (tmp_path / "folder/anna/1.jpg").write_bytes(b"1")
+    for name, keys in (("set", {}), ("folder", {"source": "folder"}), ("set", {"label_map": "map.txt"})):
+        if "label_map" in keys:
+            (tmp_path / "map.txt").write_text("3\t0\n")
+            keys["label_map"] = str(tmp_path / "map.txt")
+        with pytest.raises(DataError, match=rf"{name}: training needs images of at least two identities, got 1"):
+            open_source(DataConfig(path=str(tmp_path / name), **keys))
+
+
+def test_mostly_empty_classes_are_refused_and_numbered_anew_as_a_part(tmp_path: Path) -> None:
+    write_plain(tmp_path, [3, 3, 6900307], classes=6900308)
+    rule = r"6900306 of its 6900308 classes have no image, the first is 0; named under \[\[data\.parts\]\]"
+    with pytest.raises(DataError, match=rf"{tmp_path}: {rule}"):
+        open_source(DataConfig(path=str(tmp_path)))
+    source = open_source(DataConfig(parts=(PartConfig(path=str(tmp_path)),)))
+    assert (source.num_classes, source.labels().tolist()) == (2, [0, 0, 1])
+
+
+def test_class_ids_from_one_on_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_plain(tmp_path, [1, 2, 3], classes=4)
+    assert open_source(DataConfig(path=str(tmp_path))).num_classes == 4
+    assert caplog.messages == [f"{tmp_path}: 1 of its 4 classes have no image, the first is 0"]
