@@ -15,6 +15,7 @@ from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, Preempted
+from partialkd.run.folder import owned
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.cache import TeacherCache, kept_before
@@ -53,7 +54,9 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
         context = RunContext(config, world, source, folder, stop)
         look_at(network, context)
         if not world.on_main((folder / MANIFEST).exists):
-            make_cache(network, context, folder, "resume" if resume else "refuse")
+            with owned(folder, world, stop, waiting_for="making it"):
+                if not world.on_main((folder / MANIFEST).exists):  # nor made by the one that was waited for
+                    make_cache(network, context, folder, "resume" if resume else "refuse")
         if stop.agreed(world):  # since the last batch was begun
             raise Preempted("stopped after the pass over the records")
     cache = world.together(lambda: kept_before(folder))

@@ -17,7 +17,7 @@ naming the path.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from partialkd import checkpoint
@@ -36,17 +36,22 @@ SAVED_CONFIG = "config.toml"
 IN_USE = "wait for it to end, stop it, or choose another run.name"
 
 
-@contextmanager
-def owned_run(config: Config, world: World, stop: StopSignals) -> Iterator[None]:
+def owned_run(config: Config, world: World, stop: StopSignals) -> AbstractContextManager[None]:
     """Collective. The run's folder is this job's, and no other's, inside the `with` block."""
+    return owned(run_folder(config), world, stop, IN_USE)
+
+
+@contextmanager
+def owned(folder: Path, world: World, stop: StopSignals, rule: str = "", waiting_for: str = "") -> Iterator[None]:
+    """Collective. A folder is this job's alone inside the `with` block; `rule` and `waiting_for` as in `claim`."""
     held: list[Claim] = []
 
     def take() -> None:
-        held.append(claim(run_folder(config), IN_USE, heir_of=world.recall("claim")))
+        held.append(claim(folder, rule, world.recall("claim"), waiting_for))
         world.remember("claim", held[0].owner.token)
 
     try:
-        world.on_main(lambda: stop.cut_short("waiting for the run's folder", take))
+        world.on_main(lambda: stop.cut_short(f"waiting for {folder}", take))
         yield
     finally:
         for one in held:

@@ -16,8 +16,8 @@ The file is made with O_EXCL, which shared file systems hold to as well. Errors:
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from partialkd.errors import InUse
+from partialkd.errors import InUse, text_of
 from partialkd.storage.atomic_files import followed, hidden_name, naming
 from partialkd.storage.process import Place
 
@@ -34,6 +34,7 @@ SILENCE_S = 120.0
 POLL_S = 0.5
 SAY_S = 30.0  # how often a start that waits says so
 _DIGITS = 20  # of the counter
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Claim:
                 found, failing = _read(self.path), False
             except OSError as error:  # others may take over if this lasts; then the file says so
                 if not failing:
-                    print(f"{self.path}: cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+                    _log.warning(f"{self.path}: cannot be written ({text_of(error)}); this may be taken for dead")
                 found, failing = None, True
             if found is not None and found[0].token not in ("", self.owner.token):
                 self._lost(f"{self.path}: {self.owner} was taken for dead, and {found[0]} has taken over")
@@ -131,7 +132,7 @@ def claim(
     rule: str = "",
     heir_of: str = "",
     waiting_for: str = "",
-    say: Callable[[str], None] = lambda text: print(text, flush=True),
+    say: Callable[[str], None] | None = None,
 ) -> Claim:
     """Take the claim on a folder, which need not be there; its parent is made.
 
@@ -157,7 +158,7 @@ def claim(
             raise InUse(f"{folder}: in use by {owner}{', which is stopped' * (state == 'stopped')}; {rule}")
         if time.monotonic() - said >= SAY_S:
             doubt = "" if alive else f"; it is taken for dead after {SILENCE_S:g} s without a sign of life"
-            say(f"{folder}: waiting for {owner}{f', which is {waiting_for}' if alive else ''}{doubt}")
+            (say or _log.info)(f"{folder}: waiting for {owner}{f', which is {waiting_for}' if alive else ''}{doubt}")
             said = time.monotonic()
         time.sleep(POLL_S)
     return Claim(path, mine, descriptor, _end)
@@ -226,5 +227,5 @@ def _digits(counter: int) -> bytes:
 
 def _end(text: str) -> None:
     """End this process at once: whatever it wrote now would go into another job's folder."""
-    print(f"error: {text}; this job ends", file=sys.stderr, flush=True)
+    _log.error(f"{text}; this job ends")
     os._exit(1)

@@ -37,6 +37,10 @@ WRONG_CONFIG, STOPPED = 2, 75  # 75: EX_TEMPFAIL, try again later
 QUIET_S = 3.0  # a rank with nothing to say leaves this much later, so that rank 0 has said it
 _log = logging.getLogger(__name__)
 GRACE_S = 5.0  # how long the ranks may take to report that a collective failed, and the store to answer
+_TASKS = (  # what launchers of many tasks say: how many there are, and which one this is
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("SLURM_NTASKS", "SLURM_PROCID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"),
+)  # fmt: skip
 
 
 def configured(load: Callable[[], T]) -> T:
@@ -62,6 +66,12 @@ def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence
     """Run `body` on every rank -> exit status. `goes_on`: what to add to the command to go on after a stop."""
     begin_once()
     try:
+        refuse_tasks_that_are_no_ranks()
+    except ConfigError as error:
+        if next((os.environ[place] for _, place in _TASKS if place in os.environ), "0") == "0":
+            say_error(error)
+        return WRONG_CONFIG
+    try:
         world = World.start(config)
     except RankLost as error:
         say_error(error)
@@ -78,6 +88,15 @@ def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence
         explain(error, world)
         return world.leave(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)
     return world.leave(0)
+
+
+def refuse_tasks_that_are_no_ranks() -> None:
+    """ConfigError where srun or mpirun started several tasks without torchrun: each would be a whole job of its own."""
+    key = next((key for key, _ in _TASKS if key in os.environ), None)
+    count = os.environ[key] if key and "RANK" not in os.environ else "1"
+    if count.isdigit() and int(count) > 1:
+        rule = "each would train all of it by itself; start one torchrun per node, as launch/slurm/train.sbatch does"
+        raise ConfigError(f"{key} is {count}, but these {count} tasks are not joined (no RANK): {rule}, or one task")
 
 
 def explain(error: Exception, world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -59,9 +60,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_a_second_job_waits_for_the_first_and_takes_what_is_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], same: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, same: bool
 ) -> None:
     monkeypatch.setattr(claim, "POLL_S", 0.01)
+    monkeypatch.setattr(claim, "_log", logging.getLogger("of this test"))
+    caplog.set_level("INFO")
     begun, go_on, made = threading.Event(), threading.Event(), []
 
     def fill(new: Path, facts: dict[str, Any]) -> None:
@@ -80,7 +83,7 @@ def test_a_second_job_waits_for_the_first_and_takes_what_is_equal(
             make_once(tmp_path / "faces", {"seed": 2}, never)
     first.join()
     assert made == [{"images": 7}]
-    assert re.search(rf"^{tmp_path}/faces: waiting for process \d+ on .*, which is making it$", capsys.readouterr().out)
+    assert re.search(rf"^{tmp_path}/faces: waiting for process \d+ on .*, which is making it$", caplog.messages[0])
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
