@@ -7,9 +7,10 @@ import torch
 from partialkd.centres.sweeps.base import Sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fastest import FastestSweep
+from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.centres.sweeps.fused import FusedSweep
 from partialkd.centres.sweeps.graphed import GraphedSweep
-from partialkd.centres.sweeps.products import Products, make_products, rounds
+from partialkd.centres.sweeps.products import Products, rounds
 from partialkd.centres.sweeps.reference import ReferenceSweep
 from partialkd.config import CentresConfig
 from partialkd.errors import ConfigError

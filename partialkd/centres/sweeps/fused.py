@@ -30,7 +30,8 @@ from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.chunks import side_by_side
-from partialkd.centres.sweeps.products import Products, make_products
+from partialkd.centres.sweeps.fastest_products import make_products
+from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tiles import LARGEST_DIM, Tiles, candidates, splits_of
 from partialkd.centres.sweeps.tuner import TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
 from partialkd.config import CentresConfig

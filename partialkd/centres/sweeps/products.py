@@ -1,19 +1,26 @@
-"""Matrix products of the sweep: of float32 numbers as they are, or of numbers rounded to bfloat16 (centres.products).
+"""Multiply the matrices of the sweep: float32 numbers as they are, or rounded to bfloat16 (centres.products).
 
 Sums and results are float32 either way, and what is in neither precision (float64) is multiplied as it is. Rounding
 moves a cosine by about 2^-9 / sqrt(D), which exp turns into an error of scale times as much in a term; errors of many
 terms are independent and average out. Target cosines are not products of rounded numbers; Z sums terms of rounded
 cosines, in float32.
 
-On the CPU oneDNN rounds as it reads. It is told so by a setting of the whole process, set back after every product:
-nothing else of ours multiplies meanwhile. Processors without bfloat16 products multiply in float32. On CUDA the
-operands are copies in bfloat16, of rows only where the store is another type (never run on a GPU yet).
+On the CPU torch has a setting by which oneDNN multiplies float32 numbers and may round them as it reads. What it does
+there depends on the processor, so the running one is asked with a small product (`effect_of_setting`):
+- it rounds (matrix units for bfloat16, AMX): that is what "bf16" means;
+- it is another float32 kernel, exact (AVX-512 without AMX): no rounding and no gain from "bf16", which is said once;
+  but where that kernel is faster than torch's own it is used for exact products (fastest_products.py);
+- nothing changes (AVX2): "bf16" gains nothing, which is said once.
+The setting is the whole process's and is set back after every product: nothing else of ours multiplies meanwhile.
+
+On CUDA rounded operands are copies in bfloat16, of rows only where the store is another type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal
 
 import torch
@@ -21,9 +28,11 @@ from torch import Tensor
 
 from partialkd.centres.store import CentreStore
 
+Effect = Literal["rounds", "another kernel", "nothing"]
+
 
 class Products:
-    """In the precision of the operands."""
+    """Products in the precision of the operands, by torch's own choice of kernel."""
 
     copied = 0  # bytes of the copy that `operand` makes of a number
 
@@ -44,20 +53,20 @@ class Products:
         total.addmm_(a, b)
 
 
-class RoundedOnCPU(Products):
-    """float32 operands rounded to bfloat16 inside oneDNN."""
+class OneDNNProducts(Products):
+    """Products of float32 numbers by oneDNN, on the CPU; whether it rounds them says `effect_of_setting`."""
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        with _rounding():
+        with _allowed_to_round():
             super().multiply(a, b, out)
 
     def add(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        with _rounding():
+        with _allowed_to_round():
             super().add(a, b, total)
 
 
 class RoundedOnCUDA(Products):
-    """bfloat16 operands, float32 results."""
+    """Products of bfloat16 copies with float32 results."""
 
     copied = 2
 
@@ -75,23 +84,27 @@ class RoundedOnCUDA(Products):
 
 
 def rounds(choice: Literal["auto", "fp32", "bf16"], cuda: bool) -> bool:
-    """Whether centres.products means bfloat16 there."""
+    """Whether centres.products asks for bfloat16 there."""
     return choice == "bf16" or (choice == "auto" and cuda)
 
 
-def make_products(
-    choice: Literal["auto", "fp32", "bf16"], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Products:
-    """What centres.products names, for embeddings of this type."""
-    cuda = device.type == "cuda"
-    if dtype != torch.float32 or not rounds(choice, cuda):
-        return Products()
-    return RoundedOnCUDA() if cuda else RoundedOnCPU()
+@cache
+def effect_of_setting() -> Effect:
+    """What oneDNN's setting does to a float32 product on the processor that runs this; found out by making one."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    own, other = torch.empty(2, 256, 256)
+    Products().multiply(a, b, own)
+    OneDNNProducts().multiply(a, b, other)
+    exact, rounded = a.double() @ b.double(), a.bfloat16().double() @ b.bfloat16().double()
+    if (other - rounded).norm() < (other - exact).norm():
+        return "rounds"
+    return "nothing" if torch.equal(own, other) else "another kernel"
 
 
 @contextmanager
-def _rounding() -> Iterator[None]:
-    """Within, oneDNN rounds the operands of float32 products."""
+def _allowed_to_round() -> Iterator[None]:
+    """Within, oneDNN takes float32 products, and may round their operands."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set when the module is loaded
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:

@@ -12,7 +12,7 @@ from helpers import kernel_cases
 from helpers.kernel_cases import Case
 from partialkd.centres.sweeps.chunked import GRADIENTS_CHUNK, SUMS_CHUNK, ChunkedSweep
 from partialkd.centres.sweeps.chunks import ChunkSize, cache_of
-from partialkd.centres.sweeps.products import Products, RoundedOnCPU, RoundedOnCUDA
+from partialkd.centres.sweeps.products import OneDNNProducts, Products, RoundedOnCUDA
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MB = 1 << 20
@@ -60,7 +60,7 @@ def test_the_cache_is_the_devices(
 
 @pytest.mark.parametrize(
     ("dtype", "products", "number"),
-    [("float32", Products(), 4), ("float32", RoundedOnCPU(), 4), ("float64", Products(), 8)],
+    [("float32", Products(), 4), ("float32", OneDNNProducts(), 4), ("float64", Products(), 8)],
 )
 def test_a_logit_counts_with_its_copy(
     dtype: str, products: Products, number: int, monkeypatch: pytest.MonkeyPatch

@@ -19,8 +19,9 @@ from helpers.places import TESTS
 from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep, kept_rows
-from partialkd.centres.sweeps.products import Products, RoundedOnCPU, make_products
+from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tiles import PINNED, Tiles, candidates, splits_of
 from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.config import CentresConfig
@@ -259,13 +260,14 @@ class Untouched(Products):
         raise AssertionError
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("float32", Products), ("bfloat16", RoundedOnCPU)])
-def test_rows_move_in_the_precision_of_their_sums(dtype: str, kind: type[Products]) -> None:
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_rows_move_in_the_precision_of_their_sums(dtype: str, precision: Any) -> None:
     """Sums of these stores come from the kernels; AdamW and accumulated steps have none."""
+    products = make_products(precision, CPU)
     fused = FusedSweep(64.0, 16, Untouched())
     for optimizer, count in ((RowAdamW, 1), (RowAdamW, 2), (RowSGD, 2)):
         moved = []
-        for sweep in (fused, ChunkedSweep(64.0, 16, kind())):
+        for sweep in (fused, ChunkedSweep(64.0, 16, products)):
             store, queries = kernel_cases.build(Case(dtype=dtype), CPU, 1)
             batch = (queries, torch.full((37,), 1e-30), torch.full((37,), -0.1))
             rows = RowSGD(store, 0.9, 0.1) if optimizer is RowSGD else RowAdamW(store, (0.9, 0.999), 1e-8, 0.1)
@@ -273,7 +275,7 @@ def test_rows_move_in_the_precision_of_their_sums(dtype: str, kind: type[Product
             moved.append(store.unit)
         assert torch.equal(*moved)
     chunked = fused.after_kernels(store)
-    assert type(chunked.products) is kind
+    assert type(chunked.products) is type(products)
     assert chunked.chunk_rows == 16
 
 
