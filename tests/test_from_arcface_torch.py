@@ -40,7 +40,9 @@ def test_the_configuration_is_one() -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     config = parse_config(tomllib.loads(text))
     assert config.student.global_batch == 128 * 8
-    assert config.student.schedule.warmup_steps == 2 * (5179510 // (128 * 8))  # warmup_epoch, num_image there
+    assert (config.student.epochs, config.student.optimizer.lr) == (20, 0.1)
+    schedule = config.student.schedule
+    assert (schedule.name, schedule.power, schedule.final, schedule.warmup_steps) == ("poly", 1.0, 0.0, 0)
 
 
 @pytest.mark.parametrize("key", KEYS)

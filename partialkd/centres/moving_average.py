@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from partialkd.centres.gathered import OwnRows
 from partialkd.centres.row_filter import one_for_all
 
+LEAST = 1e-6  # of a and of the centre's cosine, as in the published code
 
-def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool) -> Tensor:
+Clip = Literal["code", "poster"]
+
+
+def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool, clip: Clip = "code") -> Tensor:
     """AdaDistill's centre update (ECCV 2024): w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
 
-    a = clip(<f_s, f_t>, 0, 1), or, weighted, a' = clip(<f_s, f_t> <w/|w|, f_t>, 0, 1). A class that occurs k
-    times moves by the mean of its k steps, each from the old centre: the paper at k = 1, whatever the order
-    and the ranks. With `first_sight`, a class not seen before takes the mean of its teacher embeddings
-    (a = 0). The published code draws centres at random, knows no first sight, and lets one of several equal
-    labels win.
+    a = <f_s, f_t>, or, weighted, a' = <f_s, f_t> <w/|w|, f_t>, clipped as `momentum` says. A class that occurs k times
+    moves by the mean of its k steps, each from the old centre: the paper at k = 1, whatever the order and the ranks.
+    With `first_sight`, a class not seen before takes the mean of its teacher embeddings (a = 0). The published code
+    draws centres at random, knows no first sight, and lets one of several equal labels win.
     """
     store = own.store
     if not len(store.shard):
         return torch.zeros_like(own.student[:, 0])
     rows, _ = one_for_all(own.row, own.owned)
     f_s, f_t, centre = own.student, own.teacher, store.read(rows)
-    alpha = (f_s * f_t).sum(1)
-    if weighted:
-        alpha = alpha * (store.directions(rows) * f_t).sum(1)
-    alpha = alpha.clamp(0, 1)
+    alpha = momentum((f_s * f_t).sum(1), (store.directions(rows) * f_t).sum(1) if weighted else None, clip)
     if first_sight:
         alpha = alpha * store.seen[rows]
     step = (1 - alpha)[:, None] * (f_t - centre)
@@ -40,6 +42,19 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool)
         if renormalise:
             store.renormalise(rows)
     return alpha.where(own.owned, 0)
+
+
+def momentum(student: Tensor, centre: Tensor | None, clip: Clip) -> Tensor:
+    """a of each sample (n,) from the cosines (n,) of its teacher's embedding with student and, weighted, centre.
+
+    "code": the published code clips the centre's cosine to [1e-6, 1] before the product, and a likewise after it, so
+    that a is 1e-6 where both cosines are negative. "poster": the product clipped to [0, 1], as the formula is printed;
+    there two negative cosines make a large a.
+    """
+    least = LEAST if clip == "code" else 0.0
+    if centre is not None:
+        student = student * (centre.clamp(least, 1) if clip == "code" else centre)
+    return student.clamp(least, 1)
 
 
 def _groups(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Moderate, Radians, Section
+from partialkd.config.base import Before, Moderate, Radians, Section
 
 CentreKind = Literal["trainable", "fixed", "ema"]
 TeacherUse = Literal["none", "centres", "every batch"]
@@ -76,6 +76,9 @@ class AdaDistillConfig(MethodSection):
     weighted: bool = True  # alpha' (True) or alpha (False)
     initial_centres: Literal["teacher_means", "random", "exclude"] = "teacher_means"
     first_sight: bool = True  # a class seen first takes the mean of its teacher embeddings
+    # How a is clipped where cosines are negative: as the authors' code does, or as their poster prints the formula
+    # (partialkd/centres/moving_average.py). Runs from before there was a choice go on as they began.
+    clip: Annotated[Literal["code", "poster"], Before("poster")] = "code"
     renormalise: bool = False  # bring stored centres back to length one after each update
 
     @model_validator(mode="after")

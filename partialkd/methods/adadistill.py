@@ -2,12 +2,13 @@
 
 Before the logits, each class of the batch moves towards its teacher embedding,
 
-    w_y <- a w_y + (1 - a) f_t,   a = clip(<f_s, f_t>, 0, 1)  or  a' = clip(<f_s, f_t> <w_y, f_t>, 0, 1),
+    w_y <- a w_y + (1 - a) f_t,   a = <f_s, f_t>  or  a' = <f_s, f_t> <w_y, f_t>,
 
-with w_y in a' taken before the update; then the loss of ArcDistill or CosDistill over the moved centres. No
-loss weight, no further term. f_t is normalised, also where it is averaged. What happens when a class occurs
-several times in a batch, or for the first time: partialkd.centres.moving_average.move_ema. With gradient
-accumulation the centres move at every micro-step, so an accumulated step is not exactly the step of the larger batch.
+clipped as the authors' code does it or as their poster prints it (partialkd.centres.moving_average.momentum), with w_y
+in a' taken before the update; then the loss of ArcDistill or CosDistill over the moved centres. No loss weight, no
+further term. f_t is normalised, also where it is averaged. What happens when a class occurs several times in a batch,
+or for the first time: partialkd.centres.moving_average.move_ema. With gradient accumulation the centres move at every
+micro-step, so an accumulated step is not exactly the step of the larger batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ class AdaDistill:
         self.margin = config.margin
         self.moved = arc_margin if config.kind == "arc" else cos_margin
         self.move_centres = partial(
-            move_ema, weighted=config.weighted, first_sight=config.first_sight, renormalise=config.renormalise
+            move_ema,
+            weighted=config.weighted,
+            first_sight=config.first_sight,
+            renormalise=config.renormalise,
+            clip=config.clip,
         )
 
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:

@@ -2,11 +2,13 @@
 
     c_i = <f_t, w_y>,   m_i = m_min + (m_max - m_min) * clip(c_i, 0, 1) / D_max,   D_max = max_i c_i,
 
-target logit s * cos(theta_i + m_i): samples the teacher is sure of get the larger margin. Differs from the
-published code in D_max, the maximum over the *global* batch (at least 1e-6): theirs is taken per device, so
-that the loss changes with the number of GPUs (`per_rank_maximum = true` for parity). This costs one more
-collective, a maximum of one number; and gradient accumulation is refused by the configuration, since a micro-step is
-not the global batch. The teacher's embeddings stay on their rank: w_y comes to them.
+target logit s * cos(theta_i + m_i): samples the teacher is sure of get the larger margin. Differs from the published
+code in two ways. D_max is the maximum over the *global* batch (at least 1e-6): theirs is taken per device, so that the
+loss changes with the number of GPUs (`per_rank_maximum = true` for parity). And a negative c_i counts as 0 here, so
+that no margin is below m_min; theirs then falls below it, down to negative margins.
+
+The global maximum costs one more collective, of one number; and gradient accumulation is refused by the configuration,
+since a micro-step is not the global batch. The teacher's embeddings stay on their rank: w_y comes to them.
 """
 
 from __future__ import annotations

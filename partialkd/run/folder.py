@@ -23,7 +23,7 @@ from pathlib import Path
 from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.config.load import save_config
-from partialkd.config.resume import check_same_run
+from partialkd.config.resume import as_begun, check_same_run, saved_tree
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import MODEL
 from partialkd.storage.atomic_files import followed, naming
@@ -76,6 +76,12 @@ def open_run(config: Config, resume: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SAVED_CONFIG)
     return folder
+
+
+def as_begun_in_its_folder(config: Config, resume: str) -> Config:
+    """The configuration with which a run goes on: what is new since it was begun, and not given now, as it was then."""
+    saved = run_folder(config) / SAVED_CONFIG
+    return config if resume == "never" or not saved.exists() else as_begun(config, saved_tree(saved))
 
 
 def go_back(folder: Path, path: Path) -> None:

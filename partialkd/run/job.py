@@ -48,7 +48,7 @@ from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run.folder import open_run, owned_run
+from partialkd.run.folder import as_begun_in_its_folder, open_run, owned_run
 from partialkd.run.out_of_memory import advising
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
@@ -86,6 +86,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
     torch.use_deterministic_algorithms(config.run.deterministic)
     with StopSignals() as stop, owned_run(config, world, stop):
         job = prepare_job(config, world, resume, stop)
+        config = job.context.config  # as the run was begun
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)
         evaluate(job, "student", student)
@@ -103,6 +104,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
 
 def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
     """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
+    config, resume = world.on_main(lambda: _resumed(config, world, resume))
     phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
     if config.teacher.source != "train":
         del phases["teacher"]
@@ -121,13 +123,13 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     embeds = config.teacher.cache in (None, "auto") or bool(config.evaluate.sets)  # "auto": may still be to be made
     for key in ["teacher.compile"] * (config.teacher.compile and embeds) + compiled:
         world.together(partial(require_compiler, world.device, key))
-    folder, resumed = world.on_main(lambda: _open(config, world, resume))
+    folder = world.on_main(lambda: _open(config, world, resume))
     if source.facts:
         world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
     messages.log_into(folder / messages.LOGS / f"rank_{world.rank}.log")
-    return Job(RunContext(config, world, source, folder, stop), resumed, facts)
+    return Job(RunContext(config, world, source, folder, stop), resume != "never", facts)
 
 
 def _say_identities(source: Source, folder: Path) -> None:
@@ -137,13 +139,17 @@ def _say_identities(source: Source, folder: Path) -> None:
     save_class_ids(source, folder / CLASS_IDS)
 
 
-def _open(config: Config, world: World, resume: str) -> tuple[Path, bool]:
-    """On rank 0. The folder, and whether to go on with what is in it: always, where torchrun starts ranks again."""
-    if world.remembers("begun"):
-        resume = "auto"
+def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
+    """On rank 0. What to go on with, and how: always, where torchrun starts ranks again."""
+    resume = "auto" if world.remembers("begun") else resume
+    return as_begun_in_its_folder(config, resume), resume
+
+
+def _open(config: Config, world: World, resume: str) -> Path:
+    """On rank 0. The folder of the run, begun."""
     folder = open_run(config, resume)
     world.remember("begun")
-    return folder, resume != "never"
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------- phases

@@ -183,7 +183,7 @@ def test_margins_are_reported() -> None:
 def test_alpha_is_reported() -> None:
     p = problem()
     results = run(one_step, 2, "ada_weighted", p, {})
-    _, alphas = dense.ada_centres(p, weighted=True, first_sight=True)
+    _, alphas = dense.ada_centres(p, weighted=True, first_sight=True, clip="code")
     got = torch.stack([r["values"]["alpha"] for r in results]).mean()
     torch.testing.assert_close(got, alphas.mean())
     assert 0 < got < 1

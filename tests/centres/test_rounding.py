@@ -197,7 +197,7 @@ def state_of(results: list[dict[str, Any]]) -> dict[str, Tensor]:
 def test_int8_against_the_dense_reference(name: str, size: int) -> None:
     """A number of a row is off by half a quantum, max |row| / 254; moved ones by up to a whole one. D = 8, C = 10."""
     p = problem("duplicates")
-    centres = dense.ada_centres(p, True, True)[0] if name.startswith("ada") else p.centres
+    centres = dense.ada_centres(p, True, True, "code")[0] if name.startswith("ada") else p.centres
     x = p.student.clone().requires_grad_()
     wanted = dense.cross_entropy(x, centres, p, SCALE, lambda c: dense.arc(c, 0.45))
     wanted.backward()

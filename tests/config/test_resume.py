@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from partialkd.config import MethodSection, PhaseConfig
+from partialkd.config import AdaDistillConfig, MethodSection, PhaseConfig
 from partialkd.config.load import load_config
 from partialkd.config.resume import FREE, identity_changes, phase_identity
 from partialkd.errors import ConfigError
 from partialkd.methods import METHODS
-from partialkd.run.folder import open_run
+from partialkd.run.folder import as_begun_in_its_folder, open_run
 
 PHASE_KEYS = (
     "accumulation", "zero_stage", "compile",
@@ -110,3 +110,37 @@ def test_a_run_whose_configuration_is_lost_or_damaged(
     assert str(error.value).endswith("put it back, or start anew under another run.name")
     assert "\n" not in str(error.value)
     assert saved.exists() == (damage is not None)
+
+
+ADADISTILL = (
+    SAVED.replace('"arcface"', '"adadistill"') + '[teacher]\nsource = "onnx"\npath = "t"\nembedding_dim = 512\n'
+)
+
+
+def test_runs_from_before_a_key_go_on_as_they_began(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(ADADISTILL)
+    place = f"run.folder={tmp_path / 'runs'}"
+    config = load_config(path, [place])
+    assert isinstance(config.student.method, AdaDistillConfig)
+    assert config.student.method.clip == "code"
+    saved = open_run(config, "never") / "config.toml"
+    assert as_begun_in_its_folder(config, "auto") == config
+    saved.write_text(saved.read_text().replace('clip = "code"\n', ""))  # as it was before there was a choice
+    assert as_begun_in_its_folder(config, "never") == config
+    for _ in range(2):  # the second time with what the first one has saved
+        went_on = as_begun_in_its_folder(load_config(path, [place]), "auto")
+        assert went_on.student.method == config.student.method.model_copy(update={"clip": "poster"})
+        open_run(went_on, "auto")
+    assert 'clip = "poster"' in saved.read_text()
+    given = as_begun_in_its_folder(load_config(path, [place, "student.method.clip=code"]), "auto")
+    with pytest.raises(ConfigError, match=r"student\.method\.clip: must be 'poster', got 'code'"):
+        open_run(given, "auto")
+
+
+def test_checkpoints_from_before_a_key_are_of_runs_as_they_were_then() -> None:
+    facts = lambda clip: phase_identity(phase(method={"name": "adadistill", "clip": clip}))
+    recorded = facts("poster")
+    del recorded["method"]["clip"]
+    assert identity_changes(recorded, facts("poster")) == {}
+    assert identity_changes(recorded, facts("code")) == {"method.clip": ("poster", "code")}

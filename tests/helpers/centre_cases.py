@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ada_weighted": {"name": "adadistill"},
     "ada_cos": {"name": "adadistill", "kind": "cos", "margin": 0.35},
     "ada_published": {"name": "adadistill", "first_sight": False},
+    "ada_poster": {"name": "adadistill", "clip": "poster"},
     "margindistillation": {"name": "margindistillation"},
 }
 
@@ -115,7 +116,8 @@ def expected(name: str, p: dense.Problem, scale: float, optimizer: OptimizerConf
     """-> loss, gradient of the student (N, D), centres after the optimiser step (C, D)."""
     centres, seen = p.centres.clone(), p.seen.clone()
     if name.startswith("ada"):
-        centres, _ = dense.ada_centres(p, METHODS[name].get("weighted", True), METHODS[name].get("first_sight", True))
+        of = METHODS[name]
+        centres, _ = dense.ada_centres(p, of.get("weighted", True), of.get("first_sight", True), of.get("clip", "code"))
         seen[p.labels] = True
     w = centres.clone().requires_grad_()
     trainable = METHODS[name]["name"] in ("arcface", "cosface")

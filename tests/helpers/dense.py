@@ -66,19 +66,23 @@ def cross_entropy(x: Tensor, centres: Tensor, p: Problem, scale: float, moved) -
     return (logits.logsumexp(1) - logits.gather(1, p.labels[:, None]).squeeze(1)).mean()
 
 
-def ada_centres(p: Problem, weighted: bool, first_sight: bool) -> tuple[Tensor, Tensor]:
-    """AdaDistill's update, class by class, sample by sample -> centres (C, D), alpha (N,)."""
+def ada_centres(p: Problem, weighted: bool, first_sight: bool, clip: str) -> tuple[Tensor, Tensor]:
+    """AdaDistill's update, class by class, sample by sample -> centres (C, D), alpha (N,).
+
+    clip "code": lam = clip(<w, f_t>, 1e-6, 1), a = clip(<f_s, f_t> lam, 1e-6, 1); "poster": clip(the product, 0, 1).
+    """
     f_s, f_t = unit(p.student), unit(p.teacher)
     new, alphas = p.centres.clone(), torch.zeros(len(p.labels), dtype=torch.float64)
     for c in p.labels.unique().tolist():
         w, steps = p.centres[c], []
         for i in (p.labels == c).nonzero().squeeze(1).tolist():
-            a = f_s[i] @ f_t[i]
-            if weighted:
-                a = a * (w / w.norm() @ f_t[i])
-            a = a.clamp(0, 1)
+            a = float(f_s[i] @ f_t[i])
+            lam = float(w / w.norm() @ f_t[i]) if weighted else 1.0
+            least = 1e-6 if clip == "code" else 0.0
+            lam = min(max(lam, 1e-6), 1.0) if clip == "code" else lam
+            a = min(max(a * lam, least), 1.0)
             if first_sight and not p.seen[c]:
-                a = torch.tensor(0.0, dtype=torch.float64)
+                a = 0.0
             alphas[i] = a
             steps.append(a * w + (1 - a) * f_t[i])
         new[c] = torch.stack(steps).mean(0)

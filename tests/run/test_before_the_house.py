@@ -16,7 +16,7 @@ import pytest
 
 from helpers.jobs import job
 from helpers.ranks import run
-from partialkd.config.load import load_config
+from partialkd.config.load import read_tree
 from partialkd.world.world import World
 
 ARCHIVE = Path(__file__).with_name("before_the_house.tar.gz")
@@ -40,7 +40,7 @@ def gone_on(world: World, folder: Path, resume: str) -> dict[str, float]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        settings = load_config("runs/half/config.toml").model_dump(mode="json", exclude_none=True)
+        settings = read_tree("runs/half/config.toml")  # without the keys that are new since then
         return job(world, settings, resume)["phase_seconds"]
     finally:
         os.chdir(before)
