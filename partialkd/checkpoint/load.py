@@ -29,6 +29,7 @@ from torch import Tensor
 from partialkd.checkpoint.folder import read_manifest, written
 from partialkd.checkpoint.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
 from partialkd.errors import CheckpointError
+from partialkd.storage.finite import not_finite
 from partialkd.storage.sharded_file import read_rows
 from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
 from partialkd.world.world import World
@@ -68,7 +69,7 @@ def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
         raise CheckpointError(f"must hold the centres of {num_classes} classes, got {manifest.num_classes}")
     files = manifest.files
     centres = {name.removeprefix(f"{CENTRES}/"): total for name, total in files.items() if name.startswith(CENTRES)}
-    return Snapshot(
+    snapshot = Snapshot(
         step=manifest.step,
         student=read_tensors(path / STUDENT, files[STUDENT]),
         local=_read_local(path, files, manifest.world_size, world),
@@ -77,6 +78,9 @@ def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
         num_classes=num_classes,
         progress=json.loads(read_bytes(path / PROGRESS, files[PROGRESS])),
     )
+    if problem := not_finite({**snapshot.student, **snapshot.local, **snapshot.centres}):
+        raise CheckpointError(problem)  # earlier versions have saved such
+    return snapshot
 
 
 def _read_local(path: Path, files: Files, saved_by: int, world: World) -> dict[str, Tensor]:

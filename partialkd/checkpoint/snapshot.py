@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from partialkd.errors import CheckpointError, PartialKDError
+from partialkd.storage.finite import not_finite
 from partialkd.storage.sharded_file import write_rows
 from partialkd.storage.tensor_file import Files, write_summed, write_tensors
 from partialkd.world.shard import shard_of
@@ -45,7 +46,10 @@ def local_file(rank: int) -> str:
 
 
 def check(snapshot: Snapshot, score: float | None, world: World) -> None:
-    """Collective. CheckpointError on every rank if what the ranks have does not make one checkpoint."""
+    """Collective. CheckpointError on every rank if what the ranks have does not make one checkpoint.
+
+    Centres that are not finite are not looked for here: training has just done so, and names their classes.
+    """
     kinds = world.gather_objects({name: (x.dtype, tuple(x.shape[1:])) for name, x in snapshot.centres.items()})
 
     def checking() -> None:
@@ -60,6 +64,8 @@ def check(snapshot: Snapshot, score: float | None, world: World) -> None:
             raise CheckpointError(f"centre tensors must be alike on all ranks, rank 0 has {kinds[0]}, got {own}")
         if score is not None and not math.isfinite(score):
             raise CheckpointError(f"the score must be a finite number, got {score}")
+        if problem := not_finite({**snapshot.student, **snapshot.local}):
+            raise CheckpointError(problem)
         json.dumps(snapshot.progress, allow_nan=False)
 
     everywhere(world, f"saving step {snapshot.step}", checking)

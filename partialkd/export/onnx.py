@@ -31,6 +31,7 @@ from partialkd.models.onnx_session import OnnxSession
 from partialkd.models.saved import describe, save_model
 from partialkd.models.weights import put_weights
 from partialkd.storage.atomic_files import write_bytes
+from partialkd.storage.finite import not_finite
 
 TOLERANCE = 1e-4
 IR_VERSION = 9  # of the file format; the exporter's own, 10, is refused by onnxruntime 1.17
@@ -56,6 +57,8 @@ def export(
 ) -> Exported:
     """Write both forms of the network `config` with the weights `state`."""
     folder = Path(folder)
+    if problem := not_finite(state):
+        raise CheckpointError(f"{folder}: not written: {problem}")
     network = _plain_network(state, config, image_size)
     content = to_onnx(network, describe(config, image_size))
     difference = largest_difference(network, content)

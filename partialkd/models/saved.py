@@ -22,6 +22,7 @@ from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.network import Network
 from partialkd.models.weights import checksummed, put_weights, read_tensors
 from partialkd.storage.atomic_files import write_bytes
+from partialkd.storage.finite import not_finite
 
 FORMAT = "partialkd-model-1"
 LARGEST_IMAGE = 4096  # pixels per side: a description may come from anywhere
@@ -34,8 +35,10 @@ def describe(config: ModelConfig, image_size: int) -> dict[str, str]:
 
 
 def save_model(path: str | Path, model: nn.Module, config: ModelConfig, image_size: int) -> None:
-    """Write the network's state_dict with its description; refuses one that does not fit the description."""
+    """Write the network's state_dict with its description; refuses one that is not finite or does not fit it."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if problem := not_finite(state):
+        raise CheckpointError(f"{path}: not written: {problem}")
     put_weights(build_empty(config, image_size), state, str(path), assign=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_bytes(Path(path), save(state, checksummed(state, describe(config, image_size))))

@@ -234,7 +234,7 @@ def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching
         )
         batches, embed = teacher.batches(context, plan)
         heeded = context.stop.heeding(context.world, batches, "averaging the teacher's embeddings")
-        class_means(store, heeded, embed, plan.local_batch, context.world)
+        class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
     elif config.source == "train":
         load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)
     else:

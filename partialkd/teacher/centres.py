@@ -17,7 +17,7 @@ Errors: TeacherError or CheckpointError naming the file, on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from partialkd.centres.broken_rows import centre_problem
 from partialkd.centres.store import CentreStore, saved_centres
 from partialkd.data.batch import FaceBatch
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.storage.atomic_files import discard, hidden_name, replace_folder
+from partialkd.storage.finite import first_few
 from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
 from partialkd.storage.sharded_file import read_rows, write_rows
 from partialkd.storage.tensor_file import sums_from_json, sums_to_json
 from partialkd.world.shard import local_rows
 from partialkd.world.world import World
 
+LOOKED_EVERY = 50  # batches of a pass between looks at what the teacher said
 WRITTEN_AT_ONCE = 1 << 16  # rows: what writing needs beside the store and the means
 
 
@@ -44,10 +47,31 @@ def class_means(
     embed: Callable[[FaceBatch], Tensor],
     local_batch: int,
     world: World,
+    name: Callable[[int], str],
 ) -> None:
-    """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches."""
-    rows = ((embed(batch), batch.labels) for batch in batches)
-    fill_means(store, mean_rows(store.shard, store.dim, rows, local_batch, world, store.device))
+    """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches.
+
+    name: what errors call a record.
+    """
+    watched: list[tuple[Tensor, Tensor]] = []  # records (b,) and which of their embeddings no mean can be made of
+
+    def look() -> None:
+        """Together, and seldom: it waits for the device."""
+        broken = [int(record) for records, bad in watched for record in records[bad.cpu()]]
+        watched.clear()
+        text = f"the teacher's embedding is zero or not finite: {first_few(map(name, broken))}" if broken else None
+        world.agree(text, TeacherError)
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(batches, start=1):
+            found = embed(batch)
+            watched.append((batch.records, ~found.isfinite().all(1) | ~found.any(1)))
+            yield found, batch.labels
+            if number % LOOKED_EVERY == 0:
+                look()
+        look()
+
+    fill_means(store, mean_rows(store.shard, store.dim, rows(), local_batch, world, store.device))
 
 
 def fill_means(store: CentreStore, means: Tensor) -> None:
@@ -101,6 +125,8 @@ def load_or_make(
 
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
     """Collective. Write the centres, without moments, and then the manifest; what was there before stays until then."""
+    problem = centre_problem(store)
+    world.agree(f"{folder}: not written: {problem}" if problem else None, CheckpointError)
     hidden = world.on_main(lambda: _hidden(folder))
     try:
         own = world.together(lambda: write_rows(hidden / "centres", store.tensors(), store.shard))

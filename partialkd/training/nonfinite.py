@@ -12,7 +12,7 @@ In a compiled network all gradients come together, in no order: the one named is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
+from partialkd.centres.broken_rows import centre_problem
 from partialkd.data.batch import FaceBatch
 from partialkd.data.sources.source import Source
+from partialkd.storage.finite import first_few
 from partialkd.world.world import World
 
 CAUSES = ("image", "teacher's embedding", "student's embedding", "centres", "loss", "gradient", "nothing")
 _PER_SAMPLE = ("image", "teacher's embedding", "student's embedding", "loss")
-SHOWN = 5  # records or class ids in a message
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _cause(micro_steps: Sequence[MicroStep], source: Source, store: CentreStore)
     for one in micro_steps:
         bad = [name for name, finite in zip(one.names, _finite(one.sums), strict=True) if not finite]
         if bad:
-            near = shortened(source.name(int(record)) for record in one.records)
+            near = first_few(source.name(int(record)) for record in one.records)
             return "gradient", f"the gradient of {bad[0]}, in the backward pass of {near}"
     return "nothing", ""
 
@@ -107,31 +108,9 @@ def _broken_samples(micro_steps: Sequence[MicroStep], source: Source) -> dict[st
     for row, cause in enumerate(_PER_SAMPLE):
         records = torch.cat([one.records[one.broken[row].cpu()] for one in micro_steps])
         if len(records):
-            samples[cause] = shortened(source.name(record) for record in records.tolist())
+            samples[cause] = first_few(source.name(record) for record in records.tolist())
     return samples
 
 
 def _finite(sums: list[Tensor]) -> list[bool]:
     return torch.stack(sums).isfinite().tolist() if sums else []
-
-
-def centre_problem(store: CentreStore, rows: int = 1 << 16) -> str | None:
-    """The classes of this shard whose centre, or its moments, hold NaN or infinity. Reads all of it."""
-    classes: list[int] = []
-    for start in range(0, len(store.shard), rows):
-        parts = [value[start : start + rows] for value in floating(store)]
-        finite = torch.stack([part.isfinite().view(len(part), -1).all(1) for part in parts]).all(0)
-        classes += [store.shard[start + row] for row in (~finite).nonzero().squeeze(1).tolist()]
-    return f"NaN or infinity in the centres of classes {shortened(map(str, classes))}" if classes else None
-
-
-def floating(store: CentreStore) -> list[Tensor]:
-    """Everything of a shard that can be other than finite; leading dimension R."""
-    return [value for value in store.state().values() if value.is_floating_point()]
-
-
-def shortened(names: Iterable[str]) -> str:
-    """The first few, and how many there are."""
-    every = list(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more

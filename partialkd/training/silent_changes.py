@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.centres import CentreStore
-from partialkd.training.nonfinite import centre_problem, floating, shortened
+from partialkd.centres.broken_rows import centre_problem, floating
+from partialkd.storage.finite import first_few
 from partialkd.world.world import World
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -36,7 +37,7 @@ class Frozen:
         """What changed, or None."""
         now = self._sums()
         changed = [name for name in self._before if now.get(name) != self._before[name]]
-        return f"the teacher changed while the student was trained: {shortened(changed)}" if changed else None
+        return f"the teacher changed while the student was trained: {first_few(changed)}" if changed else None
 
     def _sums(self) -> dict[str, int]:
         values = dict([*self.network.named_parameters(), *self.network.named_buffers()])

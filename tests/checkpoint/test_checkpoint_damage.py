@@ -17,6 +17,7 @@ import torch
 from helpers.ranks import run
 from helpers.snapshots import expect, load, save, snapshot
 from partialkd import checkpoint
+from partialkd.checkpoint import snapshot as snapshot_module
 from partialkd.checkpoint.saver import Saver
 from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.errors import CheckpointError
@@ -47,6 +48,24 @@ DAMAGE: dict[str, Callable[[Path], None]] = {"flipped": _flip, "truncated": _tru
 def _save_two(world: World, root: Path) -> None:
     for step in (1, 2):
         Saver(root, world, keep=9).save(snapshot(world, CLASSES, step))
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions saved such, with the right checksums."""
+    good, *_ = save(tmp_path, CLASSES, 1)
+    later = snapshot(World(), CLASSES, 2)
+    later.local["buffer.mean"][1] = torch.inf
+    with pytest.raises(CheckpointError, match=r"^saving step 2: NaN or infinity in buffer\.mean$"):
+        Saver(tmp_path, World(), keep=9).save(later)
+    assert checkpoint.complete(tmp_path) == [good]
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, "not_finite", lambda _: None)
+        bad = Saver(tmp_path, World(), keep=9).save(later)
+    with pytest.raises(CheckpointError, match=r"loading .*step_000000002: NaN or infinity in buffer\.mean$"):
+        load(World(), bad, CLASSES)
+    path, _, warned = _load_newest(World(), tmp_path)
+    assert path == good
+    assert "step_000000002: NaN or infinity in buffer.mean" in warned[0]
 
 
 def _load_or_error(world: World, path: Path) -> Snapshot | str:

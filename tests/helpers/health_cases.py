@@ -196,5 +196,11 @@ def other_teacher(one: Injected, batch: Any) -> None:
     next(iter(one.teacher.network.buffers())).data.view(-1)[0] += 1e-3
 
 
+def bad_variance(one: Injected, batch: Any) -> None:
+    """Of BatchNorm in training, which does not read it: no loss and no gradient of this phase tells."""
+    variance = next(x for name, x in one.student.engine.module.named_buffers() if name.endswith("running_var"))
+    variance[1] = float("inf")
+
+
 def bad_centre(one: Injected, batch: Any) -> None:
     one.store.unit[1, 3] = float("inf")

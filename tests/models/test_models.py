@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.same_network import assert_same_network, assert_same_outputs
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError
+from partialkd.export.onnx import export
 from partialkd.models import build_model, load_weights
 from partialkd.models.build import FAMILIES, build_empty
 from partialkd.models.network import Block
@@ -351,6 +352,20 @@ def test_a_saved_model_without_checksum_is_read(tmp_path: Path) -> None:
     model = build_model(config, 32).eval()
     save_file(model.state_dict(), path, describe(config, 32))
     assert_same_network(open_model(path)[0], model, pictures(2, 32))
+
+
+def test_a_network_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    config = ModelConfig(name="mobilefacenet_gdc", width=0.125, depth=0.2, embedding_dim=16)
+    model = build_model(config, 32)
+    name, variance = next((key, x) for key, x in model.named_buffers() if key.endswith("running_var"))
+    variance[0] = torch.inf
+    for act in (
+        lambda: save_model(tmp_path / "model.safetensors", model, config, 32),
+        lambda: export(model.state_dict(), config, 32, tmp_path),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}\S*: not written: NaN or infinity in {name}$"):
+            act()
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_under_a_wrong_description_keeps_the_old_file(tmp_path: Path) -> None:

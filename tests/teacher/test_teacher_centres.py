@@ -14,9 +14,9 @@ from helpers.ranks import RankFailure, run
 from partialkd.centres.store import CentreStore
 from partialkd.data.batch import FaceBatch
 from partialkd.data.order.plan import SequentialPlan
-from partialkd.errors import TeacherError
+from partialkd.errors import CheckpointError, TeacherError
 from partialkd.teacher import centres as teacher_centres
-from partialkd.teacher.centres import class_means, fill_means, load_or_make
+from partialkd.teacher.centres import class_means, fill_means, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, read_matrix
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -39,7 +39,7 @@ def _means(world: World) -> tuple[Any, ...]:
     for step in range(plan.micro_steps):
         i = torch.from_numpy(plan.indices(0, step))
         batches.append(FaceBatch(IMAGES[i], LABELS[i], i, torch.zeros(len(i), dtype=torch.bool)))
-    class_means(store, batches, lambda batch: 3 * batch.images, plan.local_batch, world)
+    class_means(store, batches, lambda batch: 3 * batch.images, plan.local_batch, world, str)
     return store.read(slice(None)), store.seen, store.everything_seen
 
 
@@ -53,6 +53,44 @@ def test_class_means(size: int) -> None:
     assert seen.tolist() == [True] * (CLASSES - 1) + [False]
     assert means[-1].abs().max() == 0
     assert [r[2] for r in results] == [True] * (size - 1) + [False]  # the last class has no record
+
+
+def _means_of_a_broken_teacher(world: World, value: float) -> str:
+    """One record's embedding is `value` throughout; it is on the last rank, in its last batch."""
+    plan = SequentialPlan(RECORDS, 4, world.rank, world.size)
+    batches = []
+    for step in range(plan.micro_steps):
+        i = torch.from_numpy(plan.indices(0, step))
+        images = torch.where(i[:, None] == RECORDS - 1, torch.tensor(value), IMAGES[i])
+        batches.append(FaceBatch(images, LABELS[i], i, torch.zeros(len(i), dtype=torch.bool)))
+    store = empty_store(world)
+    with pytest.raises(TeacherError) as error:
+        class_means(store, batches, lambda batch: batch.images, plan.local_batch, world, "record {}".format)
+    assert not store.seen.any()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.0])
+def test_an_embedding_that_no_mean_can_be_made_of_is_named(value: float) -> None:
+    problem = f"rank 1: the teacher's embedding is zero or not finite: record {RECORDS - 1}"
+    assert run(_means_of_a_broken_teacher, 2, value) == [problem] * 2
+
+
+def _saved_with_nan(world: World, folder: Path) -> str:
+    store = empty_store(world)
+    store.fill(slice(None), torch.ones(len(store.shard), DIM))
+    if CLASSES - 1 in store.shard:
+        store.unit[-1, 3] = torch.nan
+    with pytest.raises(CheckpointError) as error:
+        save_centres(store, folder, {"how": "means"}, world)
+    return str(error.value)
+
+
+def test_centres_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "centres"
+    problem = f"rank 1: {folder}: not written: NaN or infinity in the centres of classes {CLASSES - 1}"
+    assert run(_saved_with_nan, 2, folder) == [problem] * 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_means_are_written_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

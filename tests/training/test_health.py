@@ -21,6 +21,7 @@ from helpers.health_cases import (
     bad_gradient,
     bad_image,
     bad_teacher,
+    bad_variance,
     config_of,
     make,
     stopped_by,
@@ -77,6 +78,14 @@ def test_a_gradient_that_overflows_names_rank_parameter_and_records(tmp_path: Pa
 def test_a_centre_that_is_not_finite_names_rank_and_class(tmp_path: Path) -> None:
     problem = stopped_by(config_of(tmp_path), 2, bad_centre)  # rank 1 has the classes 6 to 10
     assert f"step {BAD + 1} not finite: rank 1: NaN or infinity in the centres of classes 7;" in problem
+
+
+@pytest.mark.slow
+def test_running_statistics_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """At the last step of a phase, which a resumed run would load for ever."""
+    problem = stopped_by(config_of(tmp_path, max_steps=BAD + 1), 2, bad_variance)
+    assert re.fullmatch(rf"rank 1: saving step {BAD + 1}: NaN or infinity in buffer\.\S*running_var", problem)
+    assert [path.name for path in checkpoint.complete(tmp_path / "student" / "checkpoints")] == [f"step_{BAD:09d}"]
 
 
 # ------------------------------------------------------------------------------------------------------- skip

@@ -162,7 +162,7 @@ def _means(world: World, folder: Path) -> torch.Tensor:
     store = CentreStore.empty(shard_of(CLASSES, world.rank, world.size), CLASSES, RECORDS, torch.float32, CPU)
     batches = _open("jpeg", folder, SequentialPlan(RECORDS, 7, world.rank, world.size)).epoch(0)
     embed = lambda batch: torch.nn.functional.one_hot(batch.records, RECORDS).float()
-    class_means(store, batches, embed, 7, world)
+    class_means(store, batches, embed, 7, world, str)
     return torch.where(store.seen[:, None], store.unit * store.length[:, None], torch.nan)
 
 
