@@ -33,11 +33,14 @@ class ArchiveConfig(Section):
     max_pairs: Positive | None = None  # evenly from every fold; for short runs
 
 
+PartSource = Literal["recordio", "folder"]  # formats of a data set; data/sources/open.py opens each
+
+
 class PartConfig(Section):
     """One of several data sets that a run reads as one."""
 
     path: Place
-    source: Literal["recordio", "folder"] = "recordio"
+    source: PartSource = "recordio"
     weight: Moderate = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
     label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
     label_map: Place | None = None  # text file `identity<TAB>new id`, -1: left out
@@ -70,7 +73,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    source: Literal["recordio", "folder", "synthetic"] = "recordio"
+    source: Literal[PartSource, "synthetic"] = "recordio"
     path: Place = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
     parts: tuple[PartConfig, ...] = ()  # several data sets instead of the one in `path`
     shared_identities: bool = False  # parts may have class ids in common: the same persons

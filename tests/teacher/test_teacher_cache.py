@@ -105,7 +105,7 @@ def test_killed_and_gone_on_with_at_another_number_of_ranks(teacher_caches: Path
     said = run(refusal, 2, embed_into, tree(teacher_caches), tmp_path / "cache", "fp16")
     assert "an unfinished cache; go on with it (--resume) or remove it" in said[1]
     said = run(refusal, 2, embed_into, tree(teacher_caches), tmp_path / "cache", "bf16", True, None)
-    assert "an unfinished cache of something else (different: dtype); remove it" in said[1]
+    assert "an unfinished cache of something else (different: dtype); remove /" in said[1]
     first = partial(tmp_path / "cache") / "embeddings.bin"
     with first.open("r+b") as file:  # a mark in what is done: it must still be there in the end
         file.write(b"mark")

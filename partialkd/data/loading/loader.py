@@ -6,6 +6,8 @@ Errors: `ConfigError` if DALI is asked for and not installed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from partialkd.config import DataConfig
@@ -18,11 +20,19 @@ from partialkd.errors import ConfigError
 
 def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
     """Open the loader of one rank."""
-    if data.loader == "dali":
-        try:
-            from partialkd.data.loading.dali import DaliLoader  # a second, and a library not every machine has
-        except ImportError as error:
-            rule = 'must be "jpeg" where DALI is not installed (pip install nvidia-dali-cuda130)'
-            raise ConfigError(f'data.loader: {rule}, got "dali": {error}') from error
-        return DaliLoader(data, source, plan, device)
-    return JpegLoader(data, source, plan, device)
+    return LOADERS[data.loader](data, source, plan, device)
+
+
+def _dali(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
+    try:
+        from partialkd.data.loading.dali import DaliLoader  # a second, and a library not every machine has
+    except ImportError as error:
+        rule = 'must be "jpeg" where DALI is not installed (pip install nvidia-dali-cuda130)'
+        raise ConfigError(f'data.loader: {rule}, got "dali": {error}') from error
+    return DaliLoader(data, source, plan, device)
+
+
+LOADERS: dict[str, Callable[[DataConfig, Source, Plan, torch.device], Loader]] = {
+    "jpeg": JpegLoader,
+    "dali": _dali,
+}

@@ -7,6 +7,7 @@ Errors: `DataError` with file and record key, or the image's path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from partialkd.config import DataConfig, PartConfig
@@ -28,17 +29,21 @@ def open_source(data: DataConfig) -> Source:
         path=data.path, source=data.source, label_map=data.label_map, exclude_identities=data.exclude_identities
     )
     parts = data.parts or (alone,)
-    sources = [_open_part(part, data) for part in parts]
+    sources = [SOURCES[part.source](part, data) for part in parts]
     source = merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]
     check_classes(source, ", ".join(part.path for part in parts))
     return source
 
 
-def _open_part(part: PartConfig, data: DataConfig) -> Source:
-    if part.source == "folder":
-        return FolderSource(Path(part.path))
+def _open_records(part: PartConfig, data: DataConfig) -> Source:
     source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None, data.embeddings)
     if not data.resize and (source.height, source.width) != (data.image_size, data.image_size):
         rule = f"data.image_size is {data.image_size} and data.resize is false"
         raise DataError(f"{Path(part.path) / PROPERTY}: images are {source.height} x {source.width}, but {rule}")
     return source
+
+
+SOURCES: dict[str, Callable[[PartConfig, DataConfig], Source]] = {
+    "recordio": _open_records,
+    "folder": lambda part, _: FolderSource(Path(part.path)),
+}
