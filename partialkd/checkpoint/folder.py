@@ -21,6 +21,7 @@ from partialkd.storage.atomic_files import hidden_name, remove_folder, sweep_own
 from partialkd.storage.manifest import MANIFEST, manifest_bytes
 from partialkd.storage.manifest import read_manifest as read_checked
 from partialkd.storage.tensor_file import Files, check_file, check_size, sums_from_json, sums_to_json, write_summed
+from partialkd.world.passes import counted
 
 FORMAT = 2  # 1 had no checksums, and centres as torch.distributed.checkpoint writes them, with pickled metadata
 NAME = re.compile(r"step_(\d{9,})(?:-(\d+))?")
@@ -78,7 +79,8 @@ def fault(path: Path) -> str | None:
 
 def verify(path: Path) -> None:
     """CheckpointError naming the first file that is not as it was written. Reads all of them."""
-    for name, expected in read_manifest(path).files.items():
+    files = read_manifest(path).files
+    for name, expected in counted(files.items(), f"checking {path.name}", len(files), "files"):
         check_file(path / name, expected)
 
 

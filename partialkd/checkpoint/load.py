@@ -32,6 +32,7 @@ from partialkd.errors import CheckpointError
 from partialkd.storage.finite import not_finite
 from partialkd.storage.sharded_file import read_rows
 from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
+from partialkd.world.passes import Pass
 from partialkd.world.world import World
 
 
@@ -41,7 +42,8 @@ def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     At the saved world size `local` is this rank's own. At another it is the same on every rank: floating-point
     "buffer.*" entries are the mean over all saved ranks, "rng.*" entries are absent, others are rank 0's.
     """
-    return everywhere(world, f"loading {path}", lambda: _read(path, world, shard, num_classes))
+    with Pass(f"reading {path.name}"):
+        return everywhere(world, f"loading {path}", lambda: _read(path, world, shard, num_classes))
 
 
 def load_newest(root: Path, world: World, shard: range, num_classes: int) -> tuple[Path, Snapshot] | None:

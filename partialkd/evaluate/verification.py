@@ -28,7 +28,7 @@ from partialkd.data.images.decode import RESIZE, Wanted, decode, to_tensor
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
 from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
-from partialkd.world.passes import counted
+from partialkd.world.passes import counted, of_rank
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
@@ -140,7 +140,11 @@ class _Embedder:
         count, batch = len(distinct.images), self.config.batch
         batches = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
         mine = shard_of(len(batches), self.world.rank, self.world.size)
-        rows = [self._embed_batch(distinct, batches[number], path) for number in mine]
+        own = [batches[number] for number in mine]
+        doing = of_rank(f"embedding {path.stem}", self.world.rank, self.world.size)
+        rows = [
+            self._embed_batch(distinct, batch, path) for batch in counted(own, doing, sum(map(len, own)), "images", len)
+        ]
         return torch.cat(rows) if rows else torch.empty(0, 0, device=self.world.device)
 
     def _embed_batch(self, distinct: _Distinct, batch: range, path: Path) -> Tensor:

@@ -32,6 +32,7 @@ from partialkd.models.saved import describe, save_model
 from partialkd.models.weights import put_weights
 from partialkd.storage.atomic_files import write_bytes
 from partialkd.storage.finite import not_finite
+from partialkd.world.passes import Pass
 
 TOLERANCE = 1e-4
 IR_VERSION = 9  # of the file format; the exporter's own, 10, is refused by onnxruntime 1.17
@@ -60,8 +61,9 @@ def export(
     if problem := not_finite(state):
         raise CheckpointError(f"{folder}: not written: {problem}")
     network = _plain_network(state, config, image_size)
-    content = to_onnx(network, describe(config, image_size))
-    difference = largest_difference(network, content)
+    with Pass("exporting to ONNX"):
+        content = to_onnx(network, describe(config, image_size))
+        difference = largest_difference(network, content)
     if not difference <= tolerance:  # NaN must fail too
         rule = f"embeddings by onnxruntime must be within {tolerance} of the network's"
         raise CheckpointError(f"{folder / 'model.onnx'}: {rule}, got a difference of {difference}")

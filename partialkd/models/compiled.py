@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from partialkd.errors import ConfigError
+from partialkd.world.passes import Pass
 
 BACKEND = "inductor"  # torch's own
 
@@ -34,7 +35,8 @@ def compile_in_place(network: nn.Module, device: torch.device, key: str, graphs:
 
 def require_compiler(device: torch.device, key: str) -> None:
     """ConfigError unless something can be compiled for this device, which takes seconds once a process."""
-    problem = _problem(device.type)
+    with Pass("trying the compiler"):
+        problem = _problem(device.type)
     if problem:
         raise ConfigError(f"{key} must be false where torch.compile does not work, got true: {problem}")
 

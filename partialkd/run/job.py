@@ -57,6 +57,7 @@ from partialkd.teacher.classifier import classifier_rows, file_digest
 from partialkd.teacher.supervision import CACHE, Teaching, open_network, teach
 from partialkd.training.trainer import Trainer, check_batch, key_of, plan_of
 from partialkd.world import flight_recorder, messages
+from partialkd.world.passes import counted
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
@@ -234,6 +235,7 @@ def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching
         )
         batches, embed = teacher.batches(context, plan)
         heeded = context.stop.heeding(context.world, batches, "averaging the teacher's embeddings")
+        heeded = counted(heeded, "class means of the teacher", plan.micro_steps, "batches")
         class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
     elif config.source == "train":
         load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)

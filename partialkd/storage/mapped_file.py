@@ -1,7 +1,8 @@
 """Files mapped into memory for reading, whose size is looked at before what is mapped is touched.
 
 Touching a page that lies past the end of its file ends the process with SIGBUS, without a word. So a file that was
-cut while it is in use must be noticed before it is read; what is cut during a read is not.
+cut while it is in use must be noticed before it is read; what is cut during a read is not: the launcher then says
+which file it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from partialkd.errors import PartialKDError
 from partialkd.storage.checksum import PIECE_BYTES, crc32
+from partialkd.storage.launcher_notes import note_mapped
 
 
 class MappedFile:
@@ -26,6 +28,7 @@ class MappedFile:
             with path.open("rb") as file:
                 self._refuse(os.fstat(file.fileno()).st_size, "")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+            note_mapped(path)
         except OSError as error:
             raise kind(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -31,6 +31,7 @@ from partialkd.data.images.decode import DECODING
 from partialkd.errors import TeacherError
 from partialkd.storage.manifest import MANIFEST, read_manifest
 from partialkd.storage.mapped_file import MappedFile
+from partialkd.world.passes import counted
 
 FORMAT = "partialkd-teacher-cache-1"
 EMBEDDINGS, CLASS_MEANS = "embeddings.bin", "class_means.bin"
@@ -114,7 +115,8 @@ class TeacherCache:
         if self._means.checksum() != self._means_sum:
             raise TeacherError(f"{self.folder / CLASS_MEANS}: damaged: its checksum is not the manifest's")
         size = self.block_records * self.facts.record_bytes
-        for block in range(len(self.sums)) if blocks is None else blocks:
+        blocks = range(len(self.sums)) if blocks is None else blocks
+        for block in counted(blocks, f"checking {self.folder.name}", len(blocks), "blocks"):
             stop = min((block + 1) * size, self._embeddings.size)
             if self._embeddings.checksum(block * size, stop) != self.sums[block]:
                 last = min((block + 1) * self.block_records, self.facts.records) - 1

@@ -26,6 +26,7 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import TeacherError
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
 from partialkd.teacher.centres import mean_rows
+from partialkd.world.passes import counted, of_rank
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
@@ -82,8 +83,10 @@ def embed_records(
     own = [todo[place] for place in shard_of(len(todo), world.rank, world.size)]
     plan = BlockPlan(writer, own, batch, world.rank)
     loader = open_loader(data, source, plan, world.device)
+    records = sum(len(writer.records(block)) for block in own)
     try:
-        batches = loader.epoch(0)
+        doing = of_rank("the teacher embeds the records", world.rank, world.size)
+        batches = counted(loader.epoch(0), doing, records, "records", len)
         for turn in heed(range(-(-len(todo) // world.size))):
             mine = own[turn : turn + 1]  # none, on a rank that has one block fewer
             world.together(partial(_make, plan, mine, batches, embed, source))
@@ -115,7 +118,8 @@ def _write_means(writer: CacheWriter, source: Source, world: World) -> None:
     shard = shard_of(facts.classes, world.rank, size)
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(0, writer.blocks, size):
+        turns = range(0, writer.blocks, size)
+        for first in counted(turns, "class means of the teacher", len(turns), "blocks"):
             block = first + world.rank
             records = writer.records(min(block, writer.blocks))
             labels = torch.from_numpy(source.labels(records.start, records.stop)).to(world.device)

@@ -26,6 +26,7 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
 from partialkd.teacher.cache import KeptEmbeddings
+from partialkd.world.passes import counted
 
 _CHUNK = 1 << 18  # labels looked at in one go
 
@@ -70,5 +71,5 @@ def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: 
     """
     plain = torch.zeros(1, dtype=torch.bool)
     embed = lambda index: kept.rows(torch.tensor([index]), plain)[0].tolist()
-    images = (source.read(index) for index in range(len(source)))
+    images = (source.read(index) for index in counted(range(len(source)), "writing records", len(source), "records"))
     return pack_records(out, images, source.num_classes, image_size, source.names.known(), embed)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from partialkd.errors import PartialKDError, text_of
-from partialkd.world.messages import NOT_SHOWN, PACKAGE, Stream, begin, rank
-from partialkd.world.notes import launched
+from partialkd.storage.launcher_notes import launched
+from partialkd.world.messages import NOT_SHOWN, PACKAGE, Screen, Stream, begin, rank
 
 FAILED, INTERRUPTED = 1, 130
 _log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def say_error(error: BaseException, where: str = "") -> None:
 
     where: the rank, named where the error does not do so itself. The log file has the traceback of either.
     """
+    Screen.show("")
+    Screen.ended = True
     lines = explained(error, where)
     if lines is None:
         _log.error(f"{where or 'this program'} failed, which is a fault of the program:", exc_info=error)

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 
 from partialkd.config import DistConfig
 from partialkd.errors import ConfigError, Preempted, RankLost
-from partialkd.world import flight_recorder, notes
+from partialkd.storage import launcher_notes as notes
+from partialkd.world import flight_recorder
 from partialkd.world.command import FAILED, place_of, say_error
 from partialkd.world.messages import begin, begun, rank
 from partialkd.world.rendezvous import Roll, within

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from partialkd.storage.launcher_notes import LAUNCHED_AS, NOTES, STOPPED_NOTE, shrunk, with_options
 from partialkd.world.command import FAILED, command
-from partialkd.world.notes import LAUNCHED_AS, NOTES, STOPPED_NOTE, shrunk, with_options
 
 STOPPED = 75
 _MEANING = {

@@ -41,11 +41,13 @@ def begin(level: str = "info", progress: Stream = "stdout") -> None:
 
     First thing in a program, before slow imports; another call changes the settings.
     """
+    Screen.ended = False
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, _Guarded(stream, name))
+            _guarded[name] = _Guarded(stream, name)
+            setattr(sys, name, _guarded[name])
     for handler in [one for one in ROOT.handlers if isinstance(one, _Console | _Early)]:
         ROOT.removeHandler(handler)
     ROOT.addHandler(_Console(progress))
@@ -99,14 +101,17 @@ class Screen:
     """The last line of the terminal, where a bar stands while something is going on; empty elsewhere."""
 
     line = ""
+    ended = False  # an error has been shown, and nothing is to stand below it
 
     @classmethod
     def stream(cls) -> TextIO | None:
         """Where progress goes, if that is a terminal that can move its cursor and this is rank 0."""
         console = next((one for one in ROOT.handlers if isinstance(one, _Console)), None)
-        if console is None or rank() != 0 or os.environ.get("TERM") == "dumb" or not ROOT.isEnabledFor(logging.INFO):
+        if console is None or cls.ended or not ROOT.isEnabledFor(logging.INFO):
             return None
-        stream = getattr(sys, console.progress)
+        if rank() != 0 or os.environ.get("TERM") == "dumb":
+            return None
+        stream = _stream(console.progress)
         return stream if stream is not None and stream.isatty() else None
 
     @classmethod
@@ -201,7 +206,7 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "shown", True) or (record.levelno < logging.WARNING and rank() != 0):
             return
-        stream = sys.stderr if record.levelno >= logging.WARNING else getattr(sys, self.progress)
+        stream = _stream("stderr" if record.levelno >= logging.WARNING else self.progress)
         if stream is None:  # closed before the program began
             return
         try:
@@ -240,6 +245,14 @@ class _Early(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if len(self.records) < _EARLY:
             self.records.append(record)
+
+
+_guarded: dict[str, _Guarded] = {}
+
+
+def _stream(name: Stream) -> Any:
+    """A standard stream, also while a library has put another in its place; None if it was closed from the start."""
+    return _guarded.get(name) or getattr(sys, name)
 
 
 def _reason(error: Exception) -> str:

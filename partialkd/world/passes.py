@@ -108,6 +108,11 @@ def counted(
             going.add(size(item))
 
 
+def of_rank(doing: str, rank: int, size: int) -> str:
+    """What is done, and whose share of it is counted, where it is shared out."""
+    return doing if size == 1 else f"{doing} (rank {rank} of {size})"
+
+
 def fitted(pieces: Sequence[str], share: float | None, width: int) -> str:
     """The first piece, a bar, and as many of the others as fit beside them, on a line of `width` characters."""
     first, *others = pieces

@@ -30,6 +30,8 @@ from partialkd.data.formats.record_index import read_index
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError, Where
 from partialkd.storage.atomic_files import replacing
+from partialkd.storage.launcher_notes import note_mapped
+from partialkd.world.passes import counted
 
 MAGIC = 0xCED7230A
 MAX_PART = (1 << 29) - 1  # bytes: what 29 bits of the length word can say
@@ -183,9 +185,12 @@ class RecordReader:
     def scan(self) -> Iterator[tuple[int, Headers]]:
         """The same in pieces, each with the position of its first record; of a few pieces at a time."""
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
+        note_mapped(self.path)
         words = np.frombuffer(mapped, "<u4", self.size // 4)
         scanned = in_order(lambda chunk: self._scan(words, chunk), self._chunks(), _SCAN_THREADS)
-        yield from ((chunk.start, headers) for chunk, headers in scanned)
+        doing = f"reading the headers of {self.path.name}"
+        read = counted(scanned, doing, len(self), "records", lambda found: found[0].stop - found[0].start)
+        yield from ((chunk.start, headers) for chunk, headers in read)
 
     def first_header(self) -> Headers:
         """What `headers` says of the first record."""

@@ -31,6 +31,7 @@ from partialkd.data.images.decode import RESIZE, Wanted, decode, sized
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.made_folder import make_once
+from partialkd.world.passes import counted
 
 LOG = logging.getLogger(__name__)
 PREPARATION = 1  # raised when the same settings give other files
@@ -74,7 +75,8 @@ def _pack_training(config: ArchiveConfig, data: DataConfig, new: Path, facts: di
         raise DataError(f"{config.images}: {error}") from error
     wanted = [f"{identity}/{image}" for identity in identities for image in found[identity]]
     extracted = new / "extracted"
-    for number, (path, encoded) in enumerate(read_images(Path(config.images), wanted)):
+    images = counted(read_images(Path(config.images), wanted), "reading the archive", len(wanted), "images")
+    for number, (path, encoded) in enumerate(images):
         if number == 0:  # before the whole archive has been read
             decode(encoded, f"{config.images}: {path}", wanted=Wanted(data.image_size, data.resize))
         (extracted / path).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,8 @@ def _thin(pairs: list[ListedPair], limit: int) -> list[ListedPair]:
 def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: Path) -> None:
     order = [path for pair in pairs for path in (pair.first, pair.second)]
     wanted = Wanted(data.image_size, data.resize)
-    encoded = {path: sized(image, f"{images}: {path}", wanted) for path, image in read_images(images, set(order))}
+    read = counted(read_images(images, set(order)), "reading the pairs", len(set(order)), "images")
+    encoded = {path: sized(image, f"{images}: {path}", wanted) for path, image in read}
     write_bin(out, [encoded[path] for path in order], np.array([pair.same for pair in pairs]))
 
 

@@ -27,6 +27,7 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.errors import DataError
 from partialkd.storage.made_folder import make_once
+from partialkd.world.passes import counted
 
 DRAWING = 1  # raised when the same settings give other pictures
 HELD_OUT = 1 << 32  # first evaluated identity
@@ -71,7 +72,11 @@ def verification_pairs(config: ProceduralConfig) -> tuple[list[Key], np.ndarray]
 
 
 def draw_faces(seed: int, image_size: int, keys: list[Key], processes: int) -> Iterator[bytes]:
-    """The pictures of the keys as JPEG, in order."""
+    """The pictures of the keys as JPEG, in order; says how far it is."""
+    return counted(_draw(seed, image_size, keys, processes), "drawing faces", len(keys), "images")
+
+
+def _draw(seed: int, image_size: int, keys: list[Key], processes: int) -> Iterator[bytes]:
     if processes < 2 or len(keys) < _WORTH_PROCESSES:
         yield from draw_jpegs(seed, image_size, keys)
         return

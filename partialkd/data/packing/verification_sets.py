@@ -21,6 +21,7 @@ from partialkd.data.formats.verification_bin import VerificationSet, read_bin, w
 from partialkd.data.images.decode import Wanted, image_suffix, sized
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing
+from partialkd.world.passes import counted
 
 PAIRS = "pairs.csv"
 
@@ -36,7 +37,8 @@ def build_bin(
     _check_present(pairs, images)
     paths = [path for pair in pairs for path in (pair.first, pair.second)]
     wanted = Wanted(image_size, resize, "--resize")
-    encoded = {path: sized(data, f"{images}/{path}", wanted) for path, data in _read(images, set(paths))}
+    read = counted(_read(images, set(paths)), "reading the pairs", len(set(paths)), "images")
+    encoded = {path: sized(data, f"{images}/{path}", wanted) for path, data in read}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, [encoded[path] for path in paths], [pair.same for pair in pairs])
     return len(pairs)

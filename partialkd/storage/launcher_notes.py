@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from partialkd.world.messages import rank
-
 NOTES = "PARTIALKD_NOTES"  # in the environment: the folder
 LAUNCHED_AS = "PARTIALKD_LAUNCHED_AS"  # in the environment: the command that a user gave, as a shell takes it
 STOPPED_NOTE = "stopped"
@@ -32,7 +30,10 @@ def note_stopped(options: Sequence[str]) -> None:
 def note_mapped(path: Path) -> None:
     """This rank reads the file through a memory map: if somebody cuts it, the system ends the rank without a word."""
     if launched():
-        with suppress(OSError), _mapped_by(Path(os.environ[NOTES]), rank()).open("a") as notes:
+        with (
+            suppress(OSError),
+            _mapped_by(Path(os.environ[NOTES]), int(os.environ.get("RANK", "0"))).open("a") as notes,
+        ):
             notes.write(json.dumps([str(Path(path).absolute()), path.stat().st_size]) + "\n")
 
 
