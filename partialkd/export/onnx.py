@@ -5,7 +5,8 @@ model.onnx (IR 9, opset 20, which onnxruntime 1.17 and onnx 1.15 read): input "i
 Both files carry the description of models/saved.py as metadata. Parity: embeddings of random images from the network
 and from onnxruntime, each scaled to length one, may differ by at most `tolerance` (1e-4) in any number, at batch sizes
 1 and 3; else nothing is written.
-Errors: CheckpointError. Each file appears complete or not at all; model.safetensors is written last.
+Errors: CheckpointError. Each file appears complete or not at all; last comes manifest.json with the size and CRC-32 of
+both, which whatever opens model.onnx here compares.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from partialkd.models.network import Network
 from partialkd.models.onnx_session import OnnxSession
 from partialkd.models.saved import describe, save_model
 from partialkd.models.weights import put_weights
-from partialkd.storage.atomic_files import write_bytes
+from partialkd.storage.atomic_files import discard, write_bytes
 from partialkd.storage.finite import not_finite
+from partialkd.storage.listed_files import write_export_manifest
+from partialkd.storage.manifest import MANIFEST
 from partialkd.world.passes import Pass
 
 TOLERANCE = 1e-4
@@ -68,8 +71,10 @@ def export(
         rule = f"embeddings by onnxruntime must be within {tolerance} of the network's"
         raise CheckpointError(f"{folder / 'model.onnx'}: {rule}, got a difference of {difference}")
     folder.mkdir(parents=True, exist_ok=True)
+    discard(folder / MANIFEST)  # of earlier files
     write_bytes(folder / "model.onnx", content)
     save_model(folder / "model.safetensors", network, config, image_size)
+    write_export_manifest(folder, ("model.onnx", "model.safetensors"))
     return Exported(folder / "model.onnx", folder / "model.safetensors", difference)
 
 

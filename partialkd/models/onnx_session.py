@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from partialkd.errors import CheckpointError
+from partialkd.storage.listed_files import check_exported
 
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _LONGEST = 300  # characters of onnxruntime's own words in an error
@@ -30,6 +31,8 @@ class OnnxSession:
 
     def __init__(self, model: Path | bytes, where: str, device: torch.device | None = None) -> None:
         self.where = where
+        if isinstance(model, Path):
+            check_exported(model, CheckpointError)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

@@ -1,7 +1,8 @@
 """Folders that are made once: complete, with a manifest of what they were made from, or absent.
 
-manifest.json holds {"made_from": settings, "facts": what came out}. A folder made from equal settings is used as it
-is; one made from others, or not made here at all, is never touched: `DataError` naming the folder and the difference.
+manifest.json holds {"made_from": settings, "facts": what came out, "files": size and CRC-32 of each file}. A folder
+made from equal settings is used as it is, once its files have been compared with that; one made from others, or not
+made here at all, is never touched. Errors: `DataError` naming the folder and the difference, or the damaged file.
 While it is made it is a hidden folder beside its later name (atomic_files.py), and claimed (claim.py): of several jobs
 that want the same folder at once the first makes it, the others wait, saying for whom, and take what is equal.
 """
@@ -16,8 +17,10 @@ from typing import Any
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import followed, new_folder
 from partialkd.storage.claim import claimed
+from partialkd.storage.listed_files import check_listed, sums_of
 from partialkd.storage.manifest import read_manifest, write_manifest
 
+LARGE = (".rec",)  # compared by size alone: damage inside a record is met by the decoder, which names the record
 Fill = Callable[[Path, dict[str, Any]], None]  # puts files into the folder and facts into the dictionary
 
 
@@ -37,7 +40,7 @@ def _made(folder: Path, made_from: dict[str, Any], fill: Fill) -> dict[str, Any]
     try:
         with new_folder(folder) as new:
             fill(new, facts)
-            write_manifest(new, {"made_from": made_from, "facts": facts})
+            write_manifest(new, {"made_from": made_from, "facts": facts, "files": sums_of(new)})
     except FileExistsError as error:
         raise DataError(f"{folder}: appeared while it was being made: {error.strerror}") from error
     return json.loads(json.dumps(facts))
@@ -64,4 +67,8 @@ def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | Non
     if differences:
         rule = "was made from other settings; remove it or choose another data.path"
         raise DataError(f"{folder}: {rule}: {'; '.join(differences)}")
+    try:
+        check_listed(folder, manifest.get("files", {}), DataError, LARGE)
+    except DataError as error:
+        raise DataError(f"{error}; remove {folder} to make it anew") from error
     return facts

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.errors import TeacherError
+from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.foreign_files import strange_kind, why_unreadable
+from partialkd.models.weights import read_tensors
 from partialkd.teacher.centres import checked_rows
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -110,9 +110,9 @@ def read_matrix(path: Path) -> Tensor:
         if path.suffix == ".npy":
             return _the_matrix({"array": torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))}, path)
         if path.suffix == ".safetensors":
-            return _the_matrix(load_file(path), path)
+            return _the_matrix(read_tensors(path), path)
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except TeacherError:
+    except (TeacherError, CheckpointError):
         raise
     except Exception as error:  # a damaged file raises many kinds
         raise TeacherError(f"{path}: cannot be read: {why_unreadable(error, path)}") from error

@@ -35,7 +35,7 @@ from partialkd.models.mxnet.graph import Graph, Layer, read_graph
 from partialkd.models.mxnet.params import read_params
 from partialkd.models.network import halved, scaled_blocks, scaled_channels
 from partialkd.models.saved import save_model
-from partialkd.models.weights import put_weights
+from partialkd.models.weights import checksummed, put_weights
 from partialkd.storage.atomic_files import refuse_existing, write_bytes
 
 OUR_EPS, OUR_STD = 1e-5, 127.5
@@ -64,7 +64,7 @@ def import_checkpoint(symbol: Path, params: Path, folder: Path, image_size: int 
     put_weights(model, found.state, str(params), assign=True)
     folder.mkdir(parents=True, exist_ok=True)
     if found.classifier is not None:
-        write_bytes(folder / CLASSIFIER_FILE, save({"centres": found.classifier}))
+        write_bytes(folder / CLASSIFIER_FILE, save(rows := {"centres": found.classifier}, checksummed(rows, {})))
     save_model(folder / MODEL_FILE, model, found.config, found.image_size)
     return found
 
