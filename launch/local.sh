@@ -11,10 +11,13 @@ command=$(printf ' %q' "$0" "$@")
 export PARTIALKD_LAUNCHED_AS="${NPROC:+NPROC=$NPROC }${command# }" # for whoever was stopped and wants to go on
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-trap 'echo "error: interrupted" >&2; exit 130' INT
-count='import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import torch; print(torch.cuda.device_count())'
-gpus=$(python -c "$count")
-ranks=${NPROC:-$((gpus > 0 ? gpus : 2))}
+for argument in "$@"; do
+    [[ $argument != -h && $argument != --help ]] || exec python launch/train.py --help
+done
+
+# What is wrong with the configuration is said once, before any rank is started.
+trap 'exit 130' INT
+ranks=$(python launch/train.py --check "$@")
 threads=$(($(nproc) / ranks))
 
 # By default torchrun starts one thread a rank, and kills ranks that are still saving after 30 s. A stopped rank is not

@@ -1,4 +1,7 @@
-"""The command of launch/embed.py: a teacher cache of a configuration's data, and the records that carry it.
+"""`launch/embed.py`: a teacher cache of a configuration's data, to be named in teacher.cache.
+
+It holds the teacher's embedding of every record, plain and mirrored, and the class means. A pass that was broken off
+goes on with --resume, on any number of ranks.
 
 Nothing else of the configuration is used. Finished: the cache is checked, block by block, and left as it is.
 Errors: ConfigError naming key or option, TeacherError, DataError.
@@ -6,10 +9,13 @@ Errors: ConfigError naming key or option, TeacherError, DataError.
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.config import Config
+from partialkd.config.load import load_config
 from partialkd.context import RunContext
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
@@ -22,11 +28,36 @@ from partialkd.teacher.cache import TeacherCache, kept_before
 from partialkd.teacher.embedded_records import check_writable, write_embedded
 from partialkd.teacher.network import open_teacher
 from partialkd.teacher.supervision import facts_of, look_at, make_cache
+from partialkd.world.launch import configured, launched
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 _log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: that of launch/train.py."""
+    options = _parser().parse_intermixed_args(arguments)
+    load = lambda: output_of(load_config(options.config, options.overrides), options.output, options.dtype)
+    config, folder = configured(load)
+    body = lambda world: embed(config, world, folder, options.resume, options.records)
+    return launched(config.dist, body, ("--resume",))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: teacher.cache)")
+    parser.add_argument("--dtype", choices=["fp16", "bf16", "fp32"], help="(default: teacher.cache_dtype, else fp16)")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished cache")
+    parser.add_argument(
+        "--records", type=Path, metavar="FOLDER", help="also write .rec files that carry the embeddings"
+    )
+    return parser
 
 
 def output_of(config: Config, output: str | None, dtype: str | None) -> tuple[Config, Path]:

@@ -28,6 +28,7 @@ from partialkd.planner.plan import Plan, Ranks, plan_phase
 from partialkd.world.launch import configured
 
 GB = 10**9
+_NUMBER = r"(\d+(?:\.\d*)?(?:e\d+)?)"
 
 
 @dataclass(frozen=True)
@@ -155,20 +156,23 @@ def _size(size: float) -> str:
 
 
 def parse_size(text: str) -> float:
-    """ "80GB" or "141e9" -> bytes."""
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kMGT]?)B?", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"must be a number of bytes like 80GB, got {text!r}")
-    size = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+    """ "80GB", "80GiB" or "141e9" -> bytes."""
+    found = re.fullmatch(rf"{_NUMBER}\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    if not found or (found[3] and not found[2]):
+        raise argparse.ArgumentTypeError(f"must be a number of bytes like 80GB or 80GiB, got {text!r}")
+    size = float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " ")
     if size < 1e6:
         raise argparse.ArgumentTypeError(f"must be at least a megabyte, e.g. 80GB, got {text!r}")
     return size
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+def parse_count(text: str) -> int:
+    """ "2000000", "2_000_000", "2,000,000", "2M" or "2e6" -> the number."""
+    found = re.fullmatch(rf"{_NUMBER}\s*([kmg]?)", re.sub(r"(?<=\d)[_,](?=\d{3})", "", text.strip()), re.IGNORECASE)
+    count = float(found[1]) * 1000 ** " kmg".index(found[2].lower() or " ") if found else 0.0
+    if not 1 <= count <= 10**12 or count != int(count):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, like 2000000 or 2M, got {text!r}")
+    return int(count)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,10 +182,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
         "--identities",
-        type=_positive,
-        help="instead of the number in the configuration or the data; with none of them, as many as fit",
+        type=parse_count,
+        help="e.g. 2M; instead of the number in the configuration or the data; with none of them, as many as fit",
     )
-    parser.add_argument("--ranks", type=_positive, default=8)
+    parser.add_argument("--ranks", type=parse_count, default=8)
     parser.add_argument("--device", choices=DEVICES, default="h100-80")
-    parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB; instead of the device's")
+    parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB or 80GiB; instead of the device's")
     return parser

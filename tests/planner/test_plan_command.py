@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.places import ROOT
-from partialkd.commands.plan import DEVICES, least_seconds, main
+from partialkd.commands.plan import DEVICES, least_seconds, main, parse_count, parse_size
 from partialkd.config import PhaseConfig
 from partialkd.config.load import load_config
 from partialkd.planner.advice import identities_that_fit, memory_advice, sampling, savings
@@ -129,3 +130,31 @@ def test_a_memory_without_a_unit_is_a_slip(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main([str(CONFIG), "--memory", "80"])
     assert "argument --memory: must be at least a megabyte, e.g. 80GB, got '80'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("80GB", 80e9), ("80 GB", 80e9), ("80gb", 80e9), ("80G", 80e9), ("80GiB", 80 * 1024**3),
+        ("80gib", 80 * 1024**3),        ("1.5TB", 1.5e12), ("24576MiB", 24 * 1024**3), ("141e9", 141e9), ("141000000000", 141e9),
+    ],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text: str, size: float) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["80", "80iB", "GB", "-80GB", "80PB", "1..5GB", "80GB x", "nan", "inf"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"must be (a number of bytes like 80GB|at least a megabyte)"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["2000000", "2M", "2m", "2_000_000", "2,000,000", "2e6", "2000k", "0.002G", " 2 M "])
+def test_counts_as_people_write_them(text: str) -> None:
+    assert parse_count(text) == 2_000_000
+
+
+@pytest.mark.parametrize("text", ["0", "-2M", "1.5", "2MB", "many", "2,00", "1e300", ""])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number of at least 1, like 2000000 or 2M"):
+        parse_count(text)

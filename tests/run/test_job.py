@@ -235,6 +235,7 @@ def test_a_signal_to_the_launcher_saves_and_starts_nothing_again(tmp_path: Path)
 
 
 def test_wrong_configuration_is_said_once() -> None:
+    """Where torchrun is started by hand; launch/local.sh looks before it starts any rank."""
     got = torchrun("student.centres.sample_rate=1.5", "student.optimizer.learning_rate=0.1")
     assert got.returncode != 0
     assert got.stderr.count("override student.centres.sample_rate=1.5: must be less than or equal to 1, got 1.5") == 1

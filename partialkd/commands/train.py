@@ -1,0 +1,60 @@
+"""`launch/train.py`: train what a configuration describes, on the ranks that torchrun started.
+
+Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
+stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1) and saved; 130 interrupted before. torchrun: 1.
+Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from partialkd.config.load import load_config
+from partialkd.errors import ConfigError
+from partialkd.run.job import run_job
+from partialkd.world.launch import configured, launched
+
+DEFAULT = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+RANKS_WITHOUT_GPU = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [argument for argument in options.arguments if "=" in argument]
+    paths = [argument for argument in options.arguments if "=" not in argument]
+    if len(paths) > 1:
+        parser.error(f"one CONFIG, got {paths}")
+    config = configured(lambda: load_config(paths[0] if paths else DEFAULT, overrides))
+    if options.check:
+        print(configured(_ranks_here))
+        return 0
+    return launched(config.dist, lambda world: run_job(config, world, options.resume), ("--resume", "auto"))
+
+
+def _ranks_here() -> int:
+    """How many ranks this machine runs: as NPROC says, else one a GPU, else two."""
+    asked = os.environ.get("NPROC") or str(torch.cuda.device_count() or RANKS_WITHOUT_GPU)
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ConfigError(f"NPROC: must be a whole number of at least 1, got {asked!r}")
+    return int(asked)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
+    parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only look at the configuration and print how many ranks launch/local.sh starts on this machine",
+    )
+    return parser
