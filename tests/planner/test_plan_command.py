@@ -136,7 +136,7 @@ def test_a_memory_without_a_unit_is_a_slip(capsys: pytest.CaptureFixture[str]) -
     ("text", "size"),
     [
         ("80GB", 80e9), ("80 GB", 80e9), ("80gb", 80e9), ("80G", 80e9), ("80GiB", 80 * 1024**3),
-        ("80gib", 80 * 1024**3),        ("1.5TB", 1.5e12), ("24576MiB", 24 * 1024**3), ("141e9", 141e9), ("141000000000", 141e9),
+        ("80gib", 80 * 1024**3), ("1.5TB", 1.5e12), ("24576MiB", 24 * 1024**3), ("141e9", 141e9),
     ],
 )  # fmt: skip
 def test_sizes_as_people_write_them(text: str, size: float) -> None:
