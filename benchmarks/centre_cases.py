@@ -1,4 +1,4 @@
-"""Which combinations centre_step.py measures, in which precision each multiplies, and what speaks against one."""
+"""List the combinations that centre_step.py measures, in which precision each multiplies, and what rules one out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from measure import free_bytes
 from pydantic import ValidationError
 
 from partialkd.centres.store import DTYPES
-from partialkd.centres.sweeps.products import rounds
+from partialkd.centres.sweeps.products import effect_of_setting, rounds
 from partialkd.config import CentresConfig
 
 FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
@@ -19,7 +19,7 @@ MULTIPLIED = 1 << 18  # rows, at most, that the floor's products are measured wi
 
 
 def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """One namespace a combination, with a single value of every option."""
+    """Make one namespace per combination, with a single value of every option."""
     names = ("kind", "classes", "store", "sample_rate", "memory", "backend", "products")
     each = itertools.product(*(getattr(args, name) for name in names))
     return [argparse.Namespace(**{**vars(args), **dict(zip(names, values, strict=True))}) for values in each]
@@ -33,7 +33,8 @@ def rounded(args: argparse.Namespace, device: torch.device) -> bool:
     """Whether the step multiplies bfloat16 numbers: the kernels do as the store is, all else as `products` says."""
     if args.backend == "fused" and args.products == "auto" and args.store != "int8":
         return args.store == "bf16"
-    return args.backend != "reference" and rounds(args.products, device.type == "cuda")
+    cuda = device.type == "cuda"
+    return args.backend != "reference" and rounds(args.products, cuda) and (cuda or effect_of_setting() == "rounds")
 
 
 def centres_config(args: argparse.Namespace) -> CentresConfig:
@@ -42,7 +43,7 @@ def centres_config(args: argparse.Namespace) -> CentresConfig:
 
 
 def refused(args: argparse.Namespace) -> str | None:
-    """What the configuration has against this combination."""
+    """Reason for which the configuration refuses this combination; None: it does not."""
     if args.kind == "trainable" and args.store == "int8":
         return "int8 rows are for centres that no gradient moves"
     try:
@@ -53,7 +54,7 @@ def refused(args: argparse.Namespace) -> str | None:
 
 
 def without_room(args: argparse.Namespace, device: torch.device) -> str | None:
-    """Which memory is too small for the centres, their windows and what the floor multiplies with."""
+    """Name the memory that is too small for the centres, their windows and what the floor multiplies with."""
     row = args.dim * (DTYPES[args.store].itemsize + 4 * (args.kind == "trainable")) + 9
     cpu = torch.device("cpu")
     needs = {cpu: 0, device: 4 * (2 * args.dim + args.batch) * min(args.classes, MULTIPLIED)}
@@ -67,6 +68,6 @@ def without_room(args: argparse.Namespace, device: torch.device) -> str | None:
 
 
 def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
-    """Room for eight tensors of logits, and for two of rows, six where centres move."""
+    """Whether there is room for eight tensors of logits, and for two of rows, six where centres move."""
     logits, rows = args.classes * args.batch, args.classes * args.dim
     return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6)) < free_bytes(device)

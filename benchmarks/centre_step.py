@@ -1,4 +1,4 @@
-"""Class-centre steps against the materialised reference and against the floor, all in one run.
+"""Measure class-centre steps against the materialised reference and against the floor, all in one run.
 
     python benchmarks/centre_step.py --kind fixed ema trainable --classes 200000 --batch 256 [--json] [--out FILE]
 
@@ -14,9 +14,9 @@ Every combination of --kind, --classes, --backend, --store, --memory, --products
 - floor: 4 N S D flops at that rate, 8 N S D where centres are trained; S = sample rate x C.
 
 Reference and products multiply in the precision of the step ("precision"): float32 without TF32, or bfloat16 operands
-with float32 sums (CUDA: autocast and bfloat16 tensors, never run on a GPU yet; CPU: oneDNN's setting, which the engine
-uses as well). Where that is bfloat16, `over_fp32_products` is the step against the same flops at the rate of float32
-products, `fp32_products_flops`, measured beside; where it is float32, that ratio is `over_floor`.
+with float32 sums (CUDA: autocast and bfloat16 tensors; CPU: oneDNN's setting, which the engine uses as well, where the
+processor rounds by it). Where that is bfloat16, `over_fp32_products` is the step against the same flops at the rate of
+float32 products, `fp32_products_flops`, measured beside; where it is float32, that ratio is `over_floor`.
 
 Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum;
 with --memory host also beyond the two windows, with a CUDA graph beyond what it keeps. What the configuration refuses

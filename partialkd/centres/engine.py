@@ -1,4 +1,4 @@
-"""Class centres sharded over ranks: what a method asks of them in a step.
+"""Compare embeddings with class centres sharded over ranks, and move the centres: what a method asks for in a step.
 
 `contrast` takes this rank's embeddings (b, D) and labels (b,) and returns, for each of its samples, the target
 cosine and the negative log-sum-exp over all other classes (docs/flows.md). Both carry their exact
@@ -16,8 +16,7 @@ where the student does not step either: centres that are `undoable` go back to w
 A sample whose embedding or gradient is not finite has a loss that is not finite, but no part in any centre's movement.
 
 Raises: ValueError naming rank, sample and label if a label is outside [0, num_classes). On CUDA nobody waits for the
-labels: the error comes with the first call that finds the device's answer there, and that sample's N is NaN (never run
-yet).
+labels: the error comes with the first call that finds the device's answer there, and that sample's N is NaN.
 Source: Partial FC, arXiv:2203.15565. Differs: no logits, no maximum, own target row sent along (b, D) so that
 the target cosine is computed in float32 where its gradient is needed.
 """
@@ -32,11 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from partialkd.centres.device_io import told
+from partialkd.centres.device_io import to_host
 from partialkd.centres.gathered import OwnRows, where_finite
-from partialkd.centres.host_memory import Windows
+from partialkd.centres.host_memory import RowsInWindows
 from partialkd.centres.rounding import Draw
-from partialkd.centres.row_memory import InStore, Residence
+from partialkd.centres.row_memory import RowMemory, RowsInStore
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
@@ -61,7 +60,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class CentresState:
-    """What the centres of one rank go on from."""
+    """The state that the centres of one rank go on from."""
 
     steps: int  # optimiser steps taken
     rows: dict[str, Tensor]  # `CentreStore.state()`; empty: the rows are as they were made
@@ -99,16 +98,16 @@ class Centres:
         accumulation: int = 1,
         undoable: bool = False,
     ) -> None:
-        """Collective where `config.memory` is host.
+        """Take over a filled store; collective where `config.memory` is host.
 
-        accumulation: micro-steps a step, to have room for. undoable: keep what `look` is about to move until the
+        accumulation: micro-steps per step, to have room for. undoable: keep what `look` is about to move until the
         optimiser step, so that `skip` can put it back.
         """
         self.world, self.scale, self.seed = world, scale, seed
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
-        self._rows = _residence(store, world, config, self.sampling, accumulation)
+        self._rows = _row_memory(store, world, config, self.sampling, accumulation)
         self.sweep = make_sweep(config, scale, self._rows.device, store.length.dtype)
         self._steps, self._undoable = 0, undoable
         self._begun: _Begun | None = None
@@ -128,7 +127,7 @@ class Centres:
         return self._rows.store
 
     def settle(self) -> None:
-        """Until the store has what the last step changed (in host memory: the host waits), and all labels are known."""
+        """Wait until the store has what the last step changed, and all labels are known to be right."""
         if self._asked and self._rows.device.type == "cuda":
             torch.cuda.synchronize(self._rows.device)
         self._raise_wrong_label()
@@ -136,11 +135,11 @@ class Centres:
 
     @property
     def working(self) -> CentreStore:
-        """At least the rows that the last step has moved, on the device: `store` itself, or a window of it."""
+        """Store of at least the rows that the last step has moved, on the device: `store` itself, or a window of it."""
         return self._rows.working
 
     def state(self) -> CentresState:
-        """What `load_state` goes on from: the tensors themselves, not a copy."""
+        """The state that `load_state` goes on from: the tensors themselves, not a copy."""
         return CentresState(self._steps, self.store.state())
 
     def load_state(self, state: CentresState) -> None:
@@ -157,7 +156,10 @@ class Centres:
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
     ) -> Contrast:
-        """student (b, D) with gradient, labels (b,) int64, teacher (b, D) -> Contrast. Neither need be normalised."""
+        """Compare this rank's samples with all classes, and let `look` move their own centres first.
+
+        student (b, D) with gradient, labels (b,) int64, teacher (b, D); neither need be normalised.
+        """
         begun, self._begun = self._begun or self._begin(student, labels, teacher), None
         assert begun.student is student, "Centres.contrast of other embeddings than were begun with"
         x = begun.x
@@ -183,7 +185,7 @@ class Centres:
         return found
 
     def step(self, lr: float) -> None:
-        """Once an optimiser step, after backward: move trainable centres by all micro-steps since the last."""
+        """Move trainable centres by all micro-steps since the last call; once per optimiser step, after backward."""
         self._raise_wrong_label()
         if self.optimizer:
             with torch.no_grad():
@@ -195,7 +197,7 @@ class Centres:
         self._steps += 1
 
     def skip(self) -> None:
-        """Instead of `step`: nothing moves, and what `look` has moved since the last step goes back (`undoable`)."""
+        """Leave a step out, instead of `step`: what `look` has moved since the last one goes back (`undoable`)."""
         self._rows.undo()
         self._forget()
 
@@ -210,7 +212,7 @@ class Centres:
         self._looks = 0
 
     def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
-        """-> queries, dL/dcosine of the other classes divided by p_ij (N,), dL/dcosine of the own class (N,).
+        """Gather the gradients of a micro-step -> queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,), c cosines.
 
         L is the mean over ranks and micro-steps of the ranks' losses.
         """
@@ -228,7 +230,7 @@ class Centres:
         return _Begun(student, x, self._send(x.detach(), labels, teacher))
 
     def _send(self, x: Tensor, labels: Tensor, teacher: Tensor | None) -> Callable[[], OwnRows]:
-        """One all_gather of embeddings and labels, as bytes of one tensor -> what waits for it."""
+        """Start one all_gather of embeddings and labels, as bytes of one tensor -> a call that waits for it."""
         parts = [x] if teacher is None else [x, F.normalize(teacher.to(x.dtype))]
         words = labels[:, None].contiguous().view(x.dtype)  # the bits of an int64, not its value
         gathered = self.world.start_all_gather(torch.cat([*parts, words], dim=1))
@@ -250,23 +252,23 @@ class Centres:
         return own.store.directions(own.row) * own.owned[:, None]
 
     def _scatter(self, *parts: Tensor) -> list[Tensor]:
-        """One reduce_scatter of (N, ...) tensors side by side -> their (b, ...) parts of the sum over ranks."""
+        """Sum (N, ...) tensors over ranks by one reduce_scatter -> their (b, ...) parts."""
         columns = [part if part.dim() == 2 else part[:, None] for part in parts]
         mine = self.world.reduce_scatter(torch.cat(columns, dim=1))
         pieces = mine.split([column.shape[1] for column in columns], dim=1)
         return [piece if part.dim() == 2 else piece.squeeze(1) for piece, part in zip(pieces, parts, strict=True)]
 
     def _check_labels(self, labels: Tensor) -> None:
-        """On the CPU at once. CUDA answers when it gets there, so that nobody waits for it; until then N is NaN."""
+        """Refuse wrong labels: on the CPU at once, on CUDA when the device has answered; until then N is NaN."""
         self._raise_wrong_label()
         if labels.dtype != torch.int64:
             raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
-        self._asked.append(told(torch.stack([self._wrong(labels).long(), labels])))
+        self._asked.append(to_host(torch.stack([self._wrong(labels).long(), labels])))
         if not labels.is_cuda:
             self._raise_wrong_label()
 
     def _raise_wrong_label(self) -> None:
-        """ValueError about labels asked about, as far as there are answers."""
+        """Raise ValueError for a wrong label that the device has told of by now."""
         while self._asked and self._asked[0][1]():
             found, _ = self._asked.popleft()
             if found[0].any():
@@ -278,16 +280,16 @@ class Centres:
         return (labels < 0) | (labels >= self._rows.store.num_classes)
 
 
-def _residence(
+def _row_memory(
     store: CentreStore, world: World, config: CentresConfig, sampling: Sampling | None, accumulation: int
-) -> Residence:
+) -> RowMemory:
     if config.memory == "device":
-        return InStore(store, sampling)
+        return RowsInStore(store, sampling)
     assert sampling is not None, "the configuration allows it with a sample alone"
-    return Windows(store, world, sampling, accumulation)
+    return RowsInWindows(store, world, sampling, accumulation)
 
 
 def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """A tensor equal to `value` (b,) whose gradient to x (b, D) is `slope` (b, D)."""
+    """Make a tensor equal to `value` (b,) whose gradient to x (b, D) is `slope` (b, D)."""
     inner = (x * slope).sum(1)
     return value + (inner - inner.detach())

@@ -21,5 +21,5 @@ class OwnRows:
 
 
 def where_finite(rows: Tensor) -> Tensor:
-    """(n, m) with zeros in the place of every row that holds NaN or infinity."""
+    """Put zeros in the place of every row of (n, m) that holds NaN or infinity."""
     return rows.where(rows.isfinite().all(1, keepdim=True), 0)

@@ -1,4 +1,4 @@
-"""Centres in host memory: the rows of a step, and of the next one, in windows on the device that computes.
+"""Keep centres in host memory, and bring the rows of a step, and of the next one, to the device in windows.
 
 With `centres.memory = "host"` a rank's store stays on the CPU. A step reads a *window*, a small store on the device:
 the sampled rows side by side, then the rows of the batch's own classes that were not sampled, brought in by the
@@ -20,7 +20,7 @@ many rows as a step can sample and N for every micro-step.
 
 On CUDA the store is page-locked, all of it, and copies have a stream of their own, beside the computation; on the CPU
 they are done at once, by the same calls. Every micro-step makes the host wait for the computation: it brings in the
-batch's classes that were not sampled, and has to know which. Never run on a GPU.
+batch's classes that were not sampled, and has to know which.
 Errors: PartialKDError on all ranks where the system refuses to page-lock that much.
 """
 
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from partialkd.centres.gathered import OwnRows
 from partialkd.centres.row_filter import RowFilter
-from partialkd.centres.row_memory import Residence
+from partialkd.centres.row_memory import RowMemory
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import MOMENT, CentreStore
 from partialkd.errors import PartialKDError
@@ -91,7 +91,7 @@ class Window:
         self.count = part.stop
 
     def place(self, rows: Tensor) -> Tensor:
-        """Rows of the store (n,) -> of the window (n,), -1 for those that it does not hold."""
+        """Turn rows of the store (n,) into rows of the window (n,), -1 for those that it does not hold."""
         there = self._runs.place(rows)
         added, order = (self.tensors["ids"][self.sampled : self.count] - self.host.shard.start).sort()
         if not len(added):
@@ -100,14 +100,14 @@ class Window:
         return torch.where(added[at] == rows, self.sampled + order[at], there)
 
     def copy_from(self, other: Window, places: Tensor) -> None:
-        """Rows that stand at these places (n,) of the other window, where this one holds them as well."""
+        """Copy the rows at these places (n,) of the other window, where this one holds them as well."""
         there = self.place(other.tensors["ids"][places] - self.host.shard.start)
         for part in (there >= 0).nonzero().squeeze(1).split(COPIED_AT_ONCE):
             for name, value in self.tensors.items():
                 value[there[part]] = other.tensors[name][places[part]]
 
     def send_back(self) -> None:
-        """The rows of the runs to where they are kept."""
+        """Copy the rows of the runs back to where they are kept."""
         state, start = self.host.state(), 0
         for run in self._runs.runs:
             for name, value in state.items():
@@ -124,14 +124,14 @@ class Window:
         )  # fmt: skip
 
     def seen_elsewhere(self) -> int:
-        """Rows of the store that it does not hold and that may be negatives."""
+        """Count the rows of the store that it does not hold and that may be negatives."""
         if self.host.everything_seen:
             return len(self.host.shard) - self.count
         held = self.tensors["ids"][: self.count].cpu() - self.host.shard.start
         return int(self.host.seen.sum()) - int(self.host.seen[held].sum())
 
 
-class Windows(Residence):
+class RowsInWindows(RowMemory):
     """Rows that come from host memory, a step ahead, and go back changed."""
 
     def __init__(self, store: CentreStore, world: World, sampling: Sampling, accumulation: int) -> None:
@@ -139,7 +139,7 @@ class Windows(Residence):
         self.device, self.sampling, self.accumulation = world.device, sampling, accumulation
         device = self.device
         self._now, self._next = Window(store, device), Window(store, device)
-        self._lane = Lane(device)
+        self._lane = CopyStream(device)
         self._most, self._micro_steps, self._room = sampling.most_rows(store.shard), 0, 0
         self._moving: list[Tensor] = []  # places in this step's window that `look` moves
         self._changed: list[Tensor] = []  # that the last step has changed
@@ -207,7 +207,7 @@ class Windows(Residence):
                 value[rows] = parts[name]
 
     def _turn_to(self, step: int, batch: int) -> None:
-        """The window of this step, up to date; the one after it begins to be filled."""
+        """Bring the window of this step up to date, and begin to fill the next one."""
         self._room, self._micro_steps = max(self._room, self.accumulation * batch), 0
         if self._next.step == step:
             for places in self._changed:
@@ -227,15 +227,15 @@ class Windows(Residence):
             window.fill(step, self.sampling.runs(self.store.shard, step))
 
 
-class Lane:
-    """Copies beside the computation, one after the other; on the CPU each is done when it is asked for."""
+class CopyStream:
+    """A stream for copies beside the computation; on the CPU each is done when it is asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @contextmanager
     def copying(self) -> Iterator[None]:
-        """What is copied within waits for what has been computed before."""
+        """Within, copies wait for what has been computed before."""
         if self._stream is None:
             yield
             return
@@ -244,17 +244,17 @@ class Lane:
             yield
 
     def to_host(self, x: Tensor) -> Tensor:
-        """A copy, complete after `finish`."""
+        """Start a copy to the CPU that is complete after `finish`."""
         return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
 
     def finish(self) -> None:
-        """The host waits for all copies."""
+        """Let the host wait for all copies."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
-def _lock_pages(owner: Windows, store: CentreStore) -> None:
-    """So that copies go on by themselves; until `owner` is gone."""
+def _lock_pages(owner: RowsInWindows, store: CentreStore) -> None:
+    """Page-lock the store until `owner` is gone, so that copies go on by themselves."""
     locked: list[Tensor] = []
     weakref.finalize(owner, _unlock_pages, locked).atexit = False
     for name, x in store.state().items():

@@ -16,7 +16,7 @@ Clip = Literal["code", "poster"]
 
 
 def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool, clip: Clip = "code") -> Tensor:
-    """AdaDistill's centre update (ECCV 2024): w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
+    """Move centres as AdaDistill (ECCV 2024), w <- a w + (1 - a) f_t -> the a of every owned sample (N,), else 0.
 
     a = <f_s, f_t>, or, weighted, a' = <f_s, f_t> <w/|w|, f_t>, clipped as `momentum` says. A class that occurs k times
     moves by the mean of its k steps, each from the old centre: the paper at k = 1, whatever the order and the ranks.
@@ -45,7 +45,7 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool,
 
 
 def momentum(student: Tensor, centre: Tensor | None, clip: Clip) -> Tensor:
-    """a of each sample (n,) from the cosines (n,) of its teacher's embedding with student and, weighted, centre.
+    """Compute a of each sample (n,) from the cosines (n,) of its teacher's embedding with student and, weighted, centre.
 
     "code": the published code clips the centre's cosine to [1e-6, 1] before the product, and a likewise after it, so
     that a is 1e-6 where both cosines are negative. "poster": the product clipped to [0, 1], as the formula is printed;
@@ -58,7 +58,7 @@ def momentum(student: Tensor, centre: Tensor | None, clip: Clip) -> Tensor:
 
 
 def _groups(rows: Tensor) -> Tensor:
-    """rows (n,) -> a number in [0, n) for each, the same where rows are the same. Their count stays on the device."""
+    """Number rows (n,) in [0, n), the same where rows are the same; how many there are stays on the device."""
     ordered, order = rows.sort(stable=True)
     new = torch.ones_like(ordered)
     new[1:] = ordered[1:] != ordered[:-1]

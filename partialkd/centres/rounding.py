@@ -1,4 +1,4 @@
-"""Rounding of centres and moments to fewer bits: to nearest, or stochastically, and then the same on any ranks.
+"""Round centres and moments to fewer bits: to nearest, or stochastically, and then the same on any ranks.
 
 Stochastic rounding goes up or down with the probability that makes the expected value the value itself, so that steps
 far smaller than the spacing of the numbers add up instead of being lost. Its random bits are a hash of (seed, step,
@@ -35,9 +35,9 @@ class Draw:
     part: int = 0  # micro-step within the step
 
     def words(self, ids: Tensor, columns: int, purpose: int = 0) -> Tensor:
-        """ids (n,) int64 -> (n, columns) int32, every bit of the upper 24 as good as random.
+        """Draw words for class ids (n,) int64 -> (n, columns) int32, every bit of the upper 24 as good as random.
 
-        The product of an odd word a row and one a column, mixed once more; int32 arithmetic wraps around.
+        The product of an odd word per row and one per column, mixed once more; int32 arithmetic wraps around.
         """
         key = mix_word(mix_word((self.seed + 0x51ED270B) & 0xFFFFFFFF) ^ mix_word(self.part * 16 + purpose + 1))
         rows = (hash_words(ids, key, self.step) | 1).to(torch.int32)
@@ -48,7 +48,7 @@ class Draw:
 
 
 def to_bfloat16(values: Tensor, words: Tensor | None = None) -> Tensor:
-    """(n, m) -> bfloat16, by the random words (n, m) or to nearest. `words` are used up."""
+    """Round (n, m) to bfloat16, by the random words (n, m), which are used up, or to nearest."""
     if words is None:
         return values.to(torch.bfloat16)
     single = values.float()
@@ -58,7 +58,7 @@ def to_bfloat16(values: Tensor, words: Tensor | None = None) -> Tensor:
 
 
 def to_int8(rows: Tensor, words: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, D) -> q (n, D) int8, 1 / |q| (n,), the length |q| * quantum (n,); a row of zeros has length 0.
+    """Round (n, D) to q (n, D) int8 -> q, 1 / |q| (n,), the length |q| * quantum (n,); a row of zeros has length 0.
 
     Norms of q are exact in float32 (up to D = 1040), the same in any order of summation.
     """

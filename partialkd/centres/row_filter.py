@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partialkd.centres.device_io import sent, without_gaps
+from partialkd.centres.device_io import to_device, without_gaps
 
 COUNTED_AT_ONCE = 1 << 20  # rows
 
@@ -32,7 +32,7 @@ class RowFilter:
 
     @property
     def runs(self) -> Sequence[range]:
-        """Where the sampled rows lie, seen or not."""
+        """Ranges of the sampled rows, seen or not."""
         return [range(self.count)] if self.sampled is None else self.sampled
 
     @cached_property
@@ -41,18 +41,18 @@ class RowFilter:
         return outside_of([self])
 
     def holds(self, rows: Tensor) -> Tensor:
-        """rows (n,) int64 -> (n,) bool."""
+        """Whether these rows (n,) take part -> (n,) bool."""
         kept = self.sampled_rows(rows)
         if self.seen is not None:
             kept &= self.seen[rows]
         return kept | self._own(rows)
 
     def keep(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop -> (stop - start,) bool."""
+        """Whether the rows start..stop take part -> (stop - start,) bool."""
         return self.holds(torch.arange(start, stop, device=self.positives.device))
 
     def place(self, rows: Tensor) -> Tensor:
-        """rows (n,) -> where they stand when all runs are laid side by side (n,), -1 outside of them."""
+        """Find where rows (n,) stand when all runs are laid side by side -> (n,), -1 outside of them."""
         if self.sampled is None:
             return rows
         if not self.sampled:
@@ -62,7 +62,7 @@ class RowFilter:
         return torch.where(edge % 2 == 1, rows - shift, -1)
 
     def counts(self) -> Tensor:
-        """(2,) float64: rows that may be compared with, and those that are."""
+        """Count the rows that may be compared with, and those that are -> (2,) float64."""
         if self.seen is None:
             able = self.positives.new_full((), self.count)
             used = self.outside.valid.sum() + sum(len(run) for run in self.runs)
@@ -75,7 +75,7 @@ class RowFilter:
         return torch.stack([able + self.elsewhere(), used]).double()
 
     def sampled_rows(self, rows: Tensor) -> Tensor:
-        """rows (n,) int64 -> (n,) bool: whether they are in `runs`."""
+        """Whether these rows (n,) are in `runs` -> (n,) bool."""
         if self.sampled is None:
             return torch.ones_like(rows, dtype=torch.bool)
         return torch.bucketize(rows, self._edges, right=True) % 2 == 1
@@ -93,14 +93,14 @@ class RowFilter:
 
     @cached_property
     def _shifts(self) -> Tensor:
-        """(runs,) rows that are left out before each run."""
+        """Number of rows that are left out before each run (runs,)."""
         lengths = accumulate((len(run) for run in self.runs), initial=0)
         shifts = [run.start - before for run, before in zip(self.runs, lengths, strict=False)]
-        return sent(shifts, self.positives.device)
+        return to_device(shifts, self.positives.device)
 
     @cached_property
     def _edges(self) -> Tensor:
-        return sent([edge for run in self.runs for edge in (run.start, run.stop)], self.positives.device)
+        return to_device([edge for run in self.runs for edge in (run.start, run.stop)], self.positives.device)
 
 
 class Listed(NamedTuple):
@@ -111,7 +111,7 @@ class Listed(NamedTuple):
 
 
 def outside_of(filters: Sequence[RowFilter]) -> Listed:
-    """Rows of these batches' classes that are not in the runs, which are the same in all.
+    """List the rows of these batches' classes that are not in the runs, which are the same in all.
 
     A window may have grown from one filter to the next.
     """
@@ -124,7 +124,7 @@ def outside_of(filters: Sequence[RowFilter]) -> Listed:
 
 
 def one_for_all(rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """-> rows (n,) where one that is valid stands for all that are not, and the entry that each is taken from (n,).
+    """Let one valid row stand for all that are not -> rows (n,), and the entry that each is taken from (n,).
 
     What is then written for rows is the same wherever one repeats. If none is valid the rows are arbitrary.
     """

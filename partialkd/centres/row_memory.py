@@ -18,36 +18,36 @@ from partialkd.centres.store import CentreStore
 Moved = tuple[Tensor, dict[str, Tensor]]  # rows, what the store held there
 
 
-class Residence(Protocol):
-    """What the engine asks of either."""
+class RowMemory(Protocol):
+    """Where rows lie, as the engine uses it."""
 
     store: CentreStore  # all rows of the shard; up to date after `settle`
     working: CentreStore  # what sweeps and optimisers act on in this micro-step
     device: torch.device  # where they do
 
     def enter(self, own: OwnRows, step: int) -> OwnRows:
-        """Before anything else in a micro-step: the samples' own rows of `store` -> of `working`."""
+        """Begin a micro-step: turn the samples' own rows of `store` into rows of `working`."""
 
     def moves(self, own: OwnRows, undoable: bool) -> None:
-        """`look` is about to move these rows of `working`."""
+        """Take note that `look` is about to move these rows of `working`."""
 
     def filter(self, own: OwnRows, step: int) -> RowFilter:
-        """The rows of `working` that are compared with."""
+        """Choose the rows of `working` that are compared with."""
 
     def leave(self, everything: bool) -> None:
-        """The optimiser step is done; `everything`: it moved all rows that were compared with."""
+        """End an optimiser step; `everything`: it moved all rows that were compared with."""
 
     def undo(self) -> None:
-        """Instead of `leave`: what `look` has moved goes back."""
+        """Put back what `look` has moved; instead of `leave`."""
 
     def settle(self) -> None:
-        """Until `store` is what the last step made of it."""
+        """Wait until `store` is what the last step made of it."""
 
     def forget(self) -> None:
-        """`store` is about to become another one: whatever was read of it is not used any more."""
+        """Drop whatever was read of `store`, which is about to become another one."""
 
 
-class InStore(Residence):
+class RowsInStore(RowMemory):
     """Rows that are used where the store keeps them."""
 
     def __init__(self, store: CentreStore, sampling: Sampling | None) -> None:

@@ -16,7 +16,7 @@ from partialkd.config import CentresConfig, OptimizerConfig
 
 
 class RowOptimizer(Protocol):
-    """What moves some rows by their gradient; rows that are not named do not move."""
+    """A rule that moves some rows by their gradient; rows that are not named do not move."""
 
     weight_decay: float
 

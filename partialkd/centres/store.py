@@ -1,4 +1,4 @@
-"""One rank's class centres: unit rows, their lengths, which have been seen, and their optimiser's moments.
+"""Keep one rank's class centres: unit rows, their lengths, which have been seen, and their optimiser's moments.
 
 A centre w is kept as its direction and its length, w = length * unit. Cosines need the direction only, so a
 sweep over the rows reads them as they lie, without a normalisation; an update reads length * unit, moves it
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from partialkd.centres.device_io import told
+from partialkd.centres.device_io import to_host
 from partialkd.centres.rounding import Draw, to_bfloat16, to_int8
 
 INITIAL_STD = 0.01  # of random centres, as AdaDistill and arcface_torch publish
@@ -120,7 +120,7 @@ class CentreStore:
         self.replace(rows, centres.clone())
 
     def replace(self, rows: Tensor | slice, centres: Tensor) -> None:
-        """As `write`, with the memory of `centres`, which may be the rows' own."""
+        """Replace these rows by centres (n, D), whose memory is reused and may be the rows' own."""
         if self.scale is not None:
             for part, values in self._blocks(rows, centres):
                 words = self._words(part, purpose=0)
@@ -143,7 +143,7 @@ class CentreStore:
             setattr(self, name, self.tensors()[name].pin_memory())
 
     def put(self, target: Tensor, rows: Tensor | slice, values: Tensor, purpose: int) -> None:
-        """target[rows] = values (n, ...), rounded where target is bfloat16. `purpose` tells its random bits apart."""
+        """Set target[rows] = values (n, ...), rounded where it is bfloat16. `purpose` tells its random bits apart."""
         if target.dtype != torch.bfloat16 or self.draw is None:
             put_rows(target, rows, values)
             return
@@ -165,7 +165,7 @@ class CentreStore:
 
     @contextmanager
     def only_if(self, condition: Tensor, rows: Tensor) -> Iterator[None]:
-        """What is written to these rows within stays only if `condition` () bool, which the host does not look at."""
+        """Undo what is written to these rows within, unless `condition` () bool, which the host does not look at."""
         before = {name: value[rows] for name, value in self.state().items()}
         yield
         for name, value in self.state().items():
@@ -173,10 +173,13 @@ class CentreStore:
 
     @property
     def everything_seen(self) -> bool:
-        """True when every row may be a negative. Asks the device until no centre is missing any more, and on CUDA does
-        not wait for the answer: a call that finds one is told the truth of an earlier call."""
+        """Whether every row may be a negative.
+
+        Asks the device until no centre is missing any more, and on CUDA does not wait for the answer: a call that finds
+        one is told the truth of an earlier call.
+        """
         if self.skip_unseen and not self._all_seen:
-            answer, there = self._asked = self._asked or told(self.seen.all())
+            answer, there = self._asked = self._asked or to_host(self.seen.all())
             if there():
                 self._all_seen, self._asked = bool(answer), None
         return not self.skip_unseen or self._all_seen
@@ -192,12 +195,12 @@ class CentreStore:
             tensor[rows] = kept[name]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the centres are, without their optimiser's moments; leading dimension R. The tensors themselves."""
+        """Give the tensors of the centres, without their optimiser's moments; leading dimension R; not copies."""
         own = {"unit": self.unit, "length": self.length, "seen": self.seen}
         return own if self.scale is None else {**own, "scale": self.scale}
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor, leading dimension R, for a checkpoint."""
+        """Give every tensor, leading dimension R, for a checkpoint; not copies."""
         return {**self.tensors(), **{MOMENT + key: value for key, value in self.moments.items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -221,7 +224,7 @@ class CentreStore:
                     self.moments[name] = value.to(self.device)
 
     def _blocks(self, rows: Tensor | slice, values: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """(rows, their values), ROUNDED_AT_ONCE numbers at a time."""
+        """Cut (rows, their values) into blocks of ROUNDED_AT_ONCE numbers."""
         count = max(1, ROUNDED_AT_ONCE // max(1, values[:1].numel()))
         first = 0 if isinstance(rows, Tensor) else rows.indices(len(self.shard))[0]
         for start in range(0, len(values), count):
@@ -247,13 +250,13 @@ def saved_centres(state: dict[str, Tensor], rows: slice = slice(None)) -> Tensor
 
 
 def put_rows(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:
-    """tensor[rows] = values, without a copy where `values` is that view already."""
+    """Assign tensor[rows] = values, without a copy where `values` is that view already."""
     if not (isinstance(rows, slice) and values.dtype == tensor.dtype and values.data_ptr() == tensor[rows].data_ptr()):
         tensor[rows] = values.to(tensor.dtype)
 
 
 def random_blocks(shard: range, dim: int, seed: int) -> Iterator[tuple[range, Tensor]]:
-    """(class ids, their random centres (n, D) float32 on the CPU), block by block over the shard.
+    """Draw (class ids, their random centres (n, D) float32 on the CPU), block by block over the shard.
 
     Blocks are cut at multiples of a fixed number of global class ids, each with a generator of its own, so
     that a shard draws the same centres wherever it begins.

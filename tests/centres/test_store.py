@@ -110,7 +110,7 @@ def test_what_is_written_on_a_condition() -> None:
 def test_late_answers_whether_all_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA: nobody waits, and an answer to what is no longer so is not listened to."""
     there = False
-    monkeypatch.setattr(store_module, "told", lambda x: (x.clone(), lambda: there))
+    monkeypatch.setattr(store_module, "to_host", lambda x: (x.clone(), lambda: there))
     store = CentreStore.empty(range(3), 3, 2, torch.float32, CPU, skip_unseen=True)
     before = store.kept(torch.tensor([1]))
     assert not store.everything_seen  # asked: no

@@ -24,7 +24,7 @@ from helpers.ranks import run
 from helpers.window_cases import CLASSES, DIM, RATE, Settings, go_on, made
 from partialkd.centres import Centres, CentresState
 from partialkd.centres import host_memory as window
-from partialkd.centres.host_memory import Window, Windows
+from partialkd.centres.host_memory import RowsInWindows, Window
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.store import CentreStore
@@ -227,7 +227,7 @@ def test_what_was_page_locked_is_unlocked(room: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(window, "LOCKED_FROM", 0)
     centres = made(World(), *CASES["SGD, fp32"], "host")
     owner, store = centres._rows, centres.store
-    assert isinstance(owner, Windows)
+    assert isinstance(owner, RowsInWindows)
     if room == 4:
         window._lock_pages(owner, store)
     else:
@@ -293,7 +293,7 @@ def test_the_fused_kernels_work_on_a_window_as_on_a_store() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_large_tensors_on_a_gpu() -> None:
-    """Never run yet. Rows and momentum are page-locked as they lie, the rest is moved to memory of its own."""
+    """Rows and momentum are page-locked as they lie, the rest is moved to memory of its own."""
     classes, dim = 140_000, 64
     world, method = World(device=torch.device("cuda", 0)), method_of("arcface")
     told = []
@@ -318,7 +318,7 @@ def test_large_tensors_on_a_gpu() -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(case: str) -> None:
-    """Never run yet. Page-locked memory, copies on a stream of their own; all else is as above."""
+    """Page-locked memory, copies on a stream of their own; all else is as above."""
     name, settings = CASES[case]
     world = World(device=torch.device("cuda", 0))
     centres = [made(world, name, {**settings, "chunk_rows": 1}, memory) for memory in ("device", "host")]

@@ -10,7 +10,7 @@ import pytest
 from helpers import dense
 from helpers.places import ROOT
 from helpers.window_cases import BATCH, CLASSES, DIM, RATE, go_on, made
-from partialkd.centres.host_memory import Windows
+from partialkd.centres.host_memory import RowsInWindows
 from partialkd.centres.sampling import Sampling
 from partialkd.config.load import load_config, parse_config
 from partialkd.errors import ConfigError
@@ -58,7 +58,7 @@ def test_the_plan_counts_the_windows_to_the_byte(cuda: bool, accumulation: int) 
     data = load_config(CONFIGS / "ms1mv2_arcface.toml", ["data.image_size=32"]).data
     centres = made(World(), "arcface", {}, "host", accumulation)
     windows = centres._rows
-    assert isinstance(windows, Windows)
+    assert isinstance(windows, RowsInWindows)
     p = dense.make_problem(CLASSES, BATCH // accumulation, DIM)
     centres.contrast(p.student.requires_grad_(), p.labels)
     rooms = [value.data_ptr() for one in (windows._now, windows._next) for value in one.tensors.values()]

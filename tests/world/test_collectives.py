@@ -138,7 +138,7 @@ def test_a_step_asks_the_device_nothing(
 ) -> None:
     """Tensors without content: whatever would depend on it, be it a number of rows, is an error. Two micro-steps."""
     for module in (engine, store_module):  # as on CUDA, with an answer that does not come
-        monkeypatch.setattr(module, "told", lambda x: (x, lambda: False))
+        monkeypatch.setattr(module, "to_host", lambda x: (x, lambda: False))
     monkeypatch.setattr(row_filter, "without_gaps", lambda rows, valid: (rows, valid))
     method = method_of(name)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -175,7 +175,7 @@ def test_no_host_synchronisation_in_a_step(
 
 def test_the_last_wrong_label_is_named_when_the_store_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([False, True])
-    monkeypatch.setattr(engine, "told", lambda found: (found, lambda: next(answers)))
+    monkeypatch.setattr(engine, "to_host", lambda found: (found, lambda: next(answers)))
     store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
     centres = Centres(store, World(), 16.0, CentresConfig())
     centres.contrast(torch.randn(3, 8), torch.tensor([1, 40, 2]))
@@ -186,7 +186,7 @@ def test_the_last_wrong_label_is_named_when_the_store_is_asked_for(monkeypatch: 
 def test_a_wrong_label_is_named_once_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, whose event is said to happen at the fourth call; nobody waits for it, and nothing is overlooked."""
     happened = False
-    monkeypatch.setattr(engine, "told", lambda found: (found, lambda: happened))
+    monkeypatch.setattr(engine, "to_host", lambda found: (found, lambda: happened))
     store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
     centres = Centres(store, World(), 16.0, CentresConfig())
     for labels in ([1, 40, 2], [3, 4, 5]):

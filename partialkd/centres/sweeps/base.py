@@ -50,17 +50,17 @@ class Queries:
 
     @cached_property
     def place(self) -> Tensor:
-        """(N,) int64: where the sample's class stands among the sampled rows, -1 where it does not."""
+        """Place of each sample's class among the sampled rows (N,) int64, -1 where it is not there."""
         return torch.where(self.owned, self.filter.place(self.row), -1)
 
     @cached_property
     def number(self) -> Tensor:
-        """(N,) int64: 0 to N - 1"""
+        """Numbers of the samples, 0 to N - 1 (N,) int64."""
         return torch.arange(len(self.row), device=self.row.device)
 
     @cached_property
     def entry(self) -> Tensor:
-        """(N,) int64: where the sample's own class stands in the logits of all sampled rows; negative: not in them."""
+        """Place of each sample's own class in the logits of all sampled rows (N,) int64; negative: not in them."""
         return self.place * len(self.row) + self.number
 
 
@@ -81,7 +81,7 @@ class Sweep(ABC):
     competes: ClassVar[bool] = False  # `centres.backend = "auto"` measures it on CUDA, beside chunked
 
     def __init__(self, scale: float, chunk_rows: int | None = None, products: Products | None = None) -> None:
-        """chunk_rows: rows multiplied with at once, None: as many as suit; products: None: exact."""
+        """Build it; chunk_rows: rows multiplied with at once, None: as many as suit; products: None: exact."""
         self.scale, self.chunk_rows, self.products = scale, chunk_rows, products or Products()
 
     @classmethod
@@ -123,7 +123,7 @@ class Sweep(ABC):
         return self.sums(store, queries)
 
     def version(self) -> str:
-        """What its speed depends on beside torch, by name and version; "": nothing."""
+        """Name and version of what its speed depends on beside torch; "": nothing."""
         return ""
 
     def forget(self) -> None:  # noqa: B027 (most keep nothing)

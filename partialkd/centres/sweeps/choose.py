@@ -24,7 +24,7 @@ BACKENDS: dict[str, type[Sweep]] = {  # by the names of centres.backend
 
 
 def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype: torch.dtype = torch.float32) -> Sweep:
-    """The sweep that centres.backend names, for embeddings of this type; ConfigError if this device cannot run it."""
+    """Make the sweep that centres.backend names, for embeddings of `dtype`; ConfigError if the device cannot run it."""
     products = make_products(config.products, device, dtype)
     if config.backend == "auto":
         return _automatic(config, scale, device, products)
@@ -35,7 +35,7 @@ def make_sweep(config: CentresConfig, scale: float, device: torch.device, dtype:
 
 
 def _automatic(config: CentresConfig, scale: float, device: torch.device, products: Products) -> Sweep:
-    """The chunked sweep, or on CUDA whatever is measured to be faster and multiplies in the same precision."""
+    """Make the chunked sweep, or on CUDA one that measures what is faster in the same precision."""
     chunked = ChunkedSweep.make(scale, config, products)
     if device.type != "cuda":
         return chunked

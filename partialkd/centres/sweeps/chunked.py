@@ -72,11 +72,11 @@ class ChunkedSweep(Sweep):
         return self.chunk_rows or usual
 
     def _columns(self, queries: Queries) -> Tensor:
-        """What rows are multiplied with to give logits, (D, N) line by line."""
+        """Scaled embeddings that rows are multiplied with to give logits, (D, N) line by line."""
         return self.products.operand((queries.embeddings * self.scale).T.contiguous())
 
     def _exponentiate(self, columns: Tensor, chunk: Chunk, terms: Tensor) -> None:
-        """terms (r, N) = exp(scale * cosine - offset)"""
+        """Compute terms (r, N) = exp(scale * cosine - offset)."""
         for piece in chunk.pieces:
             self.products.multiply(piece.unit, columns, terms[piece.lines])
         if offset_of(self.scale):
@@ -93,7 +93,7 @@ class _Workspace:
         self._memory, self._used = torch.empty(0), 0
 
     def take(self, like: Tensor, rows: int, columns: int) -> Tensor:
-        """(rows, columns), contiguous, of the type and device of `like`; its content is left over."""
+        """Take (rows, columns), contiguous, of the type and device of `like`; its content is left over."""
         self._used = rows * columns
         if self._memory.numel() < self._used + 2 * self.MARGIN:
             self._memory = like.new_empty(self._used + 2 * self.MARGIN)

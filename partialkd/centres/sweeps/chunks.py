@@ -1,13 +1,13 @@
-"""The rows of a step, cut into chunks that are multiplied with one after the other.
+"""Cut the rows of a step into chunks that are multiplied with one after the other.
 
 A chunk is as many rows as its logits have room for: a piece of the shard, or several sampled pieces that lie apart.
 Pieces are multiplied with where they lie, without a copy where the store's type is that of the lengths, and their
-logits stand one below the other in one matrix (rows, N), so that all else is done once a chunk. A row's logits lie
+logits stand one below the other in one matrix (rows, N), so that all else is done once per chunk. A row's logits lie
 together: of the products with the rows only O then reads a matrix across its lines, which BLAS pays for.
 
 On CUDA a chunk fills half of the L2 cache: its logits, with the copy that products take of them, and its rows, in the
 second sweep with their gradient and one copy of the optimiser's. They are written once and read or written a few times
-more, by a kernel each, which then need not go to memory. Never run on a GPU yet.
+more, by a kernel each, which then need not go to memory.
 
 So a chunk's memory is bounded whatever N and D are; AdamW takes some copies of the rows more than are counted here
 (partialkd.planner.plan counts them).
@@ -52,13 +52,13 @@ class Chunk:
 
     @cached_property
     def rows(self) -> Tensor:
-        """(rows,) int64: where they lie in the store."""
+        """Rows of the store (rows,) int64."""
         device = self.pieces[0].unit.device
         parts = (piece.rows for piece in self.pieces)
         return torch.cat([x if isinstance(x, Tensor) else torch.arange(x.start, x.stop, device=device) for x in parts])
 
     def own(self, queries: Queries) -> Tensor:
-        """Where each sample's own class stands in the logits, read line by line (N,) int64; outside: not in them."""
+        """Place of each sample's own class in the logits, read line by line (N,) int64; outside: not in them."""
         rows, samples = self.pieces[0].rows, len(queries.row)
         if not isinstance(rows, Tensor):
             return queries.entry - self.first * samples
@@ -68,7 +68,7 @@ class Chunk:
 
 
 def chunks(store: CentreStore, filters: Sequence[RowFilter], chunk_rows: int, products: Products) -> Iterator[Chunk]:
-    """Every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
+    """Cut every row that at least one filter keeps. The filters are of one step, and so sample the same rows.
 
     Sampled rows come as slices; then, as lists, the batch's classes that were not sampled. Which of them take part is
     a mask, so that their number is known to the host.
@@ -95,7 +95,7 @@ class ChunkSize:
     copies: int  # of a row, beside the one multiplied with, that should fit into the cache too
 
     def rows(self, cache: int, samples: int, dim: int, number: int, copied: int) -> int:
-        """cache: bytes, 0 where there is none; number, copied: bytes of a logit and of its copy for products."""
+        """Rows of a chunk; cache: bytes, 0: none; number, copied: bytes of a logit and of its copy for products."""
         if not cache:
             return max(LEAST_ROWS, self.logits // max(samples, dim // 4))  # at most four numbers of rows a logit
         bytes_a_row = samples * (number + copied) + dim * ((copied or number) + self.copies * number)
@@ -108,7 +108,7 @@ def cache_of(device: torch.device) -> int:
 
 
 def side_by_side(runs: Sequence[range], chunk_rows: int) -> Iterator[list[slice]]:
-    """The rows of these runs in order, `chunk_rows` at a time."""
+    """Take the rows of these runs in order, `chunk_rows` at a time."""
     slices: list[slice] = []
     room = chunk_rows
     for run in runs:

@@ -65,7 +65,7 @@ class FastestSweep(Sweep):
         tuner: Tuner | None = None,
         seconds: Callable[[Run], float] = seconds_on_gpu,
     ) -> None:
-        """others: by name, of chunked's scale and precision. seconds(run): the time of one run."""
+        """Choose among chunked and others, by name, of its scale and precision. seconds(run): the time of one run."""
         super().__init__(chunked.scale, chunked.chunk_rows, chunked.products)
         self.chunked, self.others, self.seconds, self.tuner = chunked, others, seconds, tuner or Tuner()
         self._chosen: dict[str, str] = {}
@@ -135,7 +135,7 @@ class FastestSweep(Sweep):
     def _compare(
         self, name: str, store: CentreStore, prepare: Callable[[Sweep], Trial], times: dict[str, float]
     ) -> str | None:
-        """What speaks against this one; else `times` has its time and that of chunked."""
+        """Reason not to use this one; None: `times` has its time and that of chunked."""
         rounded = store.unit.dtype == torch.bfloat16 or self.chunked.products.copied
         allowed = TOLERANCE[torch.bfloat16 if rounded else torch.float32] * max(1.0, self.scale / LARGEST_SCALE)
         try:
@@ -208,7 +208,7 @@ def without_decay(optimizer: RowOptimizer) -> RowOptimizer:
 
 
 def _problem(got: Results, wanted: Results, allowed: float) -> str | None:
-    """What speaks against these results."""
+    """Reason not to believe these results; None: there is none."""
     errors = {name: _error(got[name].float(), value.float()) for name, value in wanted.items()}
     found = [f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= allowed]
     return f"{', '.join(found)} of its norm, allowed are {allowed:.0e}" if found else None

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def make_products(
     choice: Literal["auto", "fp32", "bf16"], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Products:
-    """The products that centres.products names, for embeddings of this type."""
+    """Make the products that centres.products names, for embeddings of this type."""
     if dtype != torch.float32:
         return Products()
     if device.type == "cuda":
@@ -51,7 +51,7 @@ def make_products(
 
 @cache
 def _say_that_nothing_is_rounded() -> None:
-    """Once in a process."""
+    """Log it once in a process."""
     _log.info(
         'centres.products = "bf16" gains nothing on this processor, which has no bfloat16 products with float32 '
         "results: it multiplies in float32"
@@ -59,7 +59,7 @@ def _say_that_nothing_is_rounded() -> None:
 
 
 def seconds_on_cpu(run: Callable[[], object]) -> float:
-    """The shortest of four runs after one to warm up."""
+    """Time the shortest of four runs after one to warm up."""
     run()
     took = []
     for _ in range(4):

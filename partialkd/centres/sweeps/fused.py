@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from partialkd.centres.device_io import sent
+from partialkd.centres.device_io import to_device
 from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowAdamW, RowOptimizer, RowSGD
 from partialkd.centres.store import TINY, CentreStore
@@ -59,7 +59,7 @@ class FusedSweep(ChunkedSweep):
         products: Products | None = None,
         types: tuple[torch.dtype, ...] = KERNEL_TYPES["auto"],
     ) -> None:
-        """`products`: of the chunked path; `types`: of stores that the kernels take."""
+        """Build it; products: of the chunked path; types: of stores that the kernels take."""
         super().__init__(scale, chunk_rows, products)
         self.types, self.tuner = types, Tuner()
 
@@ -121,7 +121,7 @@ class FusedSweep(ChunkedSweep):
             run(state, pull, rows, tiles)
 
     def after_kernels(self, store: CentreStore) -> ChunkedSweep:
-        """The chunked path for rows whose Z the kernels summed: recomputed p must be rounded as they were there."""
+        """Chunked path for rows whose Z the kernels summed: recomputed p must be rounded as they were there."""
         kind: Literal["fp32", "bf16"] = "fp32" if store.unit.dtype == torch.float32 else "bf16"
         return ChunkedSweep(self.scale, self.chunk_rows, make_products(kind, store.device))
 
@@ -182,7 +182,7 @@ def _rows_of(runs: Sequence[slice], device: torch.device) -> Tensor:
     lengths = [run.stop - run.start for run in runs]
     shifts = [run.start - before for run, before in zip(runs, accumulate(lengths, initial=0), strict=False)]
     count = sum(lengths)
-    each = sent(shifts, device, torch.int32).repeat_interleave(sent(lengths, device), output_size=count)
+    each = to_device(shifts, device, torch.int32).repeat_interleave(to_device(lengths, device), output_size=count)
     return each.add_(torch.arange(count, dtype=torch.int32, device=device))
 
 
@@ -195,13 +195,13 @@ def _keys(store: CentreStore) -> tuple[int, int] | None:
 
 
 def _operands(store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-    """-> x (N, D) in the type of the rows, own row (N,) int32 or -1."""
+    """Prepare a batch for the kernels -> x (N, D) in the type of the rows, own row (N,) int32 or -1."""
     own = torch.where(queries.owned, queries.row, -1).to(torch.int32)
     return queries.embeddings.to(store.unit.dtype).contiguous(), own
 
 
 def _seconds_if_it_fits(run: Callable[[], object]) -> float | None:
-    """None if the device has no room for the tiles."""
+    """Time a run; None if the device has no room for the tiles."""
     try:
         return seconds_on_gpu(run)
     except _kernels().DOES_NOT_FIT:

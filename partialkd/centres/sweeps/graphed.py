@@ -44,7 +44,7 @@ MOST_CHUNKS = 2048  # of a graph
 
 
 class GraphedSweep(ChunkedSweep):
-    """ChunkedSweep, its full sums from a graph."""
+    """The chunked sweep, with the sums of all rows from a graph."""
 
     competes = True
     device = "cuda"  # where there are graphs; tests bring a `capture` for another
@@ -132,7 +132,7 @@ class _Graph:
 
 
 def captured_by_cuda(run: Run) -> Run:
-    """`run` as a CUDA graph."""
+    """Capture `run` as a CUDA graph -> what replays it."""
     stream, current = _stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -154,12 +154,12 @@ def captured_by_cuda(run: Run) -> Run:
 
 @cache
 def _stream() -> torch.cuda.Stream:
-    """One for all captures: libraries keep their workspaces by stream."""
+    """The one stream of all captures: libraries keep their workspaces by stream."""
     return torch.cuda.Stream()
 
 
 def _key(store: CentreStore, x: Tensor) -> object:
-    """What a graph of these sums depends on beside its inputs' values."""
+    """Everything that a graph of these sums depends on beside its inputs' values."""
     read = [value for value in (store.unit, store.scale) if value is not None]
     places = [(value.data_ptr(), value.shape, value.stride(), value.dtype) for value in read]
     return places, store.length.dtype, x.shape, x.dtype

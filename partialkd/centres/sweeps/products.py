@@ -41,7 +41,7 @@ class Products:
         return store.directions(rows)
 
     def operand(self, x: Tensor) -> Tensor:
-        """x as `multiply` and `add` take it."""
+        """Turn x into what `multiply` and `add` take."""
         return x
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -90,7 +90,7 @@ def rounds(choice: Literal["auto", "fp32", "bf16"], cuda: bool) -> bool:
 
 @cache
 def effect_of_setting() -> Effect:
-    """What oneDNN's setting does to a float32 product on the processor that runs this; found out by making one."""
+    """Find out, by making one, what oneDNN's setting does to a float32 product on the processor that runs this."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     own, other = torch.empty(2, 256, 256)

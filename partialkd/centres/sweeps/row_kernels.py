@@ -1,20 +1,20 @@
-"""The movement of trainable rows as one Triton kernel: SGD, or AdamW with one second moment a row.
+"""Move trainable rows by one Triton kernel: SGD, or AdamW with one second moment per row.
 
-Never run on a GPU yet; what was checked, tiles, shapes and types: `kernels`. Rows are held and samples streamed: p is
-computed again, G += (weight * p)^T X with G = dL/du, and then at once, while G is still in registers, the gradient
-through the normalisation, the optimiser and the split into direction and length. G fills half of the registers: what
-meets it comes in parts of the width, once for what the whole row must know and once more to be written.
+Tiles, shapes and types: sum_kernel.py. Rows are held and samples streamed: p is computed again, G += (weight * p)^T X
+with G = dL/du, and then at once, while G is still in registers, the gradient through the normalisation, the optimiser
+and the split into direction and length. G fills half of the registers: what meets it comes in parts of the width, once
+for what the whole row must know and once more to be written.
 
-- `sgd_kernel`: momentum and weight decay, as `update.RowSGD`. The first time over the parts gives the new length.
-- `adamw_kernel`: as `update.RowAdamW` with second = "row". All numbers of a row take the same rate, so that the first
-  time over the parts gives everything: the mean square of the gradient, and from <u, u>, <u, m>, <m, m> with m the
-  first moment the length of a u - b m. Where a step nearly cancels the centre the unit row's own length is off by
+- `sgd_kernel`: momentum and weight decay, as row_optimizers.RowSGD. The first time over the parts gives the new length.
+- `adamw_kernel`: as row_optimizers.RowAdamW with second = "row". All numbers of a row take the same rate, so that the
+  first time over the parts gives everything: the mean square of the gradient, and from <u, u>, <u, m>, <m, m> with m
+  the first moment the length of a u - b m. Where a step nearly cancels the centre the unit row's own length is off by
   rounding; length * unit is not. 1 - beta^count is a series while it is small, exact to float32: the chunked path's is
   off by 1e-5 at beta 0.999 and the first step. With a full second moment numbers have rates of their own: no kernel.
 
 Moments (R, D) float32 or bfloat16; second moment and count (R,) float32. ptxas (sm_90, bfloat16 rows, float32 moments,
 stochastic rounding, D = 512, default tiles): 255 registers each; 170 bytes spilled by SGD, 240 by AdamW, nearly all
-of it outside of the loop over samples. Parts half as wide would spill 30, but G is looked through once a part.
+of it outside of the loop over samples. Parts half as wide would spill 30, but G is looked through once per part.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from torch import Tensor
 from partialkd.centres.sweeps.sum_kernel import LOG2_E, compiled_for
 from partialkd.centres.sweeps.tiles import Tiles, width_of
 
-PART = 4096  # numbers of a row block that are moved at once: 16 registers a thread of 8 warps
+PART = 4096  # numbers of a row block that are moved at once: 16 registers per thread of 8 warps
 LEAST_BETA = 1e-30  # stands for 0, which has no logarithm
 
 
 @triton.jit
 def mixed(x: tl.tensor) -> tl.tensor:
-    """uint32 -> uint32, as partialkd.counter_random.mix_word."""
+    """Mix a uint32 word, as partialkd.counter_random.mix_word."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -46,7 +46,7 @@ def mixed(x: tl.tensor) -> tl.tensor:
 def rounded(
     values: tl.tensor, key: tl.tensor, class_id: tl.tensor, d: tl.tensor, dtype: tl.constexpr, DRAWN: tl.constexpr
 ) -> tl.tensor:
-    """float32 (n, m) -> dtype, to nearest or, with DRAWN and bfloat16, by random bits of (key, class id, column)."""
+    """Round float32 (n, m) to nearest or, with DRAWN and bfloat16, by random bits of (key, class id, column)."""
     if DRAWN and dtype == tl.bfloat16:
         words = (mixed(class_id.to(tl.uint32) ^ key.to(tl.uint32)) | 1)[:, None]
         words = words * (mixed(d.to(tl.uint32) + 1) | 1)[None, :]
@@ -58,7 +58,7 @@ def rounded(
 
 @triton.jit
 def part_of(parts: tl.tensor, part: tl.tensor, PARTS: tl.constexpr) -> tl.tensor:
-    """(n, PARTS, m) -> (n, m)"""
+    """Take one part of (n, PARTS, m) -> (n, m)."""
     index = tl.arange(0, PARTS)[None, :, None]
     return tl.sum(tl.where(index == part, parts, 0.0), 1)
 
@@ -67,7 +67,7 @@ def part_of(parts: tl.tensor, part: tl.tensor, PARTS: tl.constexpr) -> tl.tensor
 def columns(
     row: tl.tensor, there: tl.tensor, part: tl.tensor, D: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """-> the columns of a part (m,), where they lie in (R, D) (n, m), whether they are there (n, m)."""
+    """Find a part -> its columns (m,), where they lie in (R, D) (n, m), whether they are there (n, m)."""
     d = part * (WIDTH // PARTS) + tl.arange(0, WIDTH // PARTS)
     return d, row[:, None].to(tl.int64) * D + d[None, :], there[:, None] & (d < D)[None, :]
 
@@ -76,7 +76,7 @@ def columns(
 def first_moment(
     gradient: tl.tensor, unit_at: tl.tensor, first_at: tl.tensor, mask: tl.tensor, along: tl.tensor, share: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Of a part -> u, the gradient without what lies along u, the new first moment; (n, m) each."""
+    """Update the first moment of a part -> u, the gradient without what lies along u, the new moment; (n, m) each."""
     old = tl.load(unit_at, mask=mask, other=0.0).to(tl.float32)
     gradient -= old * along[:, None]
     first = tl.load(first_at, mask=mask, other=0.0).to(tl.float32)
@@ -96,7 +96,7 @@ def held_rows(
     rows_ptr: tl.tensor, ids_ptr: tl.tensor, count: tl.tensor, first_class: tl.tensor,
     LISTED: tl.constexpr, NAMED: tl.constexpr, HELD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """-> this program's rows, whether there are that many, their class ids; (HELD,) each."""
+    """Find the rows of this program -> rows, whether there are that many, their class ids; (HELD,) each."""
     place = tl.program_id(0) * HELD + tl.arange(0, HELD)
     there = place < count
     row = place
@@ -115,7 +115,7 @@ def unit_gradient(
     row: tl.tensor, there: tl.tensor, samples: tl.tensor, scale: tl.tensor, offset: tl.tensor,
     UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """-> G = dL/du (HELD, WIDTH), <G, u> (HELD,), from the cosines."""
+    """Compute G = dL/du (HELD, WIDTH) and <G, u> (HELD,) from the cosines."""
     dim = tl.arange(0, WIDTH)
     at_unit = row[:, None].to(tl.int64) * D + dim[None, :]
     unit = tl.load(unit_ptr + at_unit, mask=there[:, None] & (dim < D)[None, :], other=0.0)
@@ -151,7 +151,7 @@ def sgd_kernel(
     DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Rows of unit, length and momentum, moved in place; grid (blocks of rows,)."""
+    """Move rows of unit, length and momentum in place; grid (blocks of rows,)."""
     row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
@@ -195,7 +195,7 @@ def adamw_kernel(
     shrink: tl.tensor, DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Rows of unit, length and the moments, moved in place; grid (blocks of rows,). share 1 - beta, rate -log beta."""
+    """Move rows of unit, length and moments in place; grid (blocks of rows,). share 1 - beta, rate -log beta."""
     row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
@@ -244,7 +244,7 @@ def adamw_kernel(
 
 @dataclass(frozen=True)
 class Pull:
-    """What a batch asks of the rows, and how they are written.
+    """A batch's pull on the rows, and how they are written.
 
     weight (N,): dL/dc_ij / p_ij; target (N,): dL/dc_iy. A length below `tiny` counts as `tiny`. With `keys` (under
     2**31), bfloat16 units and moments are rounded stochastically, by bits drawn from (key, class id, column).
@@ -287,7 +287,7 @@ def move_adamw(
 def _launch(
     kernel: Any, state: dict[str, Tensor], pull: Pull, rows: Tensor | None, tiles: Tiles, *rule: Any, **fixed: bool
 ) -> None:
-    """`rule`, `fixed`: the optimiser's own arguments."""
+    """Start a kernel; `rule`, `fixed`: the optimiser's own arguments."""
     samples, dim = pull.x.shape
     count = len(state["unit"]) if rows is None else len(rows)
     parts = max(1, tiles.held * width_of(dim) // PART)

@@ -1,11 +1,8 @@
-"""The sweep as one Triton kernel; what it shares with those that move rows (`row_kernels`). Never run on a GPU yet.
+"""Sum over rows by one Triton kernel; and what it shares with those that move rows (row_kernels.py).
 
-What was checked: their logic in Triton's interpreter (float32), and that they compile for compute capability 9.0
-within its registers and shared memory. Speed, and bfloat16 products on the device, have not been seen by anyone.
-
-All are attention with keys = values = unit centres, without a maximum to carry since logits are bounded. One side
-of the product is *held*, D wide, with its sums in registers; the other is *streamed* past it in tiles, each read once
-and multiplied with twice:
+All kernels are attention with keys = values = unit centres, without a maximum to carry since logits are bounded. One
+side of the product is *held*, D wide, with its sums in registers; the other is *streamed* past it in tiles, each read
+once and multiplied with twice:
 
 - `sums_kernel` holds samples and streams rows: cosines, p = exp(scale * cosine - offset), then Z += sum p, O += p U.
   Rows are split over programs; every split writes sums of its own, which are added in a fixed order: no atomics, the
@@ -13,7 +10,7 @@ and multiplied with twice:
   together read the same rows, once from memory and then from the L2 cache.
 - Those of `row_kernels` hold rows and stream samples.
 
-Tiles: 64 K registers of 32 bits and 227 KB of shared memory a processor (H100, H200). The held sums may fill half of
+Tiles: 64 K registers of 32 bits and 227 KB of shared memory per processor (H100, H200). The held sums may fill half of
 the registers, held * D <= 32768: 128 samples at D <= 256, 64 at D = 512, 32 at D = 1024 (too narrow for Hopper's
 widest matrix instructions, but D is never split, so that no cosine is computed twice). At D = 512 in bfloat16, 64 held
 rows take 64 KB and two stages of 64 streamed rows 128 KB; ptxas reports 255 registers and nothing spilled. Each byte
@@ -52,7 +49,7 @@ def sums_kernel(
     LISTED: tl.constexpr, UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
     HELD: tl.constexpr, STREAMED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """total (splits, N, D), partition (splits, N); grid (blocks of samples, splits)."""
+    """Write total (splits, N, D) and partition (splits, N); grid (blocks of samples, splits)."""
     sample = tl.program_id(0) * HELD + tl.arange(0, HELD)
     dim = tl.arange(0, WIDTH)
     at_x = sample[:, None].to(tl.int64) * D + dim[None, :]
@@ -95,7 +92,7 @@ def shared_bytes(device: torch.device) -> int:
 def sums(
     unit: Tensor, x: Tensor, own: Tensor, rows: Tensor | None, scale: float, offset: float, tiles: Tiles, splits: int
 ) -> tuple[Tensor, Tensor]:
-    """-> O (N, D), Z (N,), float32. Extra memory: `splits` times that."""
+    """Sum over rows -> O (N, D), Z (N,), float32. Extra memory: `splits` times that."""
     samples, dim = x.shape
     count = len(unit) if rows is None else len(rows)
     tiles_a_split = triton.cdiv(triton.cdiv(count, tiles.streamed), splits)
@@ -110,7 +107,7 @@ def sums(
 
 
 def compiled_for(dim: int, tiles: Tiles) -> dict[str, Any]:
-    """What all kernels are compiled for. The interpreter's bfloat16 products are wrong: it multiplies in float32."""
+    """Constants that kernels are compiled for. The interpreter's bfloat16 products are wrong: it takes float32."""
     return {
         "UPCAST": INTERPRETED, "D": dim, "WIDTH": width_of(dim),
         "HELD": tiles.held, "STREAMED": tiles.streamed, "num_warps": tiles.warps, "num_stages": tiles.stages,

@@ -1,4 +1,4 @@
-"""Tiles of the Triton kernels: which fit, and which are tried."""
+"""Choose tiles of the Triton kernels: which fit, and which are tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_DIM = 1024
 
 @dataclass(frozen=True)
 class Tiles:
-    """One way to cut the work. `held`, `streamed`: rows and samples, see `kernels`; at least 16 each."""
+    """One way to cut the work. `held`, `streamed`: rows and samples, see sum_kernel.py; at least 16 each."""
 
     held: int
     streamed: int
@@ -44,7 +44,7 @@ def width_of(dim: int) -> int:
 
 
 def candidates(dim: int, itemsize: int, shared_bytes: int) -> list[Tiles]:
-    """Those of the pinned set that fit, the default first."""
+    """List those of the pinned set that fit, the default first."""
     found = [tiles for tiles in PINNED[itemsize] if tiles.fits(dim, itemsize, shared_bytes)]
     if not found:
         raise ValueError(f"no tiles for D = {dim} in {shared_bytes} bytes of shared memory")
@@ -52,7 +52,7 @@ def candidates(dim: int, itemsize: int, shared_bytes: int) -> list[Tiles]:
 
 
 def splits_of(blocks: int, tiles: int, processors: int) -> int:
-    """Into how many parts the rows are split so that `blocks` x splits programs leave few processors idle.
+    """Choose into how many parts rows are split, so that `blocks` x splits programs leave few processors idle.
 
     At most two rounds of programs, and no more splits than there are tiles of rows.
     """

@@ -30,7 +30,7 @@ TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
 
 
 class Tuner:
-    """What was measured to be fastest, by key, from the file or measured now."""
+    """A file of what was measured to be fastest, by key; what it lacks is measured now."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
@@ -53,7 +53,7 @@ class Tuner:
         return best
 
     def kept(self, key: str) -> Any:
-        """What the file says of this key; None: nothing."""
+        """Look up this key in the file; None: it is not there."""
         return self._read().get(key)
 
     def keep(self, key: str, value: Any) -> None:
@@ -73,14 +73,14 @@ class Tuner:
 
 
 def shape_of(work: str, store: CentreStore, samples: int) -> str:
-    """What the speed of this work depends on, in words."""
+    """Say in words what the speed of this work depends on."""
     bucket = 1 << (samples - 1).bit_length()
     device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else store.device.type
     return f"{work}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}"
 
 
 def seconds_on_gpu(run: Callable[[], object]) -> float:
-    """The shortest of five runs on the GPU after two to warm up."""
+    """Time the shortest of five runs on the GPU after two to warm up."""
     run(), run()
     took = []
     for _ in range(5):
@@ -94,6 +94,6 @@ def seconds_on_gpu(run: Callable[[], object]) -> float:
 
 
 def default_path() -> Path:
-    """Where the tuning is kept between runs."""
+    """Path of the file that keeps the tuning between runs."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "partialkd" / "tuning.json"
