@@ -45,7 +45,7 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool,
 
 
 def momentum(student: Tensor, centre: Tensor | None, clip: Clip) -> Tensor:
-    """Compute a of each sample (n,) from the cosines (n,) of its teacher's embedding with student and, weighted, centre.
+    """Compute a of each sample (n,) from the cosines (n,) of its teacher with its student and, weighted, its centre.
 
     "code": the published code clips the centre's cosine to [1e-6, 1] before the product, and a likewise after it, so
     that a is 1e-6 where both cosines are negative. "poster": the product clipped to [0, 1], as the formula is printed;
