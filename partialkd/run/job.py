@@ -186,7 +186,9 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
     world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size))
     trainer.close()
-    job.seconds[name] = time.perf_counter() - start
+    job.seconds[name] = time.perf_counter() - start - trainer.scoring.seconds
+    if trainer.scoring.seconds:
+        job.seconds[f"{name} scoring"] = trainer.scoring.seconds
     return network
 
 

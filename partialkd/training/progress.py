@@ -2,8 +2,10 @@
 
 metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
 (when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is
-not finite is null. A resumed phase drops its own lines past the step it resumes from, so no step occurs twice; other
-phases' lines stay. A line cut short by a crash is dropped too.
+not finite is null. With `run.keep_best` there are also lines of scored checkpoints, with `phase`, `step`, `epoch`,
+`time`, `accuracy/<set>` and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring took. A resumed
+phase drops its own lines past the step it resumes from, so no step occurs twice; other phases' lines stay. A line cut
+short by a crash is dropped too.
 On a terminal a bar shows steps, time left and the last values; elsewhere (cluster logs, CI) each logged step is one
 line, and there is one now and then before the first. TensorBoard gets the same numbers under
 <folder>/tensorboard/<phase>. An outlet that fails while the run goes on, because a disk is full, is dropped with a
@@ -26,6 +28,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol
 
 from partialkd.errors import ConfigError, DataError
+from partialkd.evaluate.pairs import PairScores
 from partialkd.storage.atomic_files import write_text
 from partialkd.world.messages import Screen
 from partialkd.world.passes import Pass, hours
@@ -65,13 +68,28 @@ class Progress:
             raise ValueError(f"values must not be named like the step's own numbers, got {taken}")
         if self._pass is None:
             return
-        numbers = {"loss": loss, "lr": lr, "images_per_s": images_per_s, **values}
+        line = self._put(step, epoch, {"loss": loss, "lr": lr, "images_per_s": images_per_s, **values})
+        self._say(self._pass, line)
+
+    def scored(self, step: int, epoch: int, scores: dict[str, PairScores], seconds: float) -> None:
+        """One scored checkpoint, with scores by set; `seconds`: what the scoring took, which is no training."""
+        if self._pass is None:
+            return
+        self._pass.leave_out(seconds)
+        numbers = {f"accuracy/{name}": one.accuracy for name, one in scores.items()}
+        numbers |= {f"auc/{name}": one.auc for name, one in scores.items()}
+        self._put(step, epoch, {**numbers, "scoring_s": seconds})
+        shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        _log.info(f"{self.phase} step {step}/{self.total_steps} scored in {seconds:.1f} s: {shown}")
+
+    def _put(self, step: int, epoch: int, numbers: dict[str, float]) -> dict[str, Any]:
+        """Write a line to all outlets -> the line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"phase": self.phase, "step": step, "epoch": epoch, "time": now}
         line |= {name: float(x) for name, x in numbers.items()}
         for outlet in list(self._outlets):
             self._attempt(outlet, lambda outlet=outlet: outlet.put(line))  # type: ignore[misc]
-        self._say(self._pass, line)
+        return line
 
     def _say(self, going: Pass, line: dict[str, Any]) -> None:
         going.done = line["step"]
@@ -119,6 +137,10 @@ class Throughput:
     def __init__(self, global_batch: int, step: int = 0) -> None:
         self.global_batch = global_batch
         self._step, self._time = step, time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count these seconds, since the last call: what was done in them was no training."""
+        self._time += seconds
 
     def since_last(self, step: int) -> float:
         now = time.perf_counter()

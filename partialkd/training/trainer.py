@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
-from partialkd.evaluate.verification import evaluate_sets
 from partialkd.methods import Outcome, make_method
 from partialkd.models import build_model
 from partialkd.teacher.cache import KeptEmbeddings
@@ -43,6 +41,7 @@ from partialkd.teacher.network import Teacher
 from partialkd.training.health import Health, skipping
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
+from partialkd.training.scoring import Scoring, share_wrong
 from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.world.world import World, collective_failed, seed_rank
@@ -126,6 +125,7 @@ class Trainer:
         self.health = Health(name, context, self.student, self.centres, self.teacher, newest)
         moving = phase.method.centre_kind != "fixed"
         self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health))
+        self.scoring = Scoring(context)
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
@@ -138,21 +138,21 @@ class Trainer:
         if resume:
             self.resume()
         try:
-            with Progress(
-                self.context.folder,
-                self.name,
-                self.last_step,
-                self.world,
-                self.config.run.tensorboard,
-                self.student.steps,
-            ) as progress:
-                self._train(progress)
+            with self._telling():
+                self._train()
+                self._save_last()
         except Exception as error:
             if not (collective_failed(error) or isinstance(error, RankLost)):
                 self.saver.close()  # what it still writes was good; a lost rank's part would not come
             raise
-        self._save_last()
         return self.student.network()
+
+    def _telling(self) -> Progress:
+        """What a run says of itself, from here on."""
+        tensorboard, done = self.config.run.tensorboard, self.student.steps
+        self._speed = Throughput(self.phase.global_batch, done)
+        self._progress = Progress(self.context.folder, self.name, self.last_step, self.world, tensorboard, done)
+        return self._progress
 
     def _save_last(self) -> None:
         """Collective. The last step on the disk, and scored if `run.keep_best`: a resumed run makes up for it."""
@@ -169,15 +169,14 @@ class Trainer:
         self.health.close()
         self.student.close()
 
-    def _train(self, progress: Progress) -> None:
+    def _train(self) -> None:
         self._watch = self.context.stop.watch(self.world)
-        speed = Throughput(self.phase.global_batch, self.student.steps)
         batches = iter(self.loader)
         while self.student.steps < self.last_step:
             lr, steps = self.student.lr, self.student.steps
             self._outcomes.append(self.micro_step(next(batches)))
             if self.student.steps > steps:
-                self._after_step(lr, progress, speed)
+                self._after_step(lr)
             elif len(self._outcomes) == self.phase.accumulation:
                 self._outcomes.clear()  # of a step that was left out
 
@@ -203,15 +202,16 @@ class Trainer:
             self.health.failed()
         return outcome
 
-    def _after_step(self, lr: float, progress: Progress, speed: Throughput) -> None:
+    def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
-        progress.stepped()
+        self._progress.stepped()
         if step % run.log_every == 0 or last:
             values = self._means(outcomes)
             loss = values.pop("loss")
             epoch, _ = self.loader.position
-            progress.log(step, epoch, loss, lr, speed.since_last(step), values | self.health.logged(loss))
+            rate = self._speed.since_last(step)
+            self._progress.log(step, epoch, loss, lr, rate, values | self.health.logged(loss))
         if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
@@ -245,13 +245,12 @@ class Trainer:
         """Collective. How bad the student is now, for `run.keep_best`: its mean share of wrong pairs in all sets."""
         if not self.config.run.keep_best:
             return None
-        data, sets = self.config.data, self.config.evaluation
-        embed = self.context.stop.listen(self.world).guarding(self.student.network(), "scoring a checkpoint")
-        try:
-            scores = evaluate_sets(embed, sets, data.image_size, data.resize, self.world)
-        except Preempted:  # heard on all ranks, and again after the next step, or by `_save_last`
+        scores, seconds = self.scoring.scores(self.student.network())
+        self._speed.leave_out(seconds)
+        if scores is None:
             return None
-        return 1 - mean(score.accuracy for score in scores.values())
+        self._progress.scored(self.student.steps, self.loader.position[0], scores, seconds)
+        return share_wrong(scores)
 
     def resume(self) -> None:
         """Collective. Go on from the newest undamaged checkpoint, saved on any number of ranks, if there is one."""

@@ -40,6 +40,10 @@ class Pass:
     def add(self, count: int = 1) -> None:
         self.done += count
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count these seconds when the time left is told: something else was done in them."""
+        self._began += seconds
+
     def told(self) -> None:
         """Somebody else has just said how far this pass is: there is no need of a line for a while."""
         self._said = time.monotonic()

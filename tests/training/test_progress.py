@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from partialkd.errors import ConfigError, DataError
+from partialkd.evaluate.pairs import PairScores
 from partialkd.storage.atomic_files import replacing, write_json, write_text
 from partialkd.training import progress as module
 from partialkd.training.progress import Progress, Throughput
@@ -44,6 +45,31 @@ def test_one_object_a_logged_step(tmp_path: Path) -> None:
             "alpha": 0.87, "seen": 400.0,
         },
     ]  # fmt: skip
+
+
+def test_scores_are_lines_of_their_own_and_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    score = PairScores(accuracy=0.75, accuracy_std=0.0, auc=0.8, tar_at_far={}, threshold=0.3, pairs=20)
+    speed, going = Throughput(64), passes.Pass("student", 100)
+    with Progress(tmp_path, "student", 100, World(), tensorboard=True) as progress:
+        now[0] += 10.0
+        progress.log(10, 0, 1.0, 0.1, speed.since_last(10), {})
+        now[0] += 30.0
+        speed.leave_out(30.0)
+        going.leave_out(30.0)
+        progress.scored(10, 0, {"faces": score}, 30.0)
+        now[0] += 10.0
+        progress.log(20, 1, 1.0, 0.1, speed.since_last(20), {})
+    going.add(20)
+    assert going.seconds_left() == 80.0
+    lines = _lines(tmp_path)
+    assert [line.get("images_per_s") for line in lines] == [64.0, None, 64.0]
+    assert {key: lines[1][key] for key in ("phase", "step", "accuracy/faces", "auc/faces", "scoring_s")} == {
+        "phase": "student", "step": 10, "accuracy/faces": 0.75, "auc/faces": 0.8, "scoring_s": 30.0,
+    }  # fmt: skip
+    assert {"accuracy/faces", "auc/faces"} <= set(_events(tmp_path).Tags()["scalars"])
 
 
 def test_lines_are_in_the_file_at_once(tmp_path: Path) -> None:

@@ -227,8 +227,14 @@ def test_a_last_step_that_was_not_scored_is_scored_on_resume(tmp_path: Path) -> 
     config["evaluate"] = {"sets": [str(tmp_path / "pairs.bin")], "folds": 2, "fars": [0.5], "batch": 8}
     found = run(_stopped_and_resumed, 2, parse_config(config))
     assert found[0] == [("step_000000002", False), ("step_000000002-2", True)]
-    assert checkpoint.best(tmp_path / "student" / "checkpoints") is not None
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2  # nothing was trained twice
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]  # nothing was trained twice
+    (scored,) = [line for line in lines if "loss" not in line]
+    best = checkpoint.best(tmp_path / "student" / "checkpoints")
+    assert best is not None
+    assert scored["step"] == 2
+    assert 1 - scored["accuracy/pairs"] == checkpoint.read_manifest(best).score
+    assert {"phase", "epoch", "time", "auc/pairs", "scoring_s"} < scored.keys()
 
 
 def _load(world: World, path: Path) -> dict[str, torch.Tensor]:
