@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FaceBatch:
-    """b images with their class ids and where they came from."""
+    """Holds b images with their class ids and where they came from."""
 
     images: Tensor  # (b, 3, H, W) float32, RGB, (pixel - 127.5) / 127.5, on the rank's device
     labels: Tensor  # (b,) int64 global class ids, same device

@@ -1,4 +1,4 @@
-"""Files mapped into memory for reading, whose size is looked at before what is mapped is touched.
+"""Map files into memory for reading, and look at their size before what is mapped is touched.
 
 Touching a page that lies past the end of its file ends the process with SIGBUS, without a word. So a file that was
 cut while it is in use must be noticed before it is read; what is cut during a read is not: the launcher then says
@@ -20,7 +20,7 @@ from partialkd.storage.launcher_notes import note_mapped
 
 
 class MappedFile:
-    """A file of a known size, mapped. Errors are of the `kind` given and name the file."""
+    """Maps a file of a known size. Errors are of the `kind` given and name the file."""
 
     def __init__(self, path: Path, size: int, kind: type[PartialKDError]) -> None:
         self.path, self.size, self.kind = path, size, kind

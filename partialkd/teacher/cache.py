@@ -1,4 +1,4 @@
-"""A teacher's embeddings of every record, plain and mirrored, in one memory-mapped file.
+"""The teacher cache keeps a teacher's embeddings of every record, plain and mirrored, in one memory-mapped file.
 
 A folder that is complete or not there at all:
   embeddings.bin   (n, 2, D), little-endian float32, float16 or bfloat16, nothing before or between: number d of record
@@ -51,7 +51,7 @@ _DIFFERENT = {  # what it means when an entry of `made_from` differs
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """What a cache is of."""
+    """Says what the embeddings of a cache are of: teacher, data, preprocessing and shape."""
 
     teacher: str  # Teacher.fingerprint
     data: str  # Source.fingerprint
@@ -71,23 +71,23 @@ class CacheFacts:
 
     @property
     def bytes(self) -> int:
-        """Of the whole cache, its manifest aside."""
+        """Count the bytes of the whole cache, its manifest aside."""
         return self.records * self.record_bytes + 4 * self.classes * self.dim
 
 
 class KeptEmbeddings(Protocol):
-    """A teacher's embeddings that need no teacher any more."""
+    """Gives a teacher's embeddings without the teacher."""
 
     dim: int
     fingerprint: str  # of the teacher
 
     def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
-        """records (b,) int64, flipped (b,) bool, on the CPU -> (b, D) float32 on the CPU."""
+        """Look up embeddings: records (b,) int64, flipped (b,) bool -> (b, D) float32, all on the CPU."""
         ...
 
 
 class TeacherCache:
-    """A complete cache, opened: its facts and its bytes."""
+    """Opens a complete cache: its facts and its bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -100,7 +100,7 @@ class TeacherCache:
         self._rows = self._embeddings.array(_WORDS[self._dtype.itemsize]).reshape(-1, self.dim)  # (2n, D)
 
     def check(self, wanted: CacheFacts) -> None:
-        """TeacherError naming every fact in which this cache is not the wanted one."""
+        """Raise TeacherError naming every fact in which this cache is not the wanted one."""
         reasons = [
             f"{_DIFFERENT[key]} ({_short(getattr(self.facts, key))} there, {_short(getattr(wanted, key))} here)"
             for key in _DIFFERENT
@@ -124,7 +124,7 @@ class TeacherCache:
                 raise TeacherError(f"{where} are damaged: their checksum is not the manifest's")
 
     def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
-        """(b,) int64, (b,) bool -> (b, D) float32."""
+        """Look up embeddings: (b,) int64, (b,) bool -> (b, D) float32; TeacherError for a record that has none."""
         at = (records * 2 + flipped).numpy()
         if len(at) and not 0 <= at.min() <= at.max() < len(self._rows):
             raise IndexError(f"records must be in [0, {self.facts.records}), got {records.min()} to {records.max()}")
@@ -137,14 +137,14 @@ class TeacherCache:
         return rows
 
     def class_means(self, shard: range) -> Tensor:
-        """(len(shard), D) float32, zeros where a class has no record."""
+        """Return the class means (len(shard), D) float32, zeros where a class has no record."""
         self._means.check()
         means = self._means.array("<f4").reshape(-1, self.dim)[shard.start : shard.stop]
         return torch.from_numpy(means.copy())
 
 
 def kept_before(folder: Path) -> TeacherCache:
-    """The cache of a folder; TeacherError, saying how to make it, if there is none."""
+    """Open the cache of a folder; TeacherError, saying how to make it, if there is none."""
     if not (Path(folder) / MANIFEST).is_file():
         rule = 'make it with launch/embed.py CONFIG, or let the run make its own: teacher.cache = "auto"'
         raise TeacherError(f"{folder}: holds no teacher cache; {rule}")

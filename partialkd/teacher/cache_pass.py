@@ -1,4 +1,4 @@
-"""One distributed pass of a teacher over all records, into a teacher cache (cache.py).
+"""Make a teacher cache in one distributed pass of the teacher over all records (cache.py).
 
 The blocks that are still missing are dealt out in consecutive ranges, a range a rank, so that each rank reads and
 writes one stretch of the files; after every block the ranks look whether all of them are well. Killed at any moment
@@ -35,7 +35,7 @@ Embed = Callable[[Tensor], Tensor]
 
 @dataclass
 class BlockPlan:
-    """Plan of one rank: the records of its blocks, in order, as they are. A micro-step is a part of one block."""
+    """Plans one rank's part: the records of its blocks, in order, as they are. A micro-step is a part of one block."""
 
     writer: CacheWriter
     blocks: list[int]
@@ -48,17 +48,17 @@ class BlockPlan:
         self.micro_steps, self.micro_batch = len(self.steps), self.local_batch  # each rank is on its own
 
     def steps_of(self, records: range) -> list[range]:
-        """The records of a block, by micro-step."""
+        """Cut the records of a block into micro-steps."""
         starts = range(records.start, records.stop, self.local_batch)
         return [range(start, min(start + self.local_batch, records.stop)) for start in starts]
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray:  # noqa: ARG002 (one signature for all plans)
-        """The records of a micro-step (b,) int64."""
+        """Return the records of a micro-step (b,) int64."""
         step = self.steps[micro_step]
         return np.arange(step.start, step.stop, dtype=np.int64)
 
     def flips(self, epoch: int, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """(b,) bool, all False."""
+        """Return (b,) bool, all False."""
         return np.zeros(len(indices), dtype=bool)
 
     greys = flips
@@ -74,7 +74,7 @@ def embed_records(
     unfinished: Unfinished,
     heed: Callable[[range], Iterator[int]],
 ) -> None:
-    """Collective. Make the cache that `writer` is for, or go on with it; `batch`: images a forward pass.
+    """Collective. Make the cache that `writer` is for, or go on with it; `batch`: images per forward pass.
 
     heed: gives the turns of the ranks' common loop back one by one, as `StopSignals.heeding` does.
     """
@@ -113,7 +113,7 @@ def _make(plan: BlockPlan, blocks: list[int], batches: Iterator[FaceBatch], embe
 
 
 def _write_means(writer: CacheWriter, source: Source, world: World) -> None:
-    """Collective. The class means of what was written; every rank has the classes of its shard."""
+    """Collective. Write the class means of what was written; every rank has the classes of its shard."""
     facts, size = writer.facts, world.size
     shard = shard_of(facts.classes, world.rank, size)
 

@@ -1,9 +1,9 @@
-"""Writing a teacher cache (cache.py): block by block, by any number of processes, again and again until whole.
+"""Write a teacher cache (cache.py) block by block, by any number of processes, again and again until it is whole.
 
 While it is made everything lies in `.<name>.partial` beside the folder's later name; when all is written and on the
 disk, that takes its name. In there, beside the files to be:
   facts.json   what the cache will be; work is gone on with only where it is equal
-  blocks.bin   8 bytes a block: crc32 and its complement, both uint32 little-endian, written once the block is on the
+  blocks.bin   8 bytes per block: crc32 and its complement, both uint32 little-endian, written once the block is on the
                disk. Anything else (zeros, a torn write) means that the block is still to be made.
 A process writes only its own blocks and their entries, so no two write to one place.
 Errors: TeacherError naming the file or the record; StorageError where a file cannot be written.
@@ -44,7 +44,7 @@ _ENTRY = struct.Struct("<II")
 
 
 class CacheWriter:
-    """Of one process. `begin` on one of them, then `CacheWriter` on each, `finish` on one."""
+    """Writes one process's part: `begin` on one of them, then `CacheWriter` on each, `finish` on one."""
 
     def __init__(self, folder: Path, facts: CacheFacts, block_records: int = BLOCK_RECORDS) -> None:
         self.folder, self.facts, self.block_records = Path(folder), facts, block_records
@@ -111,14 +111,14 @@ class CacheWriter:
         }
 
     def missing(self) -> list[int]:
-        """Blocks that are still to be made."""
+        """List the blocks that are still to be made."""
         return [block for block, total in enumerate(self._sums()) if total is None]
 
     def records(self, block: int) -> range:
         return range(block * self.block_records, min((block + 1) * self.block_records, self.facts.records))
 
     def write_block(self, block: int, rows: Tensor, name: Callable[[int], str]) -> None:
-        """rows (records of the block, 2, D) float32, on any device; `name` of a record, for what cannot be kept."""
+        """Write rows (records of the block, 2, D) float32, on any device; `name`: of a record that cannot be kept."""
         records = self.records(block)
         assert rows.shape == (len(records), 2, self.facts.dim), rows.shape
         data = self._encoded(rows, records, name)
@@ -139,7 +139,7 @@ class CacheWriter:
         return kept.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
     def read_block(self, block: int) -> Tensor:
-        """The rows (records, 2, D) float32 of a block that was written."""
+        """Read the rows (records, 2, D) float32 of a block that was written."""
         records, size = self.records(block), self.facts.record_bytes
         path = self.place / EMBEDDINGS
         try:
@@ -153,7 +153,7 @@ class CacheWriter:
         return kept.view(len(records), 2, self.facts.dim).float()
 
     def write_means(self, shard: range, means: Tensor) -> None:
-        """(len(shard), D) float32 of these classes."""
+        """Write the means (len(shard), D) float32 of these classes."""
         _put(self.place / CLASS_MEANS, 4 * shard.start * self.facts.dim, means.cpu().numpy().astype("<f4").tobytes())
 
     def finish(self) -> None:
@@ -188,12 +188,12 @@ class CacheWriter:
 
 
 def partial(folder: Path) -> Path:
-    """Where a cache lies while it is made."""
+    """Say where a cache lies while it is made."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def _put(path: Path, at: int, data: bytes) -> None:
-    """Bytes into a file that has its size already; on the disk when this returns."""
+    """Write bytes into a file that has its size already; they are on the disk when this returns."""
     view = memoryview(data)
     with naming(path), path.open("r+b", buffering=0) as file:
         while view:

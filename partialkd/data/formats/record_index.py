@@ -1,6 +1,6 @@
-"""The .idx of a RecordIO file: text, `key<TAB>offset` a line, in any order of keys.
+"""Read the .idx of a RecordIO file: lines of text, `key<TAB>offset`, in any order of keys.
 
-Memory: 8 bytes a record where keys are consecutive and their lines in order, 16 where they are not consecutive; of
+Memory: 8 bytes per record where keys are consecutive and their lines in order, 16 where they are not consecutive; of
 lines out of order up to 40 while they are sorted. Speed: about 10 million lines a second.
 Errors: `DataError` with file and line.
 """
@@ -19,7 +19,7 @@ _TEXT_CHUNK, _LONGEST_LINE = 1 << 22, 1 << 10  # bytes
 
 
 def read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
-    """.idx file -> keys (n,) ascending, a range where they are consecutive, else int64; offsets (n,) int64.
+    """Read an .idx file -> keys (n,) ascending, a range where they are consecutive, else int64; offsets (n,) int64.
 
     Read in pieces: beyond what it returns it needs a fixed amount of memory, if the lines are in the order of keys.
     """
@@ -41,7 +41,7 @@ def read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
 
 
 def _with(keys: range | np.ndarray, more: np.ndarray, lines: int, total: int) -> range | np.ndarray:
-    """Keys of `lines` lines and those of the following ones."""
+    """Join the keys of `lines` lines and those of the following ones."""
     if isinstance(keys, range):
         first = keys.start if lines else int(more[0])
         if np.array_equal(more, np.arange(first + lines, first + lines + len(more))):
@@ -53,7 +53,7 @@ def _with(keys: range | np.ndarray, more: np.ndarray, lines: int, total: int) ->
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The file in pieces of whole lines."""
+    """Read the file in pieces of whole lines."""
     with path.open("rb") as file:
         rest = b""
         while piece := file.read(_TEXT_CHUNK):
@@ -71,7 +71,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _numbers(text: bytes, lines: int, path: Path) -> tuple[np.ndarray, int]:
-    """Whole lines -> key, offset, key, offset, ... int64, and the number of lines; `lines` stand before these."""
+    """Parse whole lines -> key, offset, key, offset, ... int64, and the number of lines; `lines` stand before these."""
     count = text.count(b"\n") + (not text.endswith(b"\n"))
     try:
         with warnings.catch_warnings():

@@ -1,1 +1,1 @@
-"""Batches: the loaders and what they do with records that cannot be read."""
+"""Loaders make batches of records, and deal with records that cannot be read."""

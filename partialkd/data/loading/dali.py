@@ -10,7 +10,7 @@ A pipeline and its threads belong to one iterator of `epoch` and end with it.
 DALI takes what `decode.py` does not: transparency, 16 bits a channel, animations, and JPEG that is damaged in the
 middle but ends as it should. So images that are not JPEG, and those to be turned upright, are decoded twice, by us
 first; of the others the header is looked at; and with
-`data.on_corrupt = "skip"` all are (about 0.15 ms an image of 112 x 112 on one core, on the threads that read): an
+`data.on_corrupt = "skip"` all are (about 0.15 ms per image of 112 x 112 on one core, on the threads that read): an
 unreadable image ends a pipeline, and which ones are unreadable must not depend on the loader. With "stop" a JPEG
 damaged in the middle goes through with grey or shifted blocks.
 Errors: `DataError` naming the record, at the micro-step the record belongs to.
@@ -41,7 +41,7 @@ from partialkd.errors import DataError, Where
 
 @dataclass(frozen=True)
 class Encoded:
-    """A micro-step on its way through DALI."""
+    """Holds a micro-step on its way through DALI."""
 
     indices: np.ndarray  # (b,) int64
     images: list[bytes]
@@ -73,7 +73,7 @@ class DaliLoader(SourceLoader):
             feeder.close()
 
     def _run(self, pipeline: Pipeline, feeder: Feeder) -> Any:
-        """The images of the next micro-step that has any, as a DALI TensorList; None if only empty ones are left."""
+        """Return the images of the next micro-step that has any, a TensorList; None if only empty ones are left."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         try:
             return pipeline.run(stream)[0]
@@ -85,7 +85,7 @@ class DaliLoader(SourceLoader):
             raise self._undecodable(feeder.under_way, error) from error
 
     def _read(self, epoch: int, indices: np.ndarray) -> Encoded:
-        """On the feeder's threads."""
+        """Read a micro-step; runs on the feeder's threads."""
         if self.unreadable.skips:
             indices, records = self.unreadable.read(epoch, indices, lambda index: self._record(index, look=True))
         else:
@@ -94,7 +94,7 @@ class DaliLoader(SourceLoader):
         return Encoded(indices, images, labels, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices))
 
     def _record(self, index: int, look: bool) -> tuple[bytes, int]:
-        """Encoded bytes and class id. look: whether our decoder must take the image, JPEG or not."""
+        """Read encoded bytes and class id. look: whether our decoder must take the image, JPEG or not."""
         encoded, label = read_record(self.source, index)
         upright = orientation(encoded) == UPRIGHT  # else DALI gets the pixels as we have turned them
         if look or encoded[:2] != JPEG or not upright:
@@ -104,7 +104,7 @@ class DaliLoader(SourceLoader):
         return encoded if upright else encode_png(pixels), label
 
     def _finish(self, images: Any, batch: Encoded) -> Tensor:
-        """DALI's images -> (b, 3, S, S) float32 on the device. The tensors share DALI's memory and keep it."""
+        """Turn DALI's images into (b, 3, S, S) float32 on the device. The tensors share DALI's memory and keep it."""
         size = self.data.image_size
         if self.data.resize:
             parts = (torch.from_dlpack(image)[None] for image in images)
@@ -117,7 +117,7 @@ class DaliLoader(SourceLoader):
         return pixels
 
     def _undecodable(self, under_way: deque[Encoded], error: RuntimeError) -> DataError:
-        """Which record it was: DALI does not say, our decoder refuses it too."""
+        """Find which record it was: DALI does not say, our decoder refuses it too."""
         for batch in under_way:
             for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
                 try:
@@ -129,7 +129,7 @@ class DaliLoader(SourceLoader):
 
 
 class Feeder:
-    """What DALI calls for its next micro-step: encoded images read ahead, and whether to mirror them."""
+    """Gives DALI its next micro-step when it calls: encoded images read ahead, and whether to mirror them."""
 
     def __init__(self, plan: Plan, epoch: int, steps: range, workers: int, read: Read) -> None:
         self.under_way: deque[Encoded] = deque()  # handed to DALI, or empty; not yet back
@@ -155,7 +155,7 @@ class Feeder:
 
 
 def build_pipeline(feeder: Feeder, local_batch: int, data: DataConfig, device: torch.device) -> Pipeline:
-    """One output: (b, 3, H, W) float32 mirrored and normalised, or with `data.resize` (b, H, W, 3) uint8 as decoded."""
+    """Build what gives (b, 3, H, W) float32 mirrored and normalised; with `data.resize` (b, H, W, 3) uint8."""
     on_gpu = device.type == "cuda"
     index = (torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None
     pipeline = Pipeline(batch_size=local_batch, num_threads=data.workers, device_id=index, prefetch_queue_depth=2)

@@ -29,7 +29,7 @@ from partialkd.errors import DataError
 
 @dataclass(frozen=True)
 class Job:
-    """A micro-step before reading."""
+    """Holds what is to be read in a micro-step."""
 
     indices: np.ndarray  # (b,) int64
     flips: np.ndarray  # (b,) bool
@@ -58,7 +58,7 @@ class JpegLoader(SourceLoader):
         return job, *self.read(job)
 
     def _read_others(self, epoch: int, job: Job) -> tuple[Job, Any, list[int]]:
-        """With other records in the place of those that cannot be read."""
+        """Read a micro-step with other records in the place of those that cannot be read."""
         try:
             return self._read(job)
         except DataError:
@@ -67,7 +67,7 @@ class JpegLoader(SourceLoader):
         return self._read(Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels))
 
     def read(self, job: Job) -> tuple[Any, list[int]]:
-        """Images and class ids: `job.pixels`, or a list if not all are S x S; (b, 3, S, S) float32 without them."""
+        """Read images and class ids: `job.pixels`, or a list if not all are S x S; (b, 3, S, S) float32 without."""
         if job.pixels is None:
             return self._read_floats(job)
         images, labels, size = [], [], self.data.image_size
@@ -89,6 +89,6 @@ class JpegLoader(SourceLoader):
         return torch.from_numpy(planes), labels
 
     def _read_image(self, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """One record -> its pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""
+        """Read a record's pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""
         encoded, label = read_record(self.source, index)
         return self._decode(encoded, index, out), label

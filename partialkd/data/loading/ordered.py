@@ -1,4 +1,4 @@
-"""Base of the loaders: batches of one rank in the order of a plan, and how far they have been read.
+"""The base of loaders: batches of one rank in the order of a plan, and how far they have been read.
 
 `Loader` is what training knows of any loader; `SourceLoader` is the base of those that read images themselves.
 """
@@ -24,7 +24,7 @@ from partialkd.errors import CheckpointError, DataError, Where
 
 
 class Loader(ABC):
-    """Batches of one rank in the order of a plan, from any micro-step of any epoch.
+    """Gives the batches of one rank in the order of a plan, from any micro-step of any epoch.
 
     A loader keeps its own position: `for batch in loader` goes on from it, epoch after epoch without end, and
     `state()` says which batch comes next once the ones that were handed out are used. `epoch` leaves it alone.

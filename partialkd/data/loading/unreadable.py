@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 
 
 class Unreadable:
-    """The unreadable records that one loader has met. Safe from several threads."""
+    """Keeps count of the unreadable records that one loader has met. Safe from several threads."""
 
     def __init__(self, data: DataConfig, source: Source, plan: Plan) -> None:
         self.skips, self.most = data.on_corrupt == "skip", data.max_corrupt
@@ -49,7 +49,7 @@ class Unreadable:
         self._lock = Lock()
 
     def read(self, epoch: int, indices: np.ndarray, read: Callable[[int], Item]) -> tuple[np.ndarray, list[Item]]:
-        """Records (b,) -> those that take their places (c,) int64, c <= b, and what `read` made of each."""
+        """Read records (b,) or others in their places -> records (c,) int64, c <= b, and what `read` made of each."""
         chosen: list[int] = []
         items: list[Item] = []
         for index in indices.tolist():
@@ -64,7 +64,7 @@ class Unreadable:
         return np.array(chosen, dtype=np.int64), items
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        """The record, then those to take its place; known ones are not tried again."""
+        """Give the record, then those to take its place; known ones are not tried again."""
         if index not in self.found:
             yield index
         if self.plan.seed is None:
@@ -89,7 +89,7 @@ class Unreadable:
         self._say(f"{error}; {self._what} ({count} of at most {self.most})")
 
     def say_total(self) -> None:
-        """One line, where there were any."""
+        """Say in one line how many there were, if any."""
         if self.found:
             self._say(f"{len(self.found)} records could not be read and were {self._what}")
 

@@ -1,1 +1,1 @@
-"""Which record comes when: plans, samplers and read-ahead."""
+"""Orders, plans and read-ahead decide which record comes when."""

@@ -1,12 +1,12 @@
-"""Orders: which record stands at which position of an epoch. Pure functions of (seed, epoch, position).
+"""Orders say which record stands at which position of an epoch: pure functions of (seed, epoch, position).
 
 `GlobalOrder`    a random order of all records ("shuffle" = "global")
 `BlockOrder`     blocks of consecutive records in random order, mixed within groups of blocks ("blocks")
 `BalancedOrder`  every identity equally often ("balanced")
 `PKOrder`        global batches of P identities with K images each ("pk")
 
-No order keeps a permutation: a position is computed when it is asked for (permutation.py). Memory: nothing a record
-for the first; 20 bytes a *block* for the second; 12 bytes an identity for the last two, and 4 bytes a record where
+No order keeps a permutation: a position is computed when it is asked for (counter_random.py). Memory: none
+for the first; 20 bytes per *block* for the second; 12 bytes per identity for the last two, and 4 bytes per record where
 records are not sorted by class id.
 
 Weights. A data set of n records with weight w gives round(w * n) records (at least one) to every epoch: with 1
@@ -38,17 +38,17 @@ _CHUNK = 1 << 18  # labels looked at in one go
 
 
 class Order(Protocol):
-    """Positions 0..length-1 of every epoch, and the records there."""
+    """Maps the positions 0..length-1 of every epoch to records."""
 
     length: int
 
     def records(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """(n,) int64 positions -> (n,) int64 indices into the source."""
+        """Map positions (n,) int64 to indices (n,) int64 into the source."""
         ...
 
 
 def make_order(data: DataConfig, source: Source, global_batch: int, seed: int) -> Order:
-    """The order that `data.sampler`, `data.shuffle` and the weights of `data.parts` say."""
+    """Make the order that `data.sampler`, `data.shuffle` and the weights of `data.parts` name."""
     if data.sampler == "balanced":
         return BalancedOrder(source, seed, global_batch)
     if data.sampler == "pk":
@@ -60,17 +60,17 @@ def make_order(data: DataConfig, source: Source, global_batch: int, seed: int) -
 
 
 class Passes:
-    """Several sets of items read in endless passes; an epoch takes the next round(weight * size) items of each."""
+    """Reads several sets of items in endless passes; an epoch takes the next round(weight * size) items of each."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         self.sizes, self.seed = np.array(sizes, dtype=np.int64), seed
         wanted = np.rint(self.sizes * np.array(weights, dtype=np.float64)).astype(np.int64)
-        self.taken = np.maximum(wanted, 1)  # an epoch
+        self.taken = np.maximum(wanted, 1)  # per epoch
         self.starts, self.ends = np.cumsum(self.sizes) - self.sizes, np.cumsum(self.taken)
         self.length = int(self.ends[-1])
 
     def items(self, epoch: int, draws: np.ndarray) -> np.ndarray:
-        """The draws (n,) in [0, length) of an epoch -> items (n,) int64, numbered through all sets."""
+        """Map the draws (n,) in [0, length) of an epoch to items (n,) int64, numbered through all sets."""
         which = np.searchsorted(self.ends, draws, side="right")
         size, taken = self.sizes[which], self.taken[which]
         number, item = np.divmod(epoch * taken + draws - (self.ends[which] - taken), size)  # pass, place in it
@@ -81,7 +81,7 @@ class Passes:
 
 
 class GlobalOrder:
-    """All records of the data sets, each as often as its weight says, in a new random order an epoch."""
+    """Gives all records of the data sets, each as often as its weight says, in a new random order every epoch."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         self.seed, self.passes = seed, Passes(sizes, weights, seed)
@@ -92,7 +92,7 @@ class GlobalOrder:
 
 
 class BlockOrder:
-    """Blocks of `block` consecutive records in random order; `group` blocks at a time are mixed record by record.
+    """Gives blocks of `block` consecutive records in random order; `group` blocks at a time are mixed by record.
 
     The last block of a data set is shorter. Weights act on blocks; where one is not a whole number, an epoch may
     hold up to one or two shorter blocks, and `length` is what every epoch has.
@@ -109,7 +109,7 @@ class BlockOrder:
         self._cached: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """First records (m,) int64 of an epoch's blocks in their order, and the position after each (m,) int64."""
+        """Return the first records (m,) int64 of an epoch's blocks in order, and the position after each (m,) int64."""
         if self._cached[0] != epoch:
             count = self.passes.length
             draws = permute(count, hash64(self.seed, _EPOCH, epoch), np.arange(count))
@@ -135,7 +135,7 @@ class BlockOrder:
 
 
 class Identities:
-    """Which records each identity has; identities without one are not counted."""
+    """Finds the records of each identity; identities without one are not counted."""
 
     def __init__(self, source: Source) -> None:
         counts = np.zeros(source.num_classes, dtype=np.int64)
@@ -154,13 +154,13 @@ class Identities:
         return len(self.class_ids)
 
     def records(self, identity: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """The `image`-th records (n,) int64 of identities (n,), both counted from 0."""
+        """Return the `image`-th records (n,) int64 of identities (n,), both counted from 0."""
         at = self._starts[identity] + image
         return at if self._records is None else self._records[at].astype(np.int64)
 
 
 def _by_class(source: Source, free: np.ndarray) -> np.ndarray:
-    """Records (n,) int32 sorted by class id, in chunks. free (C,) int64: the first place of each class; filled up."""
+    """Sort the records (n,) int32 by class id, in chunks. free (C,) int64: the first place of each class; filled up."""
     records = np.empty(len(source), dtype=np.int32 if len(source) < 1 << 31 else np.int64)
     for start in range(0, len(source), _CHUNK):
         labels = source.labels(start, min(start + _CHUNK, len(source)))
@@ -173,7 +173,7 @@ def _by_class(source: Source, free: np.ndarray) -> np.ndarray:
 
 
 class BalancedOrder:
-    """Every identity equally often: passes over the identities, each time with the next image of each.
+    """Gives every identity equally often: passes over the identities, each time with the next image of each.
 
     An epoch has as many global batches as the data would fill. Passes go on from epoch to epoch, so no identity is
     ever read more than once more often than another; its images come in random order, all before one comes again.
@@ -192,7 +192,7 @@ class BalancedOrder:
 
 
 class PKOrder:
-    """Global batches of P different identities, K images of each, one identity after the other.
+    """Gives global batches of P different identities, K images of each, one identity after the other.
 
     Every pass over the identities is a new random order of them, cut into batches of P; those left over (fewer than
     P) wait for the next pass. The K images are different ones, and all images of an identity come (but for a rest

@@ -1,7 +1,8 @@
 """Plans say which record is read when, by which rank, mirrored or grey: pure arithmetic on (seed, epoch, step).
 
 A plan has no state: any micro-step of any epoch can be asked for, so a run resumes exactly from its position alone,
-at another world size or accumulation too (micro-steps an optimiser step change, optimiser steps an epoch do not).
+at another world size or accumulation too (which change the micro-steps of an optimiser step, not the optimiser steps
+of an epoch).
 Indices are (b,) int64 into a Source, flips and greys (b,) bool. The orders themselves: orders.py.
 Everything about one record (its place in the global order, flip, grey) is independent of rank and world size; ranks
 and micro-steps only cut the same global batch into parts.
@@ -24,7 +25,7 @@ _FLIP, _GREY = 1, 2  # salts: the two choices of one record are independent
 
 
 class Plan(Protocol):
-    """What loaders need to know of an order."""
+    """Says which records a rank reads in each micro-step: all that loaders need to know."""
 
     micro_steps: int  # per epoch, the same on every rank
     micro_batch: int  # records that are read together in one micro-step, by all ranks; the last ones may be fewer
@@ -33,7 +34,7 @@ class Plan(Protocol):
 
     @property
     def seed(self) -> int | None:
-        """Of the choices about records (`uniform`); None: records come as they are."""
+        """Return the seed of the choices about records (`uniform`); None where records come as they are."""
         ...
 
     def indices(self, epoch: int, micro_step: int) -> np.ndarray: ...
@@ -45,7 +46,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class BatchCut:
-    """Say how each global batch is cut into micro-steps and those into one part per rank, and whose part is meant."""
+    """Says how each global batch is cut into micro-steps, and those into one part per rank; and whose part is meant."""
 
     global_batch: int  # records per optimiser step
     accumulation: int = 1  # micro-steps per optimiser step
@@ -60,17 +61,17 @@ class BatchCut:
 
     @property
     def micro_batch(self) -> int:
-        """Records per micro-step, of all ranks together."""
+        """Count the records per micro-step of all ranks together."""
         return self.global_batch // self.accumulation
 
     @property
     def local_batch(self) -> int:
-        """Records per micro-step of one rank."""
+        """Count the records per micro-step of one rank."""
         return self.micro_batch // self.world_size
 
 
 class TrainingPlan:
-    """Cut global batches from an order, leaving the last incomplete one out.
+    """Cuts global batches from an order, leaving the last incomplete one out.
 
     Without `order`, each epoch has a new random order of `num_records`, each record at most once in it.
     """
@@ -114,7 +115,7 @@ class TrainingPlan:
 
 
 class SequentialPlan:
-    """Read every record once, in order, as it is. Last batches are shorter or empty, never padded.
+    """Reads every record once, in order, as it is. Last batches are shorter or empty, never padded.
 
     Micro-step m covers records [m * B, (m + 1) * B), B = local_batch * world_size, rank r the r-th part of them.
     """

@@ -1,7 +1,7 @@
-"""Plans of training, and the hint to the system which blocks of the files they come to next.
+"""Make the plans of training, and hint to the system which blocks of the files they come to next.
 
 With `data.shuffle = "blocks"` the blocks of the group being read and, as it is worked through, those of the next
-group are announced (`Source.readahead`) in the order of the epoch. Every block is asked for once an epoch, in one
+group are announced (`Source.readahead`) in the order of the epoch. Every block is asked for once per epoch, in one
 run of neighbouring records, and should be in the page cache when a loader reads its records one by one.
 Announcing changes nothing of what is read.
 """

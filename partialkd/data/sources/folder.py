@@ -1,4 +1,4 @@
-"""Image folders as a source: `<identity>/<image>` files, class ids in the order of the identities' sorted names.
+"""The source of image folders: `<identity>/<image>` files, class ids in the order of the sorted names.
 
 Errors: `DataError` with the path of the first file that is no image, or identity without one.
 """
@@ -17,7 +17,7 @@ from partialkd.errors import DataError
 
 
 class FolderSource(Source):
-    """`<identity>/<image>` files; class ids in the order of the identities' sorted names."""
+    """Reads `<identity>/<image>` files; class ids are in the order of the identities' sorted names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)

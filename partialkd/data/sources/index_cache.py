@@ -1,4 +1,4 @@
-"""Indices of .rec files, kept from one start to the next: parsed, checked, and mapped into memory.
+"""The index cache keeps what was found in .rec files from one start to the next, with checksums, mapped into memory.
 
 Opening a .rec reads every record's header once, which takes long for files of 1e8 records on a disk that seeks. In the
 cache folder (`data.index_cache`) each file has a folder of its own, named by a hash of the file's path, size and time
@@ -12,8 +12,8 @@ Errors: `DataError` naming the file; `StorageError` where the cache cannot be wr
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ import numpy as np
 
 from partialkd.data.formats.recordio import RecordReader
 from partialkd.data.sources.record_file import RecordFile
-from partialkd.errors import DataError
+from partialkd.errors import DataError, printable
 from partialkd.storage.atomic_files import discard, hidden_name, naming, new_folder
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.storage.manifest import read_manifest, write_manifest
 from partialkd.storage.mapped_file import MappedFile
 
+LOG = logging.getLogger(__name__)
 FORMAT = "partialkd-record-index-3"
 _ARRAYS = ("numbers", "offsets", "positions", "labels")
 
@@ -41,7 +42,7 @@ def open_file(rec: Path, idx: Path, num_classes: int, cache: Path | None, embedd
         try:
             return _kept(rec, place)
         except DataError as error:
-            warnings.warn(f"{error}; the index of {rec} is read anew", stacklevel=2)
+            LOG.warning("%s; the index of %s is read anew", error, printable(str(rec)))
             _remove(place)
     file = RecordFile.scanned(rec, idx, num_classes, embeddings)
     if place.name == _name(rec, idx, num_classes, embeddings):  # else it was written to meanwhile

@@ -1,4 +1,4 @@
-"""InsightFace folders as a source: train.rec, or parts train.00.rec, train.01.rec, ..., each with its .idx.
+"""The source of InsightFace folders: train.rec, or parts train.00.rec, train.01.rec, ..., each with its .idx.
 
 Parts are one data set: they share `property` and its class ids, and are read one after the other in the order of
 their numbers; keys may repeat between parts, and each may have its own header and identity records.
@@ -32,7 +32,7 @@ _PART = re.compile(r"train\.(\d+)\.(rec|idx)")
 
 
 class RecordIOSource(Source):
-    """An unmodified InsightFace folder of one or more .rec files; with or without header records."""
+    """Reads an unmodified InsightFace folder of one or more .rec files, with or without header records."""
 
     def __init__(self, folder: Path, cache: Path | None = None, embeddings: int | None = None) -> None:
         folder, self.embeddings = Path(folder), embeddings
@@ -46,7 +46,7 @@ class RecordIOSource(Source):
 
     @property
     def reader(self) -> RecordReader:
-        """Of the first file."""
+        """Return the reader of the first file."""
         return self.files[0].reader
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class RecordIOSource(Source):
         return np.concatenate(parts).astype(np.int64)
 
     def locate(self, index: int) -> tuple[RecordFile, int]:
-        """The file of an image, and its place among the file's images."""
+        """Find the file of an image, and its place among the file's images."""
         check_index(index, len(self))
         number = bisect_right(self._starts, index) - 1
         self.files[number].check()
@@ -86,7 +86,7 @@ class RecordIOSource(Source):
         return file.reader.where(int(file.positions[at]))
 
     def stem(self, index: int) -> str:
-        """A file name of its own for every image: its key, behind the part's number where there are several."""
+        """Give every image a file name of its own: its key, behind the part's number where there are several."""
         file, at = self.locate(index)
         key = f"{file.reader.key(int(file.positions[at])):08d}"
         return key if len(self.files) == 1 else f"{self.files.index(file):02d}_{key}"
@@ -101,7 +101,7 @@ class RecordIOSource(Source):
 
 
 def record_files(folder: Path) -> list[tuple[Path, Path]]:
-    """The .rec files of a folder with their .idx, in the order of their numbers."""
+    """List the .rec files of a folder with their .idx, in the order of their numbers."""
     found: dict[str, set[int]] = {"rec": set(), "idx": set()}
     paths: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):

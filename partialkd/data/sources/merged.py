@@ -1,4 +1,4 @@
-"""One or several data sets as one source of training, no file rewritten.
+"""Several data sets become one source of training, and no file is rewritten; or one, with some identities left out.
 
 In every part, in this order: identities of its exclude list are left out, its label map gives new ids, its offset is
 added (by default the first number after the ids of the parts before it). Two parts may use one id only where
@@ -6,7 +6,7 @@ added (by default the first number after the ids of the parts before it). Two pa
 are left out, and the ids that remain are numbered 0..C-1 in ascending order. `origins` leads back from a class id to
 (part, identity).
 
-Memory, beyond the parts' own: 4 bytes a record of a part of which some images are left out, 4 bytes an identity.
+Memory, beyond the parts' own: 4 bytes per record of a part of which some images are left out, 4 bytes per identity.
 Errors: `DataError` naming file and identity; `ConfigError` naming the parts whose ids meet.
 """
 
@@ -32,14 +32,14 @@ _CHUNK = 1 << 18  # labels looked at in one go
 
 @dataclass(frozen=True)
 class Part:
-    """A data set, and what of it is used."""
+    """One data set, and which of its images and identities are used."""
 
     source: Source
     class_ids: np.ndarray  # (C of the part,) int32: class id in training, LEFT_OUT
     kept: range | np.ndarray  # (n,) images of the part that are used, ascending
 
     def labels(self, start: int, stop: int) -> np.ndarray:
-        """Class ids in training of these of its images. Where few are used, those between are looked at in pieces."""
+        """Return the class ids in training of these images. Where few are used, labels are read in pieces."""
         kept = self.kept[start:stop]
         if isinstance(kept, range):
             return self.class_ids[self.source.labels(kept.start, kept.stop)].astype(np.int64)
@@ -70,7 +70,7 @@ class MergedSource(Source):
         return self._starts[-1]
 
     def locate(self, index: int) -> tuple[Part, int]:
-        """The part of an image, and its index there."""
+        """Find the part of an image, and its index there."""
         check_index(index, len(self))
         number = bisect_right(self._starts, index) - 1
         return self.parts[number], int(self.parts[number].kept[index - self._starts[number]])
@@ -94,7 +94,7 @@ class MergedSource(Source):
         return part.source.name(at)
 
     def readahead(self, start: int, stop: int) -> None:
-        """Images left out between them are read too."""
+        """Hint as `Source.readahead` does; images left out between them are read too."""
         for part, at in zip(self.parts, self._starts, strict=False):
             kept = part.kept[max(start - at, 0) : max(stop - at, 0)]
             if len(kept):
@@ -141,7 +141,7 @@ def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: 
 def _ids(
     configs: Sequence[PartConfig], names: list[Names], counts: list[np.ndarray], facts: list[dict[str, Any]]
 ) -> list[np.ndarray]:
-    """Ids before they are numbered anew, (C of the part,) int64 each; LEFT_OUT also where there is no image."""
+    """Give each part's ids (C of the part,) int64 before renumbering; LEFT_OUT also where there is no image."""
     ids, free = [], 0  # free: the first number no part has used
     for config, name, count, fact in zip(configs, names, counts, facts, strict=True):
         present = count > 0
@@ -175,7 +175,7 @@ def _refuse_common(ids: list[np.ndarray], configs: Sequence[PartConfig]) -> None
 
 
 def _images(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending ids (m,) in use, and the images of each over all parts."""
+    """Return the ids (m,) in use, ascending, and the images of each over all parts."""
     used = [chosen != LEFT_OUT for chosen in ids]
     found, where = np.unique(np.concatenate([i[u] for i, u in zip(ids, used, strict=True)]), return_inverse=True)
     weights = np.concatenate([c[u] for c, u in zip(counts, used, strict=True)])
@@ -183,7 +183,7 @@ def _images(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray
 
 
 def _kept(source: Source, class_ids: np.ndarray, count: int) -> range | np.ndarray:
-    """Images whose class is used; a range where they lie together."""
+    """Return the images whose class is used; a range where they lie together."""
     if count == len(source):
         return range(count)
     kept = np.empty(count, dtype=np.int32 if len(source) < 1 << 31 else np.int64)

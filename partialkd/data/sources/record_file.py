@@ -1,4 +1,4 @@
-"""The images of one .rec file: where they stand in it and their class ids, found by one scan of all record headers.
+"""Find the images of one .rec file, where they stand in it and their class ids, by one scan of all record headers.
 
 Memory: 12 bytes per record (offset and class id), 8 more where the keys of a file are not consecutive, 8 more where
 its images do not lie together among its records.
@@ -70,7 +70,7 @@ class RecordFile:
 def _labels(
     reader: RecordReader, positions: range | None, num_classes: int, embeddings: int | None
 ) -> tuple[range | np.ndarray, np.ndarray]:
-    """Positions and class ids of the images; positions None: of all records that hold an image."""
+    """Return positions and class ids of the images; positions None: of all records that hold an image."""
     labels = np.empty(len(reader) if positions is None else len(positions), dtype=np.int32)
     kept: list[np.ndarray] = []
     problems = _Problems(reader, num_classes, embeddings)
@@ -100,7 +100,7 @@ def _as_range(positions: np.ndarray) -> range | np.ndarray:
 
 
 class _Problems:
-    """The first record that breaks each rule, and how many do."""
+    """Remembers the first record that breaks each rule, and how many do."""
 
     def __init__(self, reader: RecordReader, num_classes: int, embeddings: int | None) -> None:
         self.reader, self.num_classes, self.embeddings = reader, num_classes, embeddings
