@@ -1,6 +1,9 @@
 """Faults until the job is done: kill -9 of ranks and of the launcher, SIGSTOP of ranks, at random moments.
 
-    python benchmarks/chaos.py [--faults 100] [--minutes 60] [--seed 0] [--ranks 2] [--folder FOLDER] [--out FILE]
+    python benchmarks/chaos.py [--faults 100] [--pairs 10] [--damages 60] [--minutes 60] [--seed 0] [--ranks 2]
+                               [--folder FOLDER] [--out FILE]
+
+Short: --faults 5 --pairs 2 --damages 6.
 
 The job is the chain of configs/quickstart.toml (teacher, student, the student alone, evaluation, export), made shorter
 by `OVERRIDES`, in deterministic mode, run by launch/local.sh with --resume auto and MAX_RESTARTS = 2. It runs once
@@ -10,6 +13,9 @@ finished phase), so that faults also hit start-up, saving, evaluation, the pass 
 phases. When the job has been finished it is begun anew in another folder, until `--faults` faults have been made; the
 last round runs to its end. Every finished round must have, bit for bit, the files of the undisturbed run: the student
 of every phase, the centres, the exported student, the scores, the loss of every logged step.
+
+Then --pairs times two jobs are started at once, and --damages times a file of a half-finished run is damaged before the
+run is gone on with (chaos_files.py).
 
 Written to --out: counts by kind and by what the job was doing, rounds, starts by hand, seconds from a fault to new
 progress, hardware, versions, commit. Exit status 1 if a file differs, a job does not finish, or the time was up before
@@ -29,8 +35,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from chaos_files import damage_files, start_pairs
 from chaos_job import KINDS, OVERRIDES, Job, make_fault, results
 from measure import machine
 
@@ -123,6 +131,8 @@ def say(text: str) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=10, help="times that two jobs are started at once")
+    parser.add_argument("--damages", type=int, default=60, help="files that are damaged, one a start")
     parser.add_argument("--minutes", type=float, default=60.0, help="no more faults after this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
@@ -158,8 +168,13 @@ def main() -> int:
     finally:
         if soak.job.launcher is not None:
             soak.job.launcher.kill()  # its ranks go with it
+    rng = random.Random(args.seed)
+    pairs = start_pairs(args.folder / "pairs", args.pairs, args, expected, calm_s, rng)
+    damages = damage_files(calm, args.damages, expected, rng)
+    differences += [f"{what}: {said}" for outcome in (pairs, damages) for what, said in outcome.wrong]
     seconds = time.monotonic() - start
-    report(args, soak.counts, differences, seconds=seconds, undisturbed_seconds=calm_s, results_a_round=len(expected))
+    facts = {"seconds": seconds, "undisturbed_seconds": calm_s, "results_a_round": len(expected)}
+    report(args, soak.counts, differences, **facts, pairs=pairs.counts, damages=damages.counts)
     if temporary and not differences:
         shutil.rmtree(args.folder)
     return status(soak.counts.kinds.total(), args.faults, differences)
@@ -174,7 +189,7 @@ def status(made: int, wanted: int, differences: list[str]) -> int:
     return int(made < wanted or bool(differences))
 
 
-def report(args: argparse.Namespace, counts: Counts, differences: list[str], **facts: float) -> None:
+def report(args: argparse.Namespace, counts: Counts, differences: list[str], **facts: Any) -> None:
     times = counts.recovery_s or [0.0]
     value = {
         "faults": counts.kinds.total(),

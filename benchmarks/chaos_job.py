@@ -27,15 +27,18 @@ OVERRIDES = (
 class Job:
     """One folder, and the command that is repeated until it is finished."""
 
-    def __init__(self, folder: Path, ranks: int, timeout_s: float) -> None:
-        self.folder, self.ranks, self.timeout_s = folder, ranks, timeout_s
-        self.run = folder / "runs" / "quickstart"
-        self.log = folder / "log.txt"
+    def __init__(
+        self, folder: Path, ranks: int, timeout_s: float, name: str = "quickstart", log: str = "log.txt"
+    ) -> None:
+        self.folder, self.ranks, self.timeout_s, self.name = folder, ranks, timeout_s, name
+        self.run = folder / "runs" / name
+        self.log = folder / log
         self.launcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         places = [f"dist.timeout_s={self.timeout_s}", f"run.folder={self.folder}/runs", f"data.path={self.folder}/data"]
+        places.append(f"run.name={self.name}")
         command = ["launch/local.sh", *OVERRIDES, *places, f"evaluate.sets=['{self.folder}/data/faces.bin']"]
         environment = {**os.environ, "NPROC": str(self.ranks), "OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

@@ -62,7 +62,7 @@ class Owner:
         return f"process {self.pid} on {self.host} since {self.since}{job}"
 
     def state(self) -> str:
-        """ "gone", "stopped", "running" or "unknown", as far as this process can see."""
+        """Whether the owner is "gone", "stopped" or "running", as far as this process can see; else "unknown"."""
         return Place(self.host, self.pid, self.born, self.system, self.token).state()
 
     def makes_way_for(self, other: Owner, heir_of: str) -> bool:
@@ -73,7 +73,7 @@ class Owner:
 
 @dataclass
 class _Watch:
-    """How long the counter of one owner has stood still, by this process's monotonic clock."""
+    """The time that an owner's counter has stood still, by this process's monotonic clock."""
 
     seen: tuple[str, str] | None = None  # token, counter
     since: float = field(default_factory=time.monotonic)
@@ -101,7 +101,7 @@ class Claim:
         self._thread.start()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Give the claim up, so that others can take it."""
         self._done.set()
         self._thread.join()
         os.close(self._descriptor)

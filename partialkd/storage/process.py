@@ -13,22 +13,26 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs. `system`: equal for processes that see each other's numbers; empty where unknown."""
+    """Where a process runs, and which one it is.
+
+    system: equal for processes that see each other's numbers, "" where unknown (no /proc).
+    """
 
     host: str
     pid: int
     born: str  # when the process began, in the system's ticks, since numbers are used again
     system: str
-    token: str  # drawn at this start of the rank
+    token: str  # drawn anew by each call of `here`
 
     @classmethod
     def here(cls) -> Place:
+        """The place of this process."""
         stat = _stat(os.getpid())
         system = _BOOT.read_text().strip() + os.readlink("/proc/self/ns/pid") if stat else ""
         return cls(socket.gethostname(), os.getpid(), stat[19] if stat else "", system, secrets.token_hex(8))
 
     def state(self) -> str:
-        """ "gone", "stopped" or "running", as far as this process can see; else "unknown"."""
+        """Whether the process is "gone", "stopped" or "running", as far as this one can see; else "unknown"."""
         if not self.system or self.system != Place.here().system:
             return "unknown"
         stat = _stat(self.pid)

@@ -26,7 +26,10 @@ PIECE_BYTES = 64 << 20  # of one file: what a loading rank reads beside its own 
 
 
 def write_rows(folder: Path, tensors: dict[str, Tensor], shard: range) -> Files:
-    """Not collective. Write this rank's rows of every tensor into a folder that exists -> its files, to be read by."""
+    """Write this rank's rows of every tensor into a folder that exists -> the files, as `read_rows` takes them.
+
+    Not collective.
+    """
     files: Files = {}
     for part in _parts(shard, tensors):
         rows = {name: x[part.start - shard.start : part.stop - shard.start] for name, x in tensors.items()}
@@ -44,7 +47,10 @@ def _parts(shard: range, tensors: dict[str, Tensor]) -> Iterator[range]:
 
 
 def read_rows(folder: Path, files: Files, shard: range) -> dict[str, Tensor]:
-    """Not collective. This shard's rows of every tensor in `files` (of all ranks), whatever the shards were then."""
+    """Read this shard's rows of every tensor from the files of all ranks, whatever the shards were then.
+
+    Not collective.
+    """
     rows: dict[str, Tensor] = {}
     found = 0
     for name, expected in sorted(files.items()):

@@ -35,7 +35,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class FileSum:
-    """What a file must be."""
+    """Size and checksum that a file must have."""
 
     size: int  # bytes
     crc32: str  # eight hexadecimal digits
@@ -45,12 +45,12 @@ Files = dict[str, FileSum]  # by path below some folder, with forward slashes
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileSum:
-    """A new safetensors file. Views, shared memory and tensors of any device are welcome, one at a time."""
+    """Write a new safetensors file. Tensors may be views, share memory and lie on any device."""
     return write_summed(path, _serialised(tensors))
 
 
 def write_summed(path: Path, parts: Iterable[bytes | memoryview]) -> FileSum:
-    """A new file of these bytes, on the disk when this returns. A file that could not be written is left as it is."""
+    """Write a new file of these bytes, flushed to the disk. What a failed write leaves of it stays."""
     size = crc = 0
     try:
         with path.open("wb", buffering=0) as stream:
@@ -67,7 +67,7 @@ def write_summed(path: Path, parts: Iterable[bytes | memoryview]) -> FileSum:
 
 
 def read_tensors(path: Path, expected: FileSum) -> dict[str, Tensor]:
-    """The tensors of a file that is as it was written."""
+    """Read the tensors of a file and check that they are what was written."""
     try:
         return parse(read_bytes(path, expected))
     except SafetensorError as error:
@@ -75,18 +75,18 @@ def read_tensors(path: Path, expected: FileSum) -> dict[str, Tensor]:
 
 
 def read_bytes(path: Path, expected: FileSum) -> bytes:
-    """The content of a file that is as it was written."""
+    """Read a whole file and check that it is what was written."""
     return b"".join(_checked(path, expected))
 
 
 def check_file(path: Path, expected: FileSum) -> None:
-    """CheckpointError unless the file is as it was written. Holds one chunk of it."""
+    """Raise CheckpointError unless the file is as it was written. Holds one chunk of it in memory."""
     for _ in _checked(path, expected):
         pass
 
 
 def check_size(path: Path, expected: FileSum) -> None:
-    """The cheap part of `check_file`."""
+    """Raise CheckpointError unless the file has the size that was written: the cheap part of `check_file`."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -96,12 +96,12 @@ def check_size(path: Path, expected: FileSum) -> None:
 
 
 def sums_to_json(files: Files) -> dict[str, dict[str, Any]]:
-    """For a manifest."""
+    """Convert sizes and checksums to what a manifest holds."""
     return {name: asdict(total) for name, total in sorted(files.items())}
 
 
 def sums_from_json(files: dict[str, dict[str, Any]]) -> Files:
-    """From a manifest. TypeError or AttributeError if it is not one's."""
+    """Convert back what a manifest holds; TypeError or AttributeError if it is something else."""
     return {name: FileSum(**total) for name, total in files.items()}
 
 

@@ -32,11 +32,13 @@ from helpers.teacher_cache_cases import (
     teacher_of,
     tree,
 )
+from partialkd.commands import embed as command
 from partialkd.config.load import parse_config, save_config
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.open import open_source
 from partialkd.errors import TeacherError
+from partialkd.storage import claim
 from partialkd.teacher import cache_pass as module
 from partialkd.teacher.cache import CacheFacts, TeacherCache
 from partialkd.teacher.cache_writer import CacheWriter, partial
@@ -247,3 +249,27 @@ def test_records_outside_are_refused(teacher_caches: Path) -> None:
     for record in (-1, RECORDS):
         with pytest.raises(IndexError, match=r"records must be in \[0, 96\)"):
             cache.rows(torch.tensor([0, record]), torch.zeros(2, dtype=torch.bool))
+
+
+def test_a_second_command_waits_for_the_first_and_takes_its_cache(
+    teacher_caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one makes meanwhile is made here where the second one says that it waits."""
+    folder, said = tmp_path / "kept", []
+    first = claim.claim(folder)
+
+    def info(text: str) -> None:
+        said.append(text)
+        shutil.copytree(teacher_caches / "fp32", folder)
+        first.release()
+
+    def make_again(*_: Any) -> None:
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr(claim._log, "info", info)
+    monkeypatch.setattr(claim, "POLL_S", 0.01)
+    monkeypatch.setattr(command, "make_cache", make_again)
+    embed_into(World(), tree(teacher_caches), folder, "fp32")
+    assert len(said) == 1
+    assert re.search(rf"kept: waiting for process {os.getpid()} on .*, which is making it$", said[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
