@@ -20,7 +20,7 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN pip install -r requirements.txt
 
-COPY pyproject.toml ./
+COPY pyproject.toml LICENSE THIRD_PARTY.md ./
 COPY partialkd partialkd
 RUN pip install --no-deps -e . \
     && install --directory --owner=trainer data runs

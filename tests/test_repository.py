@@ -103,3 +103,18 @@ def test_torch_is_pinned_exactly_and_once() -> None:
     pins = lines_with(re.compile(r"^torch\b"), [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"])
     assert len(pins) == 1
     assert re.fullmatch(r"requirements\.txt:\d+: torch==[\d.]+", pins[0])
+
+
+def test_the_licence_and_whose_ideas_these_are() -> None:
+    """The notice names files that exist, and every file of a published network or method."""
+    assert "Apache License\n" in (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+    assert 'license = { text = "Apache-2.0" }' in (ROOT / "pyproject.toml").read_text()
+    notice = (ROOT / "THIRD_PARTY.md").read_text()
+    named = re.findall(r"`(partialkd/[\w/.]+)`", notice)
+    assert len(named) > 10
+    assert all((ROOT / path).exists() for path in named)
+    sources = re.compile(r"arXiv:\d{4}\.\d{5}")
+    for room in ("models", "methods"):
+        for path in (ROOT / "partialkd" / room).glob("*.py"):
+            assert set(sources.findall(path.read_text())) <= set(sources.findall(notice)), path

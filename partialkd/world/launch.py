@@ -145,7 +145,7 @@ def say_how_to_go_on(options: Sequence[str]) -> None:
     if options and notes.launched():
         notes.note_stopped(options)
     elif options:
-        _log.warning(f"to go on: {command_again(options)}")
+        print(f"to go on: {command_again(options)}", file=sys.stderr, flush=True)
 
 
 def command_again(options: Sequence[str]) -> str:

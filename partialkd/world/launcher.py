@@ -24,7 +24,7 @@ _MEANING = {
     signal.SIGKILL: "the system does that when memory runs out",
     signal.SIGBUS: "a file that it had mapped into memory became shorter, its disk failed, or /dev/shm is full",
 }
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("partialkd.world.launcher")  # not __name__: this is the program itself
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
         if not stopped.exists():
             return status
         words = shlex.split(os.environ.get(LAUNCHED_AS, shlex.join([sys.executable, *sys.argv])))
-        _log.warning(f"to go on: {shlex.join(with_options(words, stopped.read_text().split()))}")
+        print(f"to go on: {shlex.join(with_options(words, stopped.read_text().split()))}", file=sys.stderr, flush=True)
         return STOPPED
 
 
