@@ -39,12 +39,12 @@ PartSource = Literal["recordio", "folder"]  # formats of a data set; data/source
 class PartConfig(Section):
     """One of several data sets that a run reads as one."""
 
-    path: Place
+    path: Free[Place]
     source: PartSource = "recordio"
     weight: Moderate = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
     label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
-    label_map: Place | None = None  # text file `identity<TAB>new id`, -1: left out
-    exclude_identities: Place | None = None  # text file, an identity a line: left out
+    label_map: Free[Place | None] = None  # text file `identity<TAB>new id`, -1: left out
+    exclude_identities: Free[Place | None] = None  # text file, an identity a line: left out
 
 
 class AugmentConfig(Section):
@@ -74,11 +74,12 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     source: Literal[PartSource, "synthetic"] = "recordio"
-    path: Place = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
+    # Where files lie may change on resume: the fingerprint of what is in them is compared.
+    path: Free[Place] = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
     parts: tuple[PartConfig, ...] = ()  # several data sets instead of the one in `path`
     shared_identities: bool = False  # parts may have class ids in common: the same persons
-    label_map: Place | None = None  # without parts: as in a part
-    exclude_identities: Place | None = None  # without parts: as in a part
+    label_map: Free[Place | None] = None  # without parts: as in a part
+    exclude_identities: Free[Place | None] = None  # without parts: as in a part
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
     # D: records carry D floats of a teacher's embedding, then the class id
     embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None

@@ -20,17 +20,23 @@ class TeacherConfig(Section):
     """
 
     source: Literal["none", "train", "checkpoint", "onnx", "records"] = "none"
-    path: Place | None = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
+    # Where files lie may change on resume: fingerprints of what is in them are compared.
+    path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
     project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
-    classifier: Place | None = None  # centres = "classifier": file with the rows (C, D), or arcface_torch's folder
-    label_map: Place | None = None  # text file: line k holds the class id of row k, or -1; "identity": row k is class k
-    cache: Place | None = None  # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
+    classifier: Free[Place | None] = (
+        None  # centres = "classifier": file with the rows (C, D), or arcface_torch's folder
+    )
+    # text file: line k holds the class id of row k, or -1; "identity": row k is class k
+    label_map: Free[Place | None] = None
+    # folder that launch/embed.py made; "auto": made by the run itself, in its own folder
+    cache: Free[Place | None] = None
     cache_dtype: Literal["fp32", "fp16", "bf16"] | None = None  # None: fp16 where one is made, any where one is read
     compile: Free[bool] = False  # torch.compile of its network where it runs, CUDA graphs on GPUs; differs by rounding
+    accept: Free[bool] = False  # train although its accuracy on the first of evaluate.sets is below 0.7
     train: PhaseConfig | None = None  # source = "train"; without effect with another source
 
     @property

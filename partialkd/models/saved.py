@@ -34,14 +34,16 @@ def describe(config: ModelConfig, image_size: int) -> dict[str, str]:
     return {"format": FORMAT, "model": config.model_dump_json(), "image_size": str(image_size), **INPUT_METADATA}
 
 
-def save_model(path: str | Path, model: nn.Module, config: ModelConfig, image_size: int) -> None:
-    """Write the network's state_dict with its description; refuses one that is not finite or does not fit it."""
+def save_model(
+    path: str | Path, model: nn.Module, config: ModelConfig, image_size: int, more: dict[str, str] | None = None
+) -> None:
+    """Write the network's state_dict with its description and `more` metadata; one that fits it and is finite."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if problem := not_finite(state):
         raise CheckpointError(f"{path}: not written: {problem}")
     put_weights(build_empty(config, image_size), state, str(path), assign=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(path), save(state, checksummed(state, describe(config, image_size))))
+    write_bytes(Path(path), save(state, checksummed(state, {**(more or {}), **describe(config, image_size)})))
 
 
 def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
@@ -54,13 +56,7 @@ def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
 
 def read_description(path: str | Path) -> tuple[ModelConfig, int]:
     """Configuration and image size from a file's metadata; its input convention must be this project's."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: does not describe its network: format must be {FORMAT!r}, got {metadata.get('format')!r}"
@@ -76,6 +72,17 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
         return config, image_size
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable description: {error}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """All that a .safetensors file says beside its tensors."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 
 
 MODEL = "model.safetensors"  # a phase that has it is finished

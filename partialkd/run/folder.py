@@ -63,13 +63,22 @@ def run_folder(config: Config) -> Path:
     return followed(Path(config.run.folder) / config.run.name)
 
 
+def check_run(config: Config, resume: str) -> None:
+    """What `open_run` would refuse; nothing is touched."""
+    folder = run_folder(config)
+    begun = any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists()
+    if resume != "never" and begun:
+        check_same_run(config, folder / SAVED_CONFIG)
+    if resume not in ("never", "auto"):
+        _complete_before(folder, Path(resume))
+
+
 def open_run(config: Config, resume: str) -> Path:
     """On one rank: the folder of this run, ready to be written to."""
     folder = run_folder(config)
+    check_run(config, resume)
     if resume == "never":
         move_aside(folder)
-    elif any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists():
-        check_same_run(config, folder / SAVED_CONFIG)
     if resume not in ("never", "auto"):
         go_back(folder, Path(resume))
     with naming(folder):
@@ -86,16 +95,22 @@ def as_begun_in_its_folder(config: Config, resume: str) -> Config:
 
 def go_back(folder: Path, path: Path) -> None:
     """Make `path` the newest checkpoint of the run, and its phase the one that is not finished."""
-    phase = path.resolve().parent.parent
-    complete = checkpoint.complete(phase / "checkpoints")
-    if phase.parent != folder.resolve() or phase.name not in PHASES or path.resolve() not in complete:
-        raise CheckpointError(f"--resume {path}: must be a complete checkpoint <phase>/checkpoints/step_* of {folder}")
+    phase, complete = path.resolve().parent.parent, _complete_before(folder, path)
     checkpoint.verify(path)
     for later in complete[complete.index(path.resolve()) + 1 :]:
         move_aside(later)
     move_aside(phase / MODEL)
     for following in PHASES[PHASES.index(phase.name) + 1 :]:
         move_aside(phase.parent / following)
+
+
+def _complete_before(folder: Path, path: Path) -> list[Path]:
+    """The complete checkpoints of the phase that `path` is one of."""
+    phase = path.resolve().parent.parent
+    complete = checkpoint.complete(phase / "checkpoints")
+    if phase.parent != folder.resolve() or phase.name not in PHASES or path.resolve() not in complete:
+        raise CheckpointError(f"--resume {path}: must be a complete checkpoint <phase>/checkpoints/step_* of {folder}")
+    return complete
 
 
 def move_aside(path: Path) -> None:

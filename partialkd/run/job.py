@@ -24,14 +24,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from partialkd import __version__
+from partialkd import __version__, checkpoint
 from partialkd.centres import CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
@@ -42,20 +41,22 @@ from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source, save_class_ids
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
-from partialkd.evaluate.verification import evaluate_sets, look_at_sets, results_dict, results_table
+from partialkd.evaluate.verification import results_dict, results_table
 from partialkd.export.onnx import export
-from partialkd.models.compiled import require_compiler
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run.folder import as_begun_in_its_folder, open_run, owned_run
+from partialkd.run.checks import Checked, check_job, phases_of
+from partialkd.run.finished import check_finished, made_from
+from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, owned_run, run_folder
 from partialkd.run.out_of_memory import advising
+from partialkd.run.scores import Scores, keep_scores, score, score_trained
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, file_digest
-from partialkd.teacher.supervision import CACHE, Teaching, open_network, teach
-from partialkd.training.trainer import Trainer, check_batch, key_of, plan_of
+from partialkd.teacher.supervision import CACHE, Teaching, teach
+from partialkd.training.trainer import Trainer, check_batch, key_of
 from partialkd.world import flight_recorder, messages
 from partialkd.world.passes import counted
 from partialkd.world.shard import shard_of
@@ -72,9 +73,15 @@ class Job:
 
     context: RunContext
     resumed: bool
+    checked: Checked  # what was opened before the run's folder
     data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
     scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
+
+    def enter(self, who: str, scores: Scores) -> None:
+        """Put a network's scores into the table."""
+        for name, one in scores.items():
+            self.scores.setdefault(name, {})[who] = one
 
 
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
@@ -91,8 +98,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)
         evaluate(job, "student", student)
-        if teacher and config.teacher.source != "records" and config.evaluate.sets:
-            evaluate(job, "teacher", (teacher.network or open_network(job.context)).embed)
+        job.enter("teacher", job.checked.scores)
         if config.alone:
             evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
         result = finish(job, time.perf_counter() - start)
@@ -104,33 +110,26 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
 
 
 def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
-    """Collective. Data and folder; whatever can be found wrong before any work is, is found here."""
+    """Collective. Data and folder; the folder is not touched before everything has been checked (checks.py)."""
     config, resume = world.on_main(lambda: _resumed(config, world, resume))
-    phases = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
-    if config.teacher.source != "train":
-        del phases["teacher"]
-    for name, phase in phases.items():
-        if phase:
-            check_batch(key_of(name), phase, world.size)
+    for name, phase in phases_of(config).items():
+        check_batch(key_of(name), phase, world.size)
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
     if world.is_main and facts:
         _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
     source = world.together(lambda: open_source(config.data))
-    look_at_sets(config.evaluation, config.data.image_size, config.data.resize, world)
-    for name, phase in phases.items():
-        if phase:
-            plan_of(name, phase, config, source, world)
-    compiled = [f"{key_of(name)}.compile" for name, phase in phases.items() if phase and phase.compile]
-    embeds = config.teacher.cache in (None, "auto") or bool(config.evaluate.sets)  # "auto": may still be to be made
-    for key in ["teacher.compile"] * (config.teacher.compile and embeds) + compiled:
-        world.together(partial(require_compiler, world.device, key))
+    context = RunContext(config, world, source, run_folder(config), stop)
+    checked = check_job(context, resume)
     folder = world.on_main(lambda: _open(config, world, resume))
     if source.facts:
         world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
     messages.log_into(folder / messages.LOGS / f"rank_{world.rank}.log")
-    return Job(RunContext(config, world, source, folder, stop), resume != "never", facts)
+    job = Job(context, resume != "never", checked, facts)
+    if checked.scores and checked.fingerprint:
+        keep_scores(context, checked.fingerprint, checked.scores)
+    return job
 
 
 def _say_identities(source: Source, folder: Path) -> None:
@@ -143,6 +142,7 @@ def _say_identities(source: Source, folder: Path) -> None:
 def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
     """On rank 0. What to go on with, and how: always, where torchrun starts ranks again."""
     resume = "auto" if world.remembers("begun") else resume
+    check_run(config, resume)
     return as_begun_in_its_folder(config, resume), resume
 
 
@@ -158,13 +158,16 @@ def _open(config: Config, world: World, resume: str) -> Path:
 
 def make_teacher(job: Job) -> Teaching | None:
     """The teacher of the configuration, trained first if it says so, and looked at before anything relies on it."""
-    config = job.context.config.teacher
-    if config.source == "none":
-        return None
+    context, config, checked = job.context, job.context.config.teacher, job.checked
+    if config.source == "none" or checked.teaching is not None:
+        return checked.teaching
     train = config.train if config.source == "train" else None
-    teaching = teach(job.context, run_phase(job, "teacher", train, None) if train else None)
+    teaching = teach(context, run_phase(job, "teacher", train, None) if train else None, checked.network)
+    checked.network = None
     if teaching.cache_seconds is not None:
         job.seconds[CACHE] = teaching.cache_seconds
+    if train:
+        checked.scores = score_trained(context, teaching, job.resumed)
     return teaching
 
 
@@ -175,16 +178,18 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
     start = time.perf_counter()
     if context.stop.agreed(world):
         raise Preempted(f"stopped before {name}")
-    if job.resumed and world.on_main((folder / MODEL).exists):
+    taught_by = teacher.fingerprint if teacher else None
+    if job.resumed and world.on_main(lambda: check_finished(context, name, phase, taught_by)):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
     with advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
-        store = make_store(context, phase, teacher)
+        store = make_store(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
         trainer = Trainer(name, phase, context, store, live)
         network = trainer.run(job.resumed)
     if phase.method.centre_kind == "trainable":
         save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
-    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size))
+    more = made_from(context, name, phase, taught_by)
+    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size, more))
     trainer.close()
     job.seconds[name] = time.perf_counter() - start - trainer.scoring.seconds
     if trainer.scoring.seconds:
@@ -198,7 +203,7 @@ def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:
     return memory_advice(key_of(name), phase, context.config.data, context.source.num_classes, ranks, beside)
 
 
-def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None) -> CentreStore:
+def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None, resumed: bool = False) -> CentreStore:
     """The centres a phase starts from."""
     classes, world, method = context.source.num_classes, context.world, phase.method
     shard = shard_of(classes, world.rank, world.size)
@@ -220,9 +225,9 @@ def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None
         "label_map": file_digest(context.config.teacher.label_map),
         **teacher.how,
     }
-    load_or_make(
-        store, context.folder / "teacher_centres", facts, lambda s: fill_from_teacher(context, s, teacher), world
-    )
+    begun = resumed and world.on_main(lambda: checkpoint.newest(context.folder / "student" / "checkpoints") is not None)
+    make = lambda s: fill_from_teacher(context, s, teacher)
+    load_or_make(store, context.folder / "teacher_centres", facts, make, world, begun)
     return store
 
 
@@ -250,15 +255,9 @@ def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching
 # ------------------------------------------------------------------------------------------------ results
 
 
-@torch.no_grad()
 def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
     """Collective. Score a network on all sets."""
-    context, data = job.context, job.context.config.data
-    embed = context.stop.listen(context.world).guarding(embed, f"evaluating the {who}")
-    for name, scores in evaluate_sets(
-        embed, context.config.evaluation, data.image_size, data.resize, context.world
-    ).items():
-        job.scores.setdefault(name, {})[who] = scores
+    job.enter(who, score(job.context, who, embed))
 
 
 def finish(job: Job, seconds: float) -> dict[str, Any]:

@@ -30,13 +30,17 @@ def manifest_bytes(facts: dict[str, Any]) -> bytes:
 
 
 def read_manifest(
-    folder: Path, kind: type[PartialKDError], form: int | str | None = None, required: bool = False
+    folder: Path,
+    kind: type[PartialKDError],
+    form: int | str | None = None,
+    required: bool = False,
+    name: str = MANIFEST,
 ) -> dict[str, Any]:
-    """What the manifest of a folder says, without its checksum.
+    """What the manifest of a folder says (or another file of that kind in it), without its checksum.
 
     form: what its "format" must be, if it has one. required: a manifest without a checksum is damaged.
     """
-    path = folder / MANIFEST
+    path = folder / name
     try:
         facts = json.loads(path.read_bytes())
         if not isinstance(facts, dict):

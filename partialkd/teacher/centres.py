@@ -111,9 +111,19 @@ def mean_rows(
 
 
 def load_or_make(
-    store: CentreStore, folder: Path, facts: dict[str, Any], make: Callable[[CentreStore], None], world: World
+    store: CentreStore,
+    folder: Path,
+    facts: dict[str, Any],
+    make: Callable[[CentreStore], None],
+    world: World,
+    begun: bool = False,
 ) -> None:
-    """Collective. Fill the store from `folder` if its manifest says `facts`, else by `make`, and save it there."""
+    """Collective. Fill the store from `folder` if its manifest says `facts`, else by `make`, and save it there.
+
+    begun: a student has learnt with what is there, so that other facts are an error.
+    """
+    if begun:
+        world.on_main(lambda: _check_same(folder, facts))
     facts = {**facts, "classes": store.num_classes, "dim": store.dim, "store": str(store.unit.dtype)}
     if world.on_main(lambda: _manifest(folder)[0] == facts):
         saved = world.together(lambda: _saved_rows(folder, store.shard))
@@ -121,6 +131,14 @@ def load_or_make(
         return
     make(store)
     save_centres(store, folder, facts, world)
+
+
+def _check_same(folder: Path, facts: dict[str, Any]) -> None:
+    saved = _manifest(folder)[0] or {}
+    changes = [f"{key} {saved[key]!r}, now {now!r}" for key, now in facts.items() if key in saved and saved[key] != now]
+    if changes:
+        rule = "the student has begun with these centres, and is not gone on with by others"
+        raise TeacherError(f"{folder}: {rule}: made from {'; '.join(changes)}")
 
 
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:

@@ -88,12 +88,25 @@ def classifier_rows(
     store: CentreStore, path: Path, label_map: str, project: Callable[[Tensor], Tensor], world: World
 ) -> None:
     """Collective. Fill the store with the classifier's rows, projected as the teacher's embeddings are."""
-    shards = world.together(lambda: read_shards(path) if path.is_dir() else [read_matrix(path)])
-    ids = world.together(lambda: read_label_map(label_map, sum(map(len, shards)), store.num_classes))
-    mine = torch.nonzero((ids >= store.shard.start) & (ids < store.shard.stop)).squeeze(1)
-    rows = world.together(lambda: checked_rows(project(_taken(shards, mine).float().to(store.device)), store.dim, path))
-    target = (ids[mine] - store.shard.start).to(store.device)
-    store.fill(target, rows)
+    own = lambda: own_rows(path, label_map, store.shard, store.num_classes, store.dim, project, store.device)
+    store.fill(*world.together(own))
+
+
+def own_rows(
+    path: Path,
+    label_map: str,
+    shard: range,
+    num_classes: int,
+    dim: int,
+    project: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Which rows of a shard (n,) a classifier's rows (n, dim) become, projected; TeacherError if they cannot."""
+    shards = read_shards(path) if path.is_dir() else [read_matrix(path)]
+    ids = read_label_map(label_map, sum(map(len, shards)), num_classes)
+    mine = torch.nonzero((ids >= shard.start) & (ids < shard.stop)).squeeze(1)
+    rows = checked_rows(project(_taken(shards, mine).float().to(device)), dim, path)
+    return (ids[mine] - shard.start).to(device), rows
 
 
 def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:

@@ -65,8 +65,11 @@ class Teaching:
         return {"cache": self.kept.facts.dtype} if isinstance(self.kept, TeacherCache) else {}
 
 
-def teach(context: RunContext, trained: nn.Module | None) -> Teaching:
-    """Collective. As the configuration says; `trained`: the network of this run's own teacher."""
+def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None = None) -> Teaching:
+    """Collective. As the configuration says.
+
+    trained: the network of this run's own teacher. opened: one of a file, to make the run's own cache with.
+    """
     config, data = context.config.teacher, context.config.data
     if config.source == "records":
         dim = data.embeddings or 0
@@ -76,18 +79,21 @@ def teach(context: RunContext, trained: nn.Module | None) -> Teaching:
         network = open_network(context, trained)
         teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)
     else:
-        cache, seconds = _cache(context, trained)
+        cache, seconds = _cache(context, trained, opened)
         project = lambda rows: _open(context, None, runs=False).project(rows)
         teaching = Teaching(cache.facts.teacher, cache.dim, project, kept=cache, cache_seconds=seconds)
-    wanted = context.config.student.model.embedding_dim
-    if teaching.embedding_dim != wanted:
-        raise ConfigError(
-            f"student.model.embedding_dim: must be the teacher's {teaching.embedding_dim} "
-            f"(or set teacher.project_to = {wanted}), got {wanted}"
-        )
+    check_width(context.config, teaching.embedding_dim)
     if teaching.network is not None:
         look_at(teaching.network, context)
     return teaching
+
+
+def check_width(config: Config, emitted: int) -> None:
+    """ConfigError unless the student's embedding is as long as the teacher's."""
+    wanted = config.student.model.embedding_dim
+    if emitted != wanted:
+        rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
+        raise ConfigError(f"student.model.embedding_dim: {rule}, got {wanted}")
 
 
 def open_network(context: RunContext, trained: nn.Module | None = None) -> Teacher:
@@ -151,7 +157,7 @@ def facts_of(
     return CacheFacts(fingerprint, source.fingerprint, preprocessing, len(source), source.num_classes, dim, dtype)
 
 
-def _cache(context: RunContext, trained: nn.Module | None) -> tuple[TeacherCache, float | None]:
+def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | None) -> tuple[TeacherCache, float | None]:
     """Collective. The cache that the configuration names, or the run's own, made first where it is not there.
 
     Beside it the seconds that the making took, None where nothing was made.
@@ -166,7 +172,7 @@ def _cache(context: RunContext, trained: nn.Module | None) -> tuple[TeacherCache
         fingerprint, accepts = world.on_main(lambda: described(config, context.image_size))
     seconds = None
     if own and not world.on_main(lambda: _is_of(folder, context, fingerprint, accepts)):
-        seconds = _make(context, trained, folder)
+        seconds = _make(context, trained, folder, opened)
     cache = world.together(lambda: kept_before(folder))
     wanted = facts_of(
         context.config, context.source, fingerprint, accepts, cache.dim, config.cache_dtype or cache.facts.dtype
@@ -192,11 +198,12 @@ def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputCo
     return False
 
 
-def _make(context: RunContext, trained: nn.Module | None, folder: Path) -> float:
+def _make(context: RunContext, trained: nn.Module | None, folder: Path, opened: Teacher | None) -> float:
     """Collective. The run's own cache -> the seconds it took."""
     start = time.perf_counter()
-    network = open_network(context, trained)
-    look_at(network, context)
+    network = opened or open_network(context, trained)
+    if opened is None:
+        look_at(network, context)
     make_cache(network, context, folder, "replace")
     return time.perf_counter() - start
 

@@ -27,7 +27,10 @@ def phase(**changes: Any) -> PhaseConfig:
 
 def test_keys_that_are_free_on_resume() -> None:
     assert set(FREE) == {
-        "dist", "evaluate", "health", "teacher.compile",
+        "dist", "evaluate", "health",
+        *(f"teacher.{key}" for key in ("path", "classifier", "label_map", "cache", "compile", "accept")),
+        *(f"data.{key}" for key in ("path", "label_map", "exclude_identities")),  # what is in them is compared
+        *(f"data.parts.{key}" for key in ("path", "label_map", "exclude_identities")),
         *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
                                    "keep_best", "checkpoint_async", "tensorboard")),
         *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),

@@ -1,0 +1,143 @@
+"""What can be found wrong with a job before its run's folder is touched: nothing is moved aside or begun in vain.
+
+Opened and looked at here: evaluation sets, the order of records and the schedule of every phase, its network and
+method, compilers, the teacher (its file, its kept embeddings, its classifier with the label map, what it makes of real
+images, its accuracy), and finished phases that are to be gone on with. What is left for later is what the run makes
+itself: a teacher that it trains, and its own cache of embeddings.
+Errors: ConfigError naming the key, TeacherError, DataError and CheckpointError naming the file, on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from partialkd.config import AdaDistillConfig, Config, PhaseConfig
+from partialkd.context import RunContext
+from partialkd.errors import ConfigError
+from partialkd.evaluate.verification import look_at_sets
+from partialkd.methods import make_method
+from partialkd.models.build import build_empty
+from partialkd.models.compiled import require_compiler
+from partialkd.run.finished import check_finished
+from partialkd.run.folder import PHASES
+from partialkd.run.scores import Scores, judge_teacher, score, scored_before
+from partialkd.storage.manifest import MANIFEST
+from partialkd.teacher.classifier import own_rows
+from partialkd.teacher.network import Teacher, described
+from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
+from partialkd.training.trainer import key_of, plan_of
+from partialkd.world.shard import shard_of
+
+
+@dataclass
+class Checked:
+    """What was opened for the checks and is used afterwards."""
+
+    teaching: Teaching | None = None  # None: there is none, or it is to be made in the run's folder
+    network: Teacher | None = None  # to make the run's own cache with
+    fingerprint: str | None = None  # of the teacher
+    scores: Scores = field(default_factory=dict)  # of the teacher
+
+
+def phases_of(config: Config) -> dict[str, PhaseConfig]:
+    """Name -> configuration of the phases of a run, in their order."""
+    found = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
+    if config.teacher.source != "train":
+        del found["teacher"]
+    return {name: phase for name, phase in found.items() if phase is not None}
+
+
+def check_job(context: RunContext, resume: str) -> Checked:
+    """Collective. resume: as on the command line."""
+    config, world = context.config, context.world
+    look_at_sets(config.evaluation, context.image_size, config.data.resize, world)
+    for name, phase in phases_of(config).items():
+        plan_of(name, phase, config, context.source, world)
+        world.together(partial(_check_network, name, phase, context.image_size))
+    _check_compilers(context)
+    _check_finished_phases(context, resume)
+    return check_teacher(context, resume != "never") if config.teacher.source != "none" else Checked()
+
+
+def _check_network(name: str, phase: PhaseConfig, image_size: int) -> None:
+    try:
+        build_empty(phase.model, image_size)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{key_of(name)}.model: cannot be built for images of {image_size} pixels: {error}"
+        ) from error
+    make_method(phase.method)
+
+
+def _check_compilers(context: RunContext) -> None:
+    config, world = context.config, context.world
+    keys = [f"{key_of(name)}.compile" for name, phase in phases_of(config).items() if phase.compile]
+    embeds = config.teacher.cache in (None, "auto") or bool(config.evaluate.sets)  # "auto": may still be to be made
+    for key in ["teacher.compile"] * (config.teacher.compile and embeds) + keys:
+        world.together(partial(require_compiler, world.device, key))
+
+
+def _check_finished_phases(context: RunContext, resume: str) -> None:
+    """Those that a resumed run would believe: all, or the ones before the phase that it goes back to."""
+    if resume == "never":
+        return
+    going_back = None if resume == "auto" else Path(resume).resolve().parent.parent.name
+    for name in PHASES[: PHASES.index(going_back)] if going_back in PHASES else PHASES:
+        phase = phases_of(context.config).get(name)
+        if phase is not None:
+            context.world.on_main(partial(check_finished, context, name, phase))
+
+
+# ------------------------------------------------------------------------------------------------ the teacher
+
+
+def check_teacher(context: RunContext, resumed: bool) -> Checked:
+    """Collective. The teacher of a file, or of the records; one that the run trains is there later."""
+    config, world = context.config.teacher, context.world
+    if config.source == "train":
+        return Checked()
+    if config.cache == "auto":
+        fingerprint, _ = world.on_main(lambda: described(config, context.image_size))
+        checked = Checked()
+    else:
+        teaching = teach(context, None)
+        checked, fingerprint = Checked(teaching), teaching.fingerprint
+    checked.fingerprint = fingerprint
+    kept = scored_before(context, fingerprint) if resumed else None
+    to_score = config.source != "records" and bool(context.config.evaluate.sets) and kept is None
+    network = checked.teaching.network if checked.teaching else None
+    to_make = config.cache == "auto" and not world.on_main((context.folder / CACHE / MANIFEST).exists)
+    if network is None and (to_score or to_make):
+        network = open_network(context)
+        check_width(context.config, network.embedding_dim)
+        look_at(network, context)
+    checked.network = network if to_make else None
+    checked.scores = kept or (score(context, "teacher", network.embed) if to_score and network else {})
+    opened = checked.teaching or network
+    _check_classifier(context, opened.project if opened else None)
+    judge_teacher(context, checked.scores, strict=not (resumed and _has_begun(context)))
+    return checked
+
+
+def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor] | None) -> None:
+    """The rows that the student's centres are to be made of, read once now, if they come from a file."""
+    config, method, world = context.config.teacher, context.config.student.method, context.world
+    if config.centres != "classifier" or method.teacher_use == "none" or project is None:
+        return
+    if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
+        return
+    assert config.classifier is not None
+    assert config.label_map is not None
+    path, label_map, classes = Path(config.classifier), config.label_map, context.source.num_classes
+    shard, dim = shard_of(classes, world.rank, world.size), context.config.student.model.embedding_dim
+    world.together(lambda: own_rows(path, label_map, shard, classes, dim, project, world.device))
+
+
+def _has_begun(context: RunContext) -> bool:
+    """Collective. Whether the student has already learnt from this teacher."""
+    return context.world.on_main(lambda: any((context.folder / "student").glob("*")))
