@@ -117,7 +117,7 @@ def losses(world: World, settings: dict[str, Any], resume: str = "never") -> lis
         stop.forget()
     world.barrier()
     lines = [json.loads(line) for line in (job.context.folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("images_per_s", "time")} for line in lines]
 
 
 def settings_of(made: Path, name: str, method: str = "adadistill", **teacher: Any) -> dict[str, Any]:
