@@ -47,7 +47,7 @@ def _kind(name: str) -> str:
         return {"x_ptr": "*bf16", "unit_ptr": "*bf16", "own_ptr": "*i32", "rows_ptr": "*i32", "ids_ptr": "*i64"}.get(
             name, "*fp32"
         )
-    whole = ("samples", "count", "tiles_a_split", "unit_key", "moment_key", "first_class")
+    whole = ("samples", "count", "tiles_per_split", "unit_key", "moment_key", "first_class")
     return "i32" if name in whole else "fp32"
 
 

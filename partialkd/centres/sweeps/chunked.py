@@ -25,7 +25,7 @@ class ChunkedSweep(Sweep):
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         x = queries.embeddings
         total, partition = torch.zeros_like(x), torch.zeros_like(x[:, 0])
-        rows = self._rows_a_chunk(queries, SUMS_CHUNK)
+        rows = self._rows_per_chunk(queries, SUMS_CHUNK)
         workspace, nothing = _Workspace(), torch.zeros_like(x[:, 0])
         columns = self._columns(queries)
         for chunk in chunks(store, [queries.filter], rows, self.products):
@@ -42,7 +42,7 @@ class ChunkedSweep(Sweep):
         return total, partition
 
     def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
-        rows = self._rows_a_chunk(batches[0][0], GRADIENTS_CHUNK)
+        rows = self._rows_per_chunk(batches[0][0], GRADIENTS_CHUNK)
         filters = [queries.filter for queries, _, _ in batches]
         operand = self.products.operand
         columns = [self._columns(queries) for queries, _, _ in batches]
@@ -66,7 +66,7 @@ class ChunkedSweep(Sweep):
             yield from pieces
             del pieces
 
-    def _rows_a_chunk(self, queries: Queries, size: ChunkSize) -> int:
+    def _rows_per_chunk(self, queries: Queries, size: ChunkSize) -> int:
         x = queries.embeddings
         usual = size.rows(cache_of(x.device), len(x), x.shape[1], x.element_size(), self.products.copied)
         return self.chunk_rows or usual

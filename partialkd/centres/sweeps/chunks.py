@@ -98,8 +98,8 @@ class ChunkSize:
         """Rows of a chunk; cache: bytes, 0: none; number, copied: bytes of a logit and of its copy for products."""
         if not cache:
             return max(LEAST_ROWS, self.logits // max(samples, dim // 4))  # at most four numbers of rows a logit
-        bytes_a_row = samples * (number + copied) + dim * ((copied or number) + self.copies * number)
-        return max(1, cache // (2 * bytes_a_row * LEAST_ROWS)) * LEAST_ROWS
+        bytes_per_row = samples * (number + copied) + dim * ((copied or number) + self.copies * number)
+        return max(1, cache // (2 * bytes_per_row * LEAST_ROWS)) * LEAST_ROWS
 
 
 def cache_of(device: torch.device) -> int:

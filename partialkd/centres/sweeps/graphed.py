@@ -87,7 +87,7 @@ class GraphedSweep(ChunkedSweep):
         """Whether these sums come from a graph."""
         if self._failed or store.device.type != self.device or not queries.filter.everything:
             return False
-        return 0 < len(store.shard) <= MOST_CHUNKS * self._rows_a_chunk(queries, SUMS_CHUNK)
+        return 0 < len(store.shard) <= MOST_CHUNKS * self._rows_per_chunk(queries, SUMS_CHUNK)
 
     def moves_by_itself(self, store: CentreStore, optimizer: RowOptimizer) -> bool:
         return False

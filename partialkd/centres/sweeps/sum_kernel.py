@@ -41,11 +41,11 @@ INTERPRETED = triton.knobs.runtime.interpret
 DOES_NOT_FIT = OutOfResources  # raised where a device has too little shared memory for the tiles
 
 
-@triton.jit(do_not_specialize=["samples", "count", "tiles_a_split"])
+@triton.jit(do_not_specialize=["samples", "count", "tiles_per_split"])
 def sums_kernel(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, own_ptr: tl.tensor, rows_ptr: tl.tensor,
     total_ptr: tl.tensor, partition_ptr: tl.tensor,
-    samples: tl.tensor, count: tl.tensor, tiles_a_split: tl.tensor, scale: tl.tensor, offset: tl.tensor,
+    samples: tl.tensor, count: tl.tensor, tiles_per_split: tl.tensor, scale: tl.tensor, offset: tl.tensor,
     LISTED: tl.constexpr, UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
     HELD: tl.constexpr, STREAMED: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -60,8 +60,8 @@ def sums_kernel(
     own = tl.load(own_ptr + sample, mask=sample < samples, other=-1)
     total = tl.zeros([HELD, WIDTH], dtype=tl.float32)
     partition = tl.zeros([HELD], dtype=tl.float32)
-    first = tl.program_id(1) * tiles_a_split * STREAMED
-    last = tl.minimum(first + tiles_a_split * STREAMED, count)
+    first = tl.program_id(1) * tiles_per_split * STREAMED
+    last = tl.minimum(first + tiles_per_split * STREAMED, count)
     for start in range(first, last, STREAMED):
         place = start + tl.arange(0, STREAMED)
         there = place < last
@@ -95,12 +95,12 @@ def sums(
     """Sum over rows -> O (N, D), Z (N,), float32. Extra memory: `splits` times that."""
     samples, dim = x.shape
     count = len(unit) if rows is None else len(rows)
-    tiles_a_split = triton.cdiv(triton.cdiv(count, tiles.streamed), splits)
+    tiles_per_split = triton.cdiv(triton.cdiv(count, tiles.streamed), splits)
     total = torch.empty(splits, samples, dim, dtype=torch.float32, device=x.device)
     partition = torch.empty(splits, samples, dtype=torch.float32, device=x.device)
     sums_kernel[triton.cdiv(samples, tiles.held), splits](
         x, unit, own, own if rows is None else rows, total, partition,
-        samples, count, tiles_a_split, scale * LOG2_E, offset * LOG2_E,
+        samples, count, tiles_per_split, scale * LOG2_E, offset * LOG2_E,
         LISTED=rows is not None, **compiled_for(dim, tiles),
     )  # fmt: skip
     return total.sum(0), partition.sum(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 TRIED = 4  # of those that fit
 ACCUMULATORS = 32768  # float32 sums a program may hold: half of a processor's registers
-ACCUMULATORS_A_THREAD = 128  # of 255 registers
+ACCUMULATORS_PER_THREAD = 128  # of 255 registers
 LARGEST_DIM = 1024
 
 
@@ -25,7 +25,7 @@ class Tiles:
         tiles = (self.held + self.stages * self.streamed) * width + self.held * self.streamed
         sums = self.held * width
         threads = 32 * self.warps
-        return sums <= min(ACCUMULATORS, ACCUMULATORS_A_THREAD * threads) and tiles * itemsize <= shared_bytes
+        return sums <= min(ACCUMULATORS, ACCUMULATORS_PER_THREAD * threads) and tiles * itemsize <= shared_bytes
 
 
 # By bytes an element; the first that fits is the default. Matrix units want 64 held or more, and 16 x 16 of everything.
