@@ -155,8 +155,10 @@ def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterat
             yield image, how
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image of {', '.join(FORMATS)} (starts with {encoded[:8]!r})") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: broken image: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # damaged files raise many kinds in Pillow, TypeError and KeyError among them
+        raise DataError(f"{where}: broken image: {error or type(error).__name__}") from error
 
 
 def _several(image: Image.Image) -> bool:

@@ -8,54 +8,21 @@ one that is still reading after half a minute is broken off and fails.
 from __future__ import annotations
 
 import pickle
-import signal
 import tempfile
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.fuzzing import CHANGES, WORDS, Change, Hang, bounded, changed, read_or_refuse
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.record_index import read_index
 from partialkd.data.formats.recordio import MAGIC, RecordReader, open_writer, pack_payload
 from partialkd.data.formats.verification_bin import read_bin, write_bin
 from partialkd.data.sources.insightface import RecordIOSource
-from partialkd.errors import DataError
-
-MOST = 16 << 20  # bytes that a reader may hold while it reads a file of some kilobytes
-HANGS_S = 30
-bounded = settings(
-    max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
-WORDS = st.sampled_from(
-    [MAGIC, 0, 1, 2, 3, 9, 1 << 29, 2 << 29, 3 << 29, (1 << 29) - 1, (1 << 31) - 1, (1 << 32) - 1, 0x7FC00000]
-)
-# Changes of a file: put words over its bytes, cut something out, put something in. Places are shares of its length.
-PLACES = st.floats(0, 1, exclude_max=True)
-CHANGES = st.lists(
-    st.one_of(
-        st.tuples(st.just("over"), PLACES, WORDS.map(lambda word: word.to_bytes(4, "little"))),
-        st.tuples(st.just("over"), PLACES, st.binary(min_size=1, max_size=4)),
-        st.tuples(st.just("out"), PLACES, st.binary(min_size=1, max_size=40)),
-        st.tuples(st.just("in"), PLACES, st.binary(min_size=1, max_size=40)),
-        st.tuples(st.just("end"), PLACES, st.just(b"")),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def _changed(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
-    for kind, place, data in changes:
-        at = int(place * len(content))
-        after = {"over": at + len(data), "out": at + len(data), "in": at, "end": len(content)}[kind]
-        content = content[:at] + (data if kind in ("over", "in") else b"") + content[after:]
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -86,32 +53,6 @@ def valid(place: Path) -> dict[str, bytes]:
     return files
 
 
-class Hang(BaseException):
-    """No Exception: nothing that is under test may catch it."""
-
-
-def _hang(_: int, __: FrameType | None) -> None:
-    raise Hang(f"still reading after {HANGS_S} s")
-
-
-def _read_or_refuse(read: Callable[[], object]) -> None:
-    """Any exception but DataError comes out and fails the test."""
-    said, before = "", signal.signal(signal.SIGALRM, _hang)
-    tracemalloc.start()
-    signal.alarm(HANGS_S)
-    try:
-        read()
-    except DataError as error:
-        said = str(error)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert len(said) < 1000
-    assert peak < MOST
-
-
 def _read_records(folder: Path) -> None:
     source = RecordIOSource(folder)
     labels = source.labels()
@@ -128,28 +69,24 @@ def _records(place: Path, rec: bytes, idx: bytes) -> None:
     (folder / "train.rec").write_bytes(rec)
     (folder / "train.idx").write_bytes(idx)
     (folder / "property").write_text("2,32,32\n")
-    _read_or_refuse(lambda: _read_records(folder))
+    read_or_refuse(lambda: _read_records(folder))
 
 
 def _bin(place: Path, content: bytes) -> None:
     (place / "fuzzed.bin").write_bytes(content)
-    _read_or_refuse(lambda: read_bin(place / "fuzzed.bin"))
+    read_or_refuse(lambda: read_bin(place / "fuzzed.bin"))
 
 
 @bounded
 @given(st.sampled_from(["rec", "many.rec"]), CHANGES)
-def test_changed_records(
-    place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]
-) -> None:
-    _records(place, _changed(valid[name], changes), valid[name.replace("rec", "idx")])
+def test_changed_records(place: Path, valid: dict[str, bytes], name: str, changes: list[Change]) -> None:
+    _records(place, changed(valid[name], changes), valid[name.replace("rec", "idx")])
 
 
 @bounded
 @given(st.sampled_from(["rec", "many.rec"]), CHANGES)
-def test_changed_index(
-    place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]
-) -> None:
-    _records(place, valid[name], _changed(valid[name.replace("rec", "idx")], changes))
+def test_changed_index(place: Path, valid: dict[str, bytes], name: str, changes: list[Change]) -> None:
+    _records(place, valid[name], changed(valid[name.replace("rec", "idx")], changes))
 
 
 @bounded
@@ -170,14 +107,14 @@ def test_any_words(place: Path, words: list[int], rest: bytes) -> None:
 def test_any_bytes_as_index_or_records(place: Path, content: bytes) -> None:
     (place / "any").write_bytes(content)
     (place / "any.idx").write_bytes(b"5\t0\n")
-    _read_or_refuse(lambda: read_index(place / "any"))
-    _read_or_refuse(lambda: RecordReader(place / "any", place / "any.idx").headers())
+    read_or_refuse(lambda: read_index(place / "any"))
+    read_or_refuse(lambda: RecordReader(place / "any", place / "any.idx").headers())
 
 
 @bounded
 @given(st.sampled_from(["bin", "bin.0", "bin.2", "bin.5", "bin.columns"]), CHANGES)
-def test_changed_bin(place: Path, valid: dict[str, bytes], name: str, changes: list[tuple[str, float, bytes]]) -> None:
-    _bin(place, _changed(valid[name], changes))
+def test_changed_bin(place: Path, valid: dict[str, bytes], name: str, changes: list[Change]) -> None:
+    _bin(place, changed(valid[name], changes))
 
 
 @bounded
@@ -204,14 +141,14 @@ def test_any_opcodes_as_bin(place: Path, program: list[tuple[bytes, bytes]]) -> 
 
 
 def test_a_hang_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_fuzz.HANGS_S", 1)
+    monkeypatch.setattr("helpers.fuzzing.HANGS_S", 1)
 
     def hang() -> None:
         while True:
             pass
 
     with pytest.raises(Hang, match="still reading after 1 s"):
-        _read_or_refuse(hang)
+        read_or_refuse(hang)
 
 
 def test_what_was_changed_is_read_when_whole(place: Path, valid: dict[str, bytes]) -> None:
