@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -50,9 +52,9 @@ def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
         if ".." in path.split("/") or not (tree / path.lstrip("/")).is_file():
             continue
         try:
-            yield path, (tree / path.lstrip("/")).read_bytes()
+            yield path, read_file(tree / path.lstrip("/"))
         except OSError as error:
-            raise DataError(f"{tree}/{path}: cannot be read: {error}") from error
+            raise DataError(f"{tree}/{path}: cannot be read: {error.strerror}") from error
 
 
 def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -67,7 +69,8 @@ def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
                 file = archive.extractfile(member) if path in wanted else None
                 yield path, file.read() if file else b""
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{tree}: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{tree}: cannot be read: {why}") from error
 
 
 def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
@@ -83,6 +86,16 @@ def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
     if not parts[1].lower().endswith(IMAGE_SUFFIXES):
         raise DataError(f"{tree}: {member.name}: not an image file (by its name)")
     return "/".join(parts)
+
+
+def read_file(path: Path) -> bytes:
+    """Read an image file; OSError also for what is no file, such as a pipe that would be waited for, or too large."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    if found.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"an image has at most {_MOST_BYTES} bytes, got {found.st_size}", str(path))
+    return path.read_bytes()
 
 
 class Listing:

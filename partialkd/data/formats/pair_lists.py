@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.errors import DataError
 
 LFW_NAMES = "{name}/{name}_{number:04d}.jpg"
+_FIELD = re.compile(r"name:|number:(0?[0-9]{1,2}d?)?")
 FOLDS = 10  # of the lists that do not say
 
 
@@ -62,6 +65,7 @@ def read_pair_list(form: str, path: Path, names: str = LFW_NAMES, allow_duplicat
 
 def read_lfw(path: Path, names: str = LFW_NAMES) -> list[ListedPair]:
     """LFW's pairs.txt (view 2) or pairsDevTest.txt (view 1)."""
+    _check_names(names, path)
     header, *lines = _lines(path) or [_Line([], f"{path}: line 1")]
     if len(header.fields) not in (1, 2) or not all(_is_number(field) for field in header.fields):
         raise DataError(f"{header.where}: must be `folds count` or `count`, got {' '.join(header.fields)!r:.80}")
@@ -78,15 +82,19 @@ def _lfw_pair(line: _Line, same: bool, names: str) -> ListedPair:
     if len(fields) != 4 or not (_is_number(fields[1]) and _is_number(fields[3])):
         wanted = "`name i j` (a pair of one person)" if same else "`name i name j` (a pair of two persons)"
         raise DataError(f"{where}: must be {wanted}, got {' '.join(line.fields)!r:.120}")
-    first, second = (_named(names, fields[at], int(fields[at + 1]), where) for at in (0, 2))
+    first, second = (names.format(name=fields[at], number=int(fields[at + 1])) for at in (0, 2))
     return ListedPair(first, second, same, where)
 
 
-def _named(names: str, name: str, number: int, where: str) -> str:
+def _check_names(names: str, path: Path) -> None:
+    """DataError unless all that the pattern asks for is the name, and the number in at most 99 digits."""
     try:
-        return names.format(name=name, number=number)
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise DataError(f"{where}: names must be a pattern like {LFW_NAMES!r}, got {names!r}: {error!r}") from error
+        parts = [part[1:] for part in Formatter().parse(names) if part[1] is not None]
+        good = all(_FIELD.fullmatch(f"{name}:{spec}") and conversion is None for name, spec, conversion in parts)
+    except ValueError:
+        good = False
+    if not good:
+        raise DataError(f"{path}: names must be a pattern like {LFW_NAMES!r}, got {names!r:.80}")
 
 
 def read_two_lines(path: Path) -> list[ListedPair]:

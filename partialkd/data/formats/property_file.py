@@ -22,7 +22,7 @@ _FORM = "`classes,height,width`"
 
 def read_property(path: Path) -> tuple[int, int, int]:
     """`property` -> number of classes, height, width."""
-    if not path.exists():
+    if path.parent.is_dir() and not path.exists():
         raise DataError(f"{path}: is missing; make it a text file of one line {_FORM}{_advice(path.parent)}")
     lines = read_lines(path)
     text = lines[0][1].strip() if lines else ""

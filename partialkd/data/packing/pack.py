@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partialkd.data.formats.image_tree import read_file
 from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
 from partialkd.data.images.decode import (
     Wanted,
@@ -101,7 +102,7 @@ def _prepare(todo: ImageList, number: int, size: int, options: PackOptions) -> t
     """Encoded image and label as they go into the record."""
     path = todo.paths[number]
     try:
-        encoded = (todo.root / path).read_bytes()
+        encoded = read_file(todo.root / path)
         return _encoded(encoded, path, size, options), todo.labels[number]
     except OSError as error:
         return Problem(path, f"cannot be read: {error.strerror}")
@@ -123,15 +124,15 @@ def _first_size(todo: ImageList) -> int:
     """Width of the first image whose header can be read."""
     for path in todo.paths:
         try:
-            return image_size((todo.root / path).read_bytes(), path)[0]
+            return image_size(read_file(todo.root / path), path)[0]
         except (OSError, DataError):  # becomes a Problem when its turn comes
             continue
     raise PackError([*todo.problems, Problem(str(todo.root), "none of its images can be decoded")])
 
 
-def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
+def unpack(folder: Path, out: Path, workers: int = PackOptions().workers) -> int:
     """An InsightFace folder -> `out`/<identity>/<key>.<suffix>, bytes as they are; returns the number of images."""
-    folder, out = Path(folder), Path(out)
+    folder, out, workers = Path(folder), Path(out), PackOptions(workers=workers).workers
     refuse_existing(out)
     source = RecordIOSource(folder)
     digits = len(str(source.num_classes - 1))
@@ -142,7 +143,7 @@ def unpack(folder: Path, out: Path, workers: int | None = None) -> int:
         for label in np.unique(source.labels()).tolist():
             (hidden / names[label]).mkdir(parents=True)
         job: Callable[[int], None] = lambda index: _write_image(source, index, hidden, names)
-        written = in_order(job, range(len(source)), workers := workers or os.cpu_count() or 1, READ_AHEAD * workers)
+        written = in_order(job, range(len(source)), workers, READ_AHEAD * workers)
         for _ in counted(written, "unpacking", len(source), "images"):
             pass
     return len(source)

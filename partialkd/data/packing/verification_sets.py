@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from partialkd.data.formats.image_tree import list_images, read_images
+from partialkd.data.formats.image_tree import list_images, read_file, read_images
 from partialkd.data.formats.pair_lists import ListedPair
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
 from partialkd.data.images.decode import Wanted, image_suffix, sized
-from partialkd.errors import DataError
+from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing
 from partialkd.world.passes import counted
 
 PAIRS = "pairs.csv"
+MIN_SIZE, MAX_SIZE = 16, 512  # pixels a side, as data.image_size
 
 
 def build_bin(
@@ -32,6 +33,8 @@ def build_bin(
     """Write `out` from the images of a folder or .tar; returns the number of pairs. image_size: None, any."""
     images, out = Path(images), Path(out)
     refuse_existing(out)
+    if image_size is not None and not MIN_SIZE <= image_size <= MAX_SIZE:
+        raise ConfigError(f"--image-size must be in {MIN_SIZE}..{MAX_SIZE}, got {image_size}")
     if not pairs:
         raise DataError(f"{out}: a set needs at least one pair")
     _check_present(pairs, images)
@@ -97,6 +100,6 @@ def _read(images: Path, wanted: set[str]) -> Sequence[tuple[str, bytes]]:
     if not images.is_dir():
         return list(read_images(images, wanted))
     try:
-        return [(path, (images / path).read_bytes()) for path in sorted(wanted)]
+        return [(path, read_file(images / path)) for path in sorted(wanted)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error

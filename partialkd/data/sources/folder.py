@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partialkd.data.formats.image_tree import list_folder
+from partialkd.data.formats.image_tree import list_folder, read_file
 from partialkd.data.sources.identities import Names
 from partialkd.data.sources.source import Source, check_index, digest_of, sampled_bytes
 from partialkd.errors import DataError
@@ -33,7 +33,7 @@ class FolderSource(Source):
             sizes = np.array([os.stat(self.folder / path).st_size for path in self.paths], dtype=np.int64)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-        content = sampled_bytes(lambda index: (self.folder / self.paths[index]).read_bytes(), len(self.paths))
+        content = sampled_bytes(lambda index: read_file(self.folder / self.paths[index]), len(self.paths))
         names = "\n".join(self.paths).encode(errors="surrogateescape")
         self.fingerprint = digest_of([names, sizes, self._labels, *content])
 
@@ -46,7 +46,7 @@ class FolderSource(Source):
     def read(self, index: int) -> tuple[bytes, int]:
         check_index(index, len(self))
         try:
-            return (self.folder / self.paths[index]).read_bytes(), int(self._labels[index])
+            return read_file(self.folder / self.paths[index]), int(self._labels[index])
         except OSError as error:
             raise DataError(f"{self.name(index)}: cannot be read: {error.strerror}") from error
 

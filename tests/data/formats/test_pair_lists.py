@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -307,3 +308,54 @@ def test_a_first_row_over_two_lines_is_no_header(tmp_path: Path) -> None:
     path.write_text('"a\nb",c,1\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"pairs.csv: line 2: must be a,b,same"):
         read_pair_list("csv", path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["{name.__class__}", "{name", "{0}", "{name[0]}", "{number:0999999999d}", "{number:.99f}", "{name!r}", "{name:5d}",
+     "{number:{name}}", "{other}"],
+)  # fmt: skip
+def test_a_pattern_of_names_is_looked_at_before_it_is_used(tmp_path: Path, names: str) -> None:
+    with pytest.raises(DataError, match=r"pairs\.txt: names must be a pattern like '{name}/{name}_{number:04d}\.jpg'"):
+        read_pair_list("lfw", write(tmp_path, LFW), names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("build", "csv", "none.csv", "images", "a.bin"), "none.csv: cannot be read: No such file or directory"),
+        (("build", "csv", "pairs.csv", "none", "a.bin"), "none: cannot be read: No such file or directory"),
+        (("build", "csv", "pairs.csv", "images", "file/a.bin"), "file: File exists"),
+        (("build", "csv", "pairs.csv", "images", f"{'a' * 300}.bin"), "File name too long"),
+        (("build", "csv", "pipes.csv", "images", "a.bin"), "pipes.csv: line 2: no image pipe in "),
+        (("extract", "none.bin", "out"), "none.bin: cannot be read: No such file or directory"),
+        (("extract", "images", "out"), "images: cannot be read: Is a directory"),
+        (("extract", "a.bin", "file/out"), "file/out: cannot be written: File exists"),
+    ],
+)
+def test_the_command_says_one_line(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "pairs.csv").write_text("a,b,same\nAnn/1.jpg,Ann/2.jpg,1\n")
+    (tmp_path / "pipes.csv").write_text("a,b,same\nAnn/1.jpg,pipe,1\n")
+    os.mkfifo(images / "pipe")
+    if arguments[0] == "extract":
+        image = (images / "Ann" / "1.jpg").read_bytes()
+        write_bin(tmp_path / "a.bin", [image, image], [True])
+    before = sorted(tmp_path.rglob("*"))
+    kept = 2 if arguments[0] == "build" else 1
+    size = ["--image-size", "16"] if arguments[0] == "build" else []
+    assert main([*arguments[:kept], *(str(tmp_path / one) for one in arguments[kept:]), *size]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", ["0", "-5", "1000000000"])
+def test_sizes_have_bounds(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    (tmp_path / "pairs.csv").write_text("a,b,same\nAnn/1.jpg,Ann/2.jpg,1\n")
+    arguments = [str(tmp_path / "pairs.csv"), str(images), str(tmp_path / "a.bin"), "--image-size", size, "--resize"]
+    assert main(["build", "csv", *arguments]) == 1
+    assert capsys.readouterr().err == f"--image-size must be in 16..512, got {size}\n"

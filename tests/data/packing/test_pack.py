@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers.places import ROOT
+from partialkd.commands.pack import main
 from partialkd.data.formats import insightface_folder as layout
 from partialkd.data.formats.insightface_folder import pack_records, read_names
 from partialkd.data.formats.recordio import RecordReader
@@ -396,3 +397,46 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert launch(monkeypatch, "pack", tmp_path / "images", tmp_path / "other", "--skip-unreadable") == 0
     assert "7 images packed" in (out := capsys.readouterr().out)
     assert "1 skipped" in out
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "below a file", "too long", "endless link"])
+def test_what_is_no_file_is_a_problem_not_a_wait(tmp_path: Path, kind: str) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "file").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("link")
+    paths = {"pipe": "pipe", "folder": "anna", "device": "/dev/zero", "below a file": "file/x.jpg",
+             "too long": "a" * 300, "endless link": "link"}  # fmt: skip
+    (tmp_path / "list.txt").write_text(f"{paths[kind]},0\nanna/0.jpg,1\n")
+    for size in (None, 32):
+        with pytest.raises(PackError, match=rf"^{paths[kind]}: cannot be read: \S"):
+            pack(tmp_path / "list.txt", tmp_path / "set", PackOptions(size=size))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("pack", "none", "out"), "none: cannot be read: No such file or directory"),
+        (("pack", "images", "file"), "file: File exists"),
+        (("pack", "images", "file/out"), "file/out: Not a directory"),
+        (("pack", "images", "link"), "link: File exists"),
+        (("pack", "images", "a" * 300), "File name too long"),
+        (("unpack", "none", "out"), "none/property: cannot be read: No such file or directory"),
+        (("unpack", "file", "out"), "file/property: cannot be read: Not a directory"),
+        (("unpack", "images", "out"), "images/property: is missing"),
+        (("pack", "images", "out", "--workers", "-1"), "pack.workers: must be in 1..1024, got -1"),
+        (("unpack", "images", "out", "--workers", "-1"), "pack.workers: must be in 1..1024, got -1"),
+    ],
+)
+def test_the_command_says_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    make_folder(tmp_path / "images")
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("link")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([arguments[0], *(str(tmp_path / one) for one in arguments[1:3]), *arguments[3:]]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "packing" not in line]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
