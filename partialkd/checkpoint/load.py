@@ -74,7 +74,7 @@ def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     snapshot = Snapshot(
         step=manifest.step,
         student=read_tensors(path / STUDENT, files[STUDENT]),
-        local=_read_local(path, files, manifest.world_size, world),
+        local=read_local(path, files, manifest.world_size, world),
         centres=read_rows(path / CENTRES, centres, shard),
         shard=shard,
         num_classes=num_classes,
@@ -85,7 +85,8 @@ def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     return snapshot
 
 
-def _read_local(path: Path, files: Files, saved_by: int, world: World) -> dict[str, Tensor]:
+def read_local(path: Path, files: Files, saved_by: int, world: World) -> dict[str, Tensor]:
+    """The local state of this rank, or what is to take its place on ranks that are not those that saved."""
     ranks = [world.rank] if saved_by == world.size else range(saved_by)
     saved = [read_tensors(path / local_file(rank), files[local_file(rank)]) for rank in ranks]
     return saved[0] if saved_by == world.size else _shared_local(saved)

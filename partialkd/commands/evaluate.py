@@ -1,8 +1,10 @@
 """`launch/evaluate.py`: any network file on any verification sets, alone or under torchrun.
 
 MODEL is a .safetensors file that describes its network, a .pt or .pth file (or a bare .safetensors) with `--model` and
-the sizes that differ from the defaults, or an .onnx file. A foreign network is told apart by what it expects: size,
-mean, std and colour order of its input. Rank 0 prints a table and, with `--json`, writes the same as JSON.
+the sizes that differ from the defaults, an .onnx file, a checkpoint (`<phase>/checkpoints/step_*`), or a run folder:
+its finished student, its newest checkpoint where it was stopped, or what `--checkpoint` and `--phase` choose. A foreign
+network is told apart by what it expects: size, mean, std and colour order of its input. Rank 0 prints a table and, with
+`--json`, writes the same as JSON.
 Errors: one line on the error output; status 2 for wrong options and a missing MODEL, 1 for everything else.
 """
 
@@ -16,12 +18,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
+from partialkd.commands.networks import add_choice
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import ConfigError
 from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
 from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
-from partialkd.teacher.network import Teacher, open_teacher
+from partialkd.teacher.network import Teacher, open_teacher, wrap_teacher
 from partialkd.world.launch import launched
 from partialkd.world.messages import output
 from partialkd.world.world import World
@@ -53,14 +57,18 @@ def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, 
     config = _evaluate_config(options)
     if options.json and not Path(options.json).parent.is_dir():
         raise ConfigError(f"--json {options.json}: its folder must exist")
-    if not Path(options.file).is_file():
+    if not Path(options.file).exists():
         raise ConfigError(f"{options.file}: no such file")
+    options.file = str(chosen(Path(options.file), options.checkpoint, options.phase))
     open_sets(config)
     return config, open_network(options, world)
 
 
 def open_network(options: argparse.Namespace, world: World) -> Teacher:
-    """The file as a frozen embedder; images are decoded at the size it expects."""
+    """The file or checkpoint as a frozen embedder; images are decoded at the size it expects."""
+    if is_checkpoint(Path(options.file)):
+        network, _, size = checkpoint_network(Path(options.file))
+        return wrap_teacher(network, size, world.device)
     size = options.input_size or _described_size(options) or InputConfig().size
     named = {key: getattr(options, key) for key in ("mean", "std", "colour") if getattr(options, key) is not None}
     settings: dict[str, Any] = {"source": "checkpoint", "path": options.file}
@@ -130,7 +138,8 @@ def _config_error(error: ValidationError) -> ConfigError:
 def _parser() -> argparse.ArgumentParser:
     defaults = EvaluateConfig()
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Score a network on verification sets.")
-    parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx")
+    parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx, a checkpoint or a run folder")
+    add_choice(parser)
     parser.add_argument("--sets", nargs="+", required=True, metavar="BIN", help="InsightFace .bin files")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     network = parser.add_argument_group("a file that does not describe its network")

@@ -1,5 +1,7 @@
 """`launch/export.py`: the student or any network of ours as ONNX, checked against onnxruntime.
 
+From a network file, a checkpoint, or a run folder (its finished student, else its newest checkpoint; `--checkpoint`).
+
 Errors: one line on the error output and status 1, nothing written; wrong options, status 2.
 """
 
@@ -10,10 +12,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
+from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
+from partialkd.commands.networks import add_choice
+from partialkd.config import ModelConfig
 from partialkd.errors import PartialKDError
 from partialkd.export.onnx import TOLERANCE, export
 from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
+
+
+def described(path: Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
+    """Weights, configuration and image size of a network file or a checkpoint."""
+    if not is_checkpoint(path):
+        config, image_size = read_description(path)
+        return read_weights(path), config, image_size
+    network, config, image_size = checkpoint_network(path)
+    return network.state_dict(), config, image_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="export.py",
         description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same.",
     )
-    parser.add_argument("model", type=Path, help="a run's model.safetensors")
+    parser.add_argument("model", type=Path, help="a run's model.safetensors, a checkpoint or a run folder")
     parser.add_argument("folder", type=Path, help="folder to write to")
+    add_choice(parser)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
     args = parser.parse_args(arguments)
     try:
-        config, image_size = read_description(args.model)
-        done = export(read_weights(args.model), config, image_size, args.folder, args.tolerance)
+        done = export(*described(chosen(args.model, args.checkpoint, args.phase)), args.folder, args.tolerance)
     except (PartialKDError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -237,7 +237,8 @@ class Trainer:
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
         self.health.check(everything=True)
-        snapshot = capture(self._parts, self._identity())
+        described = {**self._identity(), "image_size": self.config.data.image_size}
+        snapshot = capture(self._parts, described)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         return self.saver.save(snapshot, score)
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from helpers.jobs import job
+from helpers.old_run import unpack
 from helpers.ranks import run
 from partialkd.config.load import read_tree
 from partialkd.world.world import World
 
-ARCHIVE = Path(__file__).with_name("before_the_house.tar.gz")
 LOSSES = {
     "student": {4: 6.98249626159668, 5: 7.900204181671143, 6: 7.624499320983887},
     "teacher": {4: 15.088747024536133, 5: 14.811311721801758, 6: 10.61867904663086},
@@ -30,8 +29,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(tmp_path)
     return tmp_path
 
 

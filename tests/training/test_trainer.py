@@ -17,6 +17,7 @@ from helpers.ranks import RankFailure, run
 from partialkd import checkpoint
 from partialkd.centres.store import CentreStore
 from partialkd.checkpoint import saver as checkpoint_saver
+from partialkd.checkpoint.network import checkpoint_network
 from partialkd.checkpoint.snapshot import write_own
 from partialkd.config import Config
 from partialkd.config.load import parse_config
@@ -209,7 +210,10 @@ def _stopped_and_resumed(world: World, config: Config) -> list[tuple[str, bool]]
         stop = stopping.StopSignals()
         one = make_trainer(kind, world, config, stop)
         with end:
-            one.run(resume=True)
+            trained = one.run(resume=True).state_dict()
+            newest = checkpoint.newest(root)
+            assert newest is not None
+            torch.testing.assert_close(checkpoint_network(newest)[0].state_dict(), trained)
         one.close()
         stop.forget()
         world.barrier()
