@@ -162,22 +162,25 @@ def main() -> int:
         differences.extend(f"{job.run}: {name}" for name in got.keys() - expected.keys())
         say(f"round finished: {'different: ' + ', '.join(differences) if differences else 'bit for bit the same'}")
 
-    soak = Soak(args)
-    try:
-        soak.run(check)
-    finally:
-        if soak.job.launcher is not None:
-            soak.job.launcher.kill()  # its ranks go with it
+    counts = Counts()
+    if args.faults:
+        soak = Soak(args)
+        counts = soak.counts
+        try:
+            soak.run(check)
+        finally:
+            if soak.job.launcher is not None:
+                soak.job.launcher.kill()  # its ranks go with it
     rng = random.Random(args.seed)
     pairs = start_pairs(args.folder / "pairs", args.pairs, args, expected, calm_s, rng)
     damages = damage_files(calm, args.damages, expected, rng)
     differences += [f"{what}: {said}" for outcome in (pairs, damages) for what, said in outcome.wrong]
     seconds = time.monotonic() - start
     facts = {"seconds": seconds, "undisturbed_seconds": calm_s, "results_a_round": len(expected)}
-    report(args, soak.counts, differences, **facts, pairs=pairs.counts, damages=damages.counts)
+    report(args, counts, differences, **facts, pairs=pairs.counts, damages=damages.counts)
     if temporary and not differences:
         shutil.rmtree(args.folder)
-    return status(soak.counts.kinds.total(), args.faults, differences)
+    return status(counts.kinds.total(), args.faults, differences)
 
 
 def status(made: int, wanted: int, differences: list[str]) -> int:

@@ -12,6 +12,7 @@ file of the same name stays as it was. `write_json` raises `ValueError` for NaN 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from partialkd.errors import DataError, StorageError
 from partialkd.storage.process import Place
 
 BUFFER_BYTES = 1 << 16
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing, which come without a file's name
 _MAKER = re.compile(r"(\d+)-(\d*)-([0-9a-f]{12})-[0-9a-f]{8}")  # process, its birth, where, a random number
 
 
@@ -175,6 +177,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield hidden
         publish(hidden, path)
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         discard(hidden)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
 from helpers.jobs import job, tree
 from partialkd.config.load import parse_config
 from partialkd.errors import DataError, InUse, Preempted
 from partialkd.run import job as module
-from partialkd.run.folder import IN_USE, open_run
+from partialkd.run.folder import IN_USE, open_run, owned_run
+from partialkd.storage import claim
 from partialkd.storage.claim import claimed
+from partialkd.storage.process import Place
+from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
 
@@ -71,3 +77,25 @@ def test_a_link_is_followed(tmp_path: Path, make: Callable[[Path], None], aside:
     assert [path.name for path in disk.iterdir()] == ["config.toml"]
     assert _opened(tmp_path, "auto") == disk  # what is there is gone on with
     assert [path.name for path in link.parent.iterdir()] == ["trial"]
+
+
+def test_ranks_that_torchrun_starts_again_take_over_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank 0 before was on another node, where nobody here can see whether it has ended."""
+
+    def wait(text: str) -> None:
+        raise AssertionError(text)
+
+    monkeypatch.setattr(claim._log, "info", wait)
+    monkeypatch.setattr(claim, "_end", lambda _: None)  # of the first one, were it to look just then
+    config = parse_config(tree(tmp_path))
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(Place, "here", lambda: Place("node7", 99, "1", "elsewhere", "theirs"))
+        world = World(launch_store=HashStore())
+        with StopSignals() as stop, owned_run(config, world, stop):
+            elsewhere.undo()
+            with owned_run(config, World(launch_store=world.launch_store), stop):
+                owner = json.loads((tmp_path / "runs" / ".trial.owner").read_text().splitlines()[1])
+            assert owner["pid"] == os.getpid()
+    assert not list((tmp_path / "runs").iterdir())
