@@ -19,6 +19,7 @@ from partialkd.config.methods import (
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
+from partialkd.config.terms import EmbeddingTermConfig, TermSection
 from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, sampled_share
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "CosFaceConfig",
     "DataConfig",
     "DistConfig",
+    "EmbeddingTermConfig",
     "EvaluateConfig",
     "HealthConfig",
     "InputConfig",
@@ -48,5 +50,6 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "TeacherConfig",
+    "TermSection",
     "sampled_share",
 ]

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -83,7 +83,16 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(expanded)]
 
 
+TeacherUse = Literal["none", "centres", "every batch"]  # from nothing to its embedding of each image
+
+
 class Section(BaseModel):
     """A table of the configuration: frozen, unknown keys forbidden, no type coercion but int -> float."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+def choice_of(base: type[Section]) -> Any:
+    """The annotation of any section derived from `base`, told apart by their `name`."""
+    sections = base.__subclasses__()
+    return Annotated[Union[tuple(sections)], Field(discriminator="name")] if len(sections) > 1 else sections[0]  # noqa: UP007

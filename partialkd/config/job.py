@@ -45,10 +45,10 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.run.keep_best and not self.evaluate.sets:
             raise ValueError("run.keep_best must be false without evaluate.sets, got true")
-        method, teacher = self.student.method, self.teacher
-        if method.teacher_use != "none":
+        teacher, taught = self.teacher, self.student.taught_part
+        if taught:
             if teacher.source == "none":
-                raise ValueError(f'teacher.source must not be "none" with student.method.name = "{method.name}"')
+                raise ValueError(f'teacher.source must not be "none" with student.{taught}')
             emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
             if teacher.source == "records":
                 emitted = self.data.embeddings
@@ -58,8 +58,10 @@ class Config(Section):
         self._check_centres()
         self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
-            if phase is not None and phase.method.teacher_use != "none":
-                raise ValueError(f"{where}.method.name must be a method without teacher, got {phase.method.name!r}")
+            if phase is not None and (part := phase.taught_part):
+                key, _, name = part.partition(" = ")
+                kind = key.partition(".")[0].removesuffix("s")
+                raise ValueError(f"{where}.{key} must be a {kind} without teacher, got {name}")
         return self
 
     def _check_centres(self) -> None:
@@ -76,7 +78,7 @@ class Config(Section):
         teacher, altering = self.teacher, self.data.altering
         if teacher.source == "records" and self.data.embeddings is None:
             raise ValueError('data.embeddings is required with teacher.source = "records"')
-        if self.student.method.teacher_use != "every batch":  # it looks at class means only, never at a batch
+        if self.student.teacher_use != "every batch":  # it looks at class means only, never at a batch
             return
         if teacher.source == "records" and self.data.flip:
             raise ValueError('data.flip must be false with teacher.source = "records": no mirrored embedding is there')

@@ -5,14 +5,13 @@ To add a method: its section here, its class in partialkd/methods (docs/extendin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Before, Moderate, Radians, Section
+from partialkd.config.base import Before, Moderate, Radians, Section, TeacherUse, choice_of
 
 CentreKind = Literal["trainable", "fixed", "ema"]
-TeacherUse = Literal["none", "centres", "every batch"]
 
 
 class CombinedMargin(Section):
@@ -101,4 +100,4 @@ class MarginDistillationConfig(MethodSection):
 if TYPE_CHECKING:
     MethodConfig = MethodSection
 else:  # any of the sections above
-    MethodConfig = Annotated[Union[tuple(MethodSection.__subclasses__())], Field(discriminator="name")]  # noqa: UP007
+    MethodConfig = choice_of(MethodSection)

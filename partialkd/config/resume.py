@@ -59,7 +59,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def before(section: type[Section]) -> dict[str, Any]:
     """Dotted key -> the value of runs from before the field existed."""
     found = ((key, mark) for key, field in fields_of(section) for mark in field.metadata if isinstance(mark, Before))
-    return {key: mark.value for key, mark in found}
+    return {key: list(mark.value) if isinstance(mark.value, tuple) else mark.value for key, mark in found}
 
 
 def identity_changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -105,6 +105,6 @@ def as_begun(section: S, saved: dict[str, Any]) -> S:
         marks = [mark.value for mark in field.metadata if isinstance(mark, Before)]
         if isinstance(value, Section) and isinstance(was, dict):
             updates[name] = as_begun(value, was)
-        elif marks and name not in section.model_fields_set:
-            updates[name] = was if name in saved else marks[0]
+        elif marks and name not in section.model_fields_set and saved.get(name, marks[0]) == marks[0]:
+            updates[name] = marks[0]
     return section.model_copy(update=updates)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from partialkd.config.base import (
+    Before,
     Count,
     Free,
     Length,
@@ -19,9 +20,11 @@ from partialkd.config.base import (
     Probability,
     Section,
     Share,
+    TeacherUse,
 )
-from partialkd.config.methods import MarginDistillationConfig, MethodConfig
+from partialkd.config.methods import MarginDistillationConfig, MethodConfig, MethodSection
 from partialkd.config.models import ModelConfig
+from partialkd.config.terms import TermConfig, TermSection
 
 
 def sampled_share(rate: float) -> Fraction:
@@ -94,6 +97,7 @@ class PhaseConfig(Section):
     centres: CentresConfig = CentresConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    terms: Annotated[tuple[TermConfig, ...], Before(())] = ()  # added to the method's loss, each times its weight
     epochs: Annotated[float, Field(gt=0, le=1e6)]
     max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
     global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images an optimiser step, over all ranks and micro-steps
@@ -103,6 +107,20 @@ class PhaseConfig(Section):
     sync_batchnorm: bool = False
     freeze_batchnorm: bool = False
     compile: Free[bool] = False  # torch.compile of the network in training, at ZeRO stages 0-2; differs by rounding
+
+    @property
+    def teacher_use(self) -> TeacherUse:
+        """What the method or a term of it asks of a teacher, whichever asks for most."""
+        uses = [self.method.teacher_use, *(term.teacher_use for term in self.terms)]
+        return max(uses, key=get_args(TeacherUse).index)
+
+    @property
+    def taught_part(self) -> str | None:
+        """The key of what asks for a teacher, its name included; None where nothing does."""
+        parts: dict[str, MethodSection | TermSection] = {"method": self.method}
+        parts |= {f"terms.{at}": term for at, term in enumerate(self.terms)}
+        wanting = (f'{key}.name = "{part.name}"' for key, part in parts.items() if part.teacher_use != "none")
+        return next(wanting, None)
 
     @model_validator(mode="after")
     def _compilable(self) -> PhaseConfig:

@@ -34,6 +34,7 @@ from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.methods import Outcome, make_method
+from partialkd.methods.terms import TermInputs, Terms
 from partialkd.models import build_model
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
@@ -105,8 +106,8 @@ class Trainer:
         self.folder = context.folder / name
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
-        self.method = make_method(phase.method)
-        teacher = teacher if phase.method.teacher_use == "every batch" else None
+        self.method, self.terms = make_method(phase.method), Terms(phase.terms)
+        teacher = teacher if phase.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
@@ -189,6 +190,7 @@ class Trainer:
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
+        outcome = self.terms.added_to(outcome, TermInputs(student, batch.labels, teacher, self.world))
         outcome.loss.backward()
         assert student.grad is not None
         gradient = self.health.watch(batch, embeddings, teacher, outcome.loss, student.grad)

@@ -310,3 +310,17 @@ def test_another_teacher_is_refused(tmp_path: Path) -> None:
     run(train, 1, config)
     with pytest.raises(RankFailure, match=r"CheckpointError: .*made with teacher = "):
         run(train, 1, config, False, True, 4)
+
+
+def test_a_term_is_learned_logged_and_part_of_the_run(tmp_path: Path) -> None:
+    """A method that asks for no teacher, with a term that does: the student comes to look like the teacher."""
+    terms = ({"name": "embedding", "distance": "cosine", "weight": 20.0},)
+    config = config_of("arcface", tmp_path, terms=terms)
+    lines = run(train, 2, config)[0]
+    distances = [line["term_0_embedding"] for line in lines]
+    assert len(distances) == STEPS
+    assert distances[-1] < distances[0] - 0.1
+    with pytest.raises(
+        RankFailure, match=r"CheckpointError: .*made with terms = \[.*'weight': 20.0.*this run has \[\]"
+    ):
+        run(train, 2, config_of("arcface", tmp_path), False, True)

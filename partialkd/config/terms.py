@@ -1,0 +1,34 @@
+"""One section for each additive term of a loss, told apart by `name`: `student.terms = [{ name = ..., weight = ... }]`.
+
+To add a term: its section here, its class in partialkd/methods/terms (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from partialkd.config.base import Moderate, Section, TeacherUse, choice_of
+
+
+class TermSection(Section):
+    """What every term's section says; `name` is a Literal of the section."""
+
+    teacher_use: ClassVar[TeacherUse]
+
+    name: str
+    weight: Moderate = 1.0  # times the term's value, in the loss
+
+
+class EmbeddingTermConfig(TermSection):
+    """The student's embedding is drawn to the teacher's of the same image."""
+
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+
+    name: Literal["embedding"]
+    distance: Literal["l2", "cosine"] = "l2"  # squared, of the embeddings as they are; 1 - cosine
+
+
+if TYPE_CHECKING:
+    TermConfig = TermSection
+else:  # any of the sections above
+    TermConfig = choice_of(TermSection)
