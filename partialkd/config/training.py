@@ -41,10 +41,10 @@ class CentresConfig(Section):
     moments: Free[Literal["fp32", "bf16"]] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
     second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
-    # the device; for samples of less than half (a sample_rate under 0.487). Never run on a GPU yet.
+    # the device; for samples of less than half (a sample_rate under 0.487).
     memory: Free[Literal["device", "host"]] = "device"
     # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; fused: Triton kernels; both CUDA
-    # only, not run on a GPU yet; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and
+    # only; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and
     # agreed with chunked when the shape first came up.
     backend: Free[Literal["chunked", "graphed", "fused", "auto", "reference"]] = "chunked"
     # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;

@@ -7,7 +7,7 @@ dropped, drawn from the same generator, so that a resumed run still goes on bit 
 Compiling takes from seconds to minutes at the first call, once for every shape of input: callers keep to one.
 torch compiles one piece of code a few times in a process (`recompile_limit`), then calls it plainly, with a warning.
 CUDA graphs record the kernels of a call and replay them: only for calls without gradient, for a replay writes its
-results over those of the one before, which gradients under accumulation would not outlive. Never run on a GPU yet.
+results over those of the one before, which gradients under accumulation would not outlive.
 Errors: ConfigError naming the key where the machine cannot compile: the CPU wants a C++ compiler (g++, or what CXX
 names), CUDA wants Triton and a C compiler.
 """
