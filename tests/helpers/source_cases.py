@@ -32,5 +32,17 @@ def write_with_header(folder: Path, labels: Sequence[Labels], header: tuple[floa
             writer.write(key, pack_payload((1.0, 2.0), key))
 
 
+def write_part(folder: Path, number: str, images: dict[int, tuple[float, bytes]], header: bool = False) -> None:
+    """train.<number>.rec: key -> label, image; with a header and an identity record where asked for."""
+    folder.mkdir(exist_ok=True)
+    (folder / "property").write_text("10,112,112\n")
+    with open_writer(folder / f"train.{number}.rec", folder / f"train.{number}.idx") as writer:
+        if header:
+            writer.write(0, pack_payload((max(images) + 1.0, 0.0), 0))
+            writer.write(max(images) + 1, pack_payload((1.0, 2.0), 0))
+        for key, (label, image) in images.items():
+            writer.write(key, pack_payload(label, key, image))
+
+
 def contents(source: RecordIOSource) -> list[tuple[bytes, int]]:
     return [source.read(index) for index in range(len(source))]

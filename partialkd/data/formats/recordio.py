@@ -184,6 +184,7 @@ class RecordReader:
 
     def scan(self) -> Iterator[tuple[int, Headers]]:
         """The same in pieces, each with the position of its first record; of a few pieces at a time."""
+        self._check_whole()
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
         note_mapped(self.path)
         words = np.frombuffer(mapped, "<u4", self.size // 4)
@@ -191,6 +192,12 @@ class RecordReader:
         doing = f"reading the headers of {self.path.name}"
         read = counted(scanned, doing, len(self), "records", lambda found: found[0].stop - found[0].start)
         yield from ((chunk.start, headers) for chunk, headers in read)
+
+    def _check_whole(self) -> None:
+        """Raise DataError if the file was cut: touching what is mapped of it would end the process without a word."""
+        found = os.fstat(self._fd).st_size
+        if found < self.size:
+            raise DataError(f"{self.path}: had {self.size} bytes when it was opened, now it has {found}")
 
     def first_header(self) -> Headers:
         """What `headers` says of the first record."""
@@ -200,8 +207,7 @@ class RecordReader:
         return Headers(flag, labels[:1], labels[-1:], np.array([len(image)], np.int64))
 
     def _scan(self, words: np.ndarray, chunk: slice) -> Headers:
-        if os.fstat(self._fd).st_size < self.size:  # touching what was cut off would end the process without a word
-            raise DataError(f"{self.path}: became shorter than {self.size} bytes while it was read")
+        self._check_whole()
         at = self.offsets[chunk] // 4
         kind, length = words[at + 1] >> 29, (words[at + 1] & MAX_PART).astype(np.int64)
         flags, several = words[at + 2], kind == FIRST

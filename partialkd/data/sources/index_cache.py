@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from partialkd.data.formats.recordio import RecordReader
+from partialkd.data.images.decode import DECODING
 from partialkd.data.sources.record_file import RecordFile
 from partialkd.errors import DataError, printable
 from partialkd.storage.atomic_files import discard, hidden_name, naming, new_folder
@@ -56,7 +57,7 @@ def _name(rec: Path, idx: Path, num_classes: int, embeddings: int | None) -> str
         stats = [(str(path.resolve()), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in (rec, idx)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return hashlib.sha256(repr((FORMAT, num_classes, embeddings, stats)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((FORMAT, DECODING, num_classes, embeddings, stats)).encode()).hexdigest()[:32]
 
 
 def _kept(rec: Path, place: Path) -> RecordFile:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import re
-import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,37 +14,17 @@ import numpy as np
 import pytest
 
 from helpers.bad_files import lying
-from helpers.source_cases import contents
+from helpers.source_cases import contents, write_part
 from partialkd.config import DataConfig
 from partialkd.data.formats import recordio
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.formats.recordio import RecordReader, open_writer, pack_payload
+from partialkd.data.formats.recordio import RecordReader, pack_payload
 from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import BatchCut
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.open import open_source
-from partialkd.errors import DataError, StorageError
-
-
-def write_part(folder: Path, number: str, images: dict[int, tuple[float, bytes]], header: bool = False) -> None:
-    """train.<number>.rec: key -> label, image; with a header and an identity record where asked for."""
-    folder.mkdir(exist_ok=True)
-    (folder / "property").write_text("10,112,112\n")
-    with open_writer(folder / f"train.{number}.rec", folder / f"train.{number}.idx") as writer:
-        if header:
-            writer.write(0, pack_payload((max(images) + 1.0, 0.0), 0))
-            writer.write(max(images) + 1, pack_payload((1.0, 2.0), 0))
-        for key, (label, image) in images.items():
-            writer.write(key, pack_payload(label, key, image))
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Path:
-    write_part(tmp_path, "00", {1: (3, b"a"), 2: (0, b"b")}, header=True)
-    write_part(tmp_path, "02", {9: (1, b"f")})
-    write_part(tmp_path, "01", {1: (3, b"c"), 4: (3, b"d"), 5: (2, b"e")})
-    return tmp_path
+from partialkd.errors import DataError
 
 
 def test_parts_are_one_source_in_the_order_of_their_numbers(parts: Path) -> None:
@@ -112,98 +90,13 @@ def test_a_wrong_label_names_its_part(parts: Path) -> None:
         RecordIOSource(parts)
 
 
-# --------------------------------------------------------------------------------------------- index cache
-
-
-def test_a_kept_index_gives_the_same_source(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path / "cache"
-    first = RecordIOSource(parts, cache)
-    assert len([place for place in cache.iterdir() if not place.name.startswith(".")]) == 3
-    monkeypatch.setattr(RecordReader, "scan", lambda self: pytest.fail("read again"))
-    again = RecordIOSource(parts, cache)
-    assert contents(again) == contents(first)
-    assert (again.fingerprint, again.name(3), again.stem(4)) == (first.fingerprint, first.name(3), first.stem(4))
-    for values in (again.files[1].reader.offsets, again.files[1].labels):
-        assert not values.flags.owndata  # a view of the mapped file
-        assert not values.flags.writeable
-    assert contents(pickle.loads(pickle.dumps(again))) == contents(first)
-
-
-def test_a_kept_index_is_of_the_files_as_they_were(parts: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    RecordIOSource(parts, cache)
-    write_part(parts, "02", {9: (2, b"F")})  # of the same size
-    os.utime(parts / "train.02.rec", ns=(1, 1))
-    assert contents(RecordIOSource(parts, cache))[5] == (b"F", 2)
-    (parts / "property").write_text("3,112,112")  # labels are looked at again
-    with pytest.raises(DataError, match=r"label must be an integer in \[0, 3\), got 3"):
-        RecordIOSource(parts, cache)
-
-
-def _flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "a bit": _flipped,
-    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    "empty": lambda path: path.write_bytes(b""),
-    "gone": Path.unlink,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["labels.bin", "offsets.bin", "numbers.bin", "manifest.json"])
-def test_a_damaged_kept_index_is_read_anew(
-    parts: Path, tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = tmp_path / "cache"
-    expected = contents(RecordIOSource(parts, cache))
-    (place,) = [path.parent for path in cache.glob("*/numbers.bin")]  # of the part with gaps between its keys
-    DAMAGES[damage](place / name)
-    assert contents(RecordIOSource(parts, cache)) == expected
-    (said,) = caplog.messages
-    assert re.search(rf"{name}: .*; the index of .*train\.\d\d\.rec is read anew", said)
-    caplog.clear()
-    assert contents(RecordIOSource(parts, cache)) == expected
-    assert not caplog.messages
-    assert not [path for path in cache.iterdir() if path.name.startswith(".")]
-
-
-def test_an_index_under_another_name_is_not_believed(
-    parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = tmp_path / "cache"
-    expected = contents(RecordIOSource(parts, cache))
-    first, second, _ = sorted(cache.iterdir())
-    shutil.rmtree(first)
-    shutil.copytree(second, first)
-    assert contents(RecordIOSource(parts, cache)) == expected
-    assert "under another name" in caplog.text
-
-
-def test_an_index_cut_while_in_use_is_named_and_kills_nobody(parts: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    RecordIOSource(parts, cache)
-    source = RecordIOSource(parts, cache)
-    for path in cache.glob("*/labels.bin"):
-        os.truncate(path, 0)
-    for read in (source.labels, lambda: source.read(0), lambda: source.name(0), lambda: source.readahead(0, 2)):
-        with pytest.raises(DataError, match=r"labels\.bin: must have \d+ bytes, .*got 0: it was changed while in use"):
-            read()
-
-
-def test_a_full_disk_leaves_nothing_and_is_named(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("partialkd.data.sources.index_cache._written", full)
-    with pytest.raises(StorageError, match=r"cache/[0-9a-f]{32}: cannot be written: No space left"):
-        RecordIOSource(parts, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+@pytest.mark.parametrize("left", [0, 8])
+def test_a_file_cut_after_it_was_opened_is_named_by_its_scan(parts: Path, left: int) -> None:
+    reader = RecordReader(parts / "train.01.rec", parts / "train.01.idx")
+    size = reader.size
+    os.truncate(parts / "train.01.rec", left)
+    with pytest.raises(DataError, match=rf"train\.01\.rec: had {size} bytes when it was opened, now it has {left}"):
+        reader.headers()
 
 
 # -------------------------------------------------------------------------------------------------- memory
