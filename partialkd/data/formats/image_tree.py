@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 def list_images(tree: Path) -> dict[str, list[str]]:
     """Identity -> its image names, both sorted."""
-    if tree.is_dir():
+    if os.path.isdir(tree):
         listing = list_folder(tree)
         if listing.problems:
             raise DataError(f"{tree}/{listing.problems[0][0]}: {listing.problems[0][1]}")
@@ -39,7 +39,7 @@ def list_images(tree: Path) -> dict[str, list[str]]:
 def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """(path, encoded bytes) of the wanted `<identity>/<image>` paths, in any order; `DataError` if one is missing."""
     missing = set(wanted)
-    for path, encoded in _files(tree, sorted(missing)) if tree.is_dir() else _members(tree, missing):
+    for path, encoded in _files(tree, sorted(missing)) if os.path.isdir(tree) else _members(tree, missing):
         if path in missing:
             missing.discard(path)
             yield path, encoded
@@ -49,7 +49,7 @@ def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, byte
 
 def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     for path in wanted:
-        if ".." in path.split("/") or not (tree / path.lstrip("/")).is_file():
+        if ".." in path.split("/") or not os.path.isfile(tree / path.lstrip("/")):
             continue
         try:
             yield path, read_file(tree / path.lstrip("/"))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def read_cfp(protocol: Path, kind: str) -> list[ListedPair]:
     frontal = _cfp_images(protocol / "Pair_list_F.txt")
     other = _cfp_images(protocol / "Pair_list_P.txt") if kind == "FP" else frontal
     folder = protocol / "Split" / kind
-    folds = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    folds = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if os.path.isdir(folder) else []
     if not folds:
         raise DataError(f"{folder}: must hold a folder a fold, 01 to 10")
     pairs = []

@@ -7,6 +7,7 @@ Errors: `DataError` naming the file.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ _FORM = "`classes,height,width`"
 
 def read_property(path: Path) -> tuple[int, int, int]:
     """`property` -> number of classes, height, width."""
-    if path.parent.is_dir() and not path.exists():
+    if os.path.isdir(path.parent) and not os.path.exists(path):
         raise DataError(f"{path}: is missing; make it a text file of one line {_FORM}{_advice(path.parent)}")
     lines = read_lines(path)
     text = lines[0][1].strip() if lines else ""

@@ -14,6 +14,7 @@ Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def _identities(pair: ListedPair) -> tuple[str, str]:
 
 def _input_bytes(config: ArchiveConfig) -> dict[str, int]:
     paths = {key: Path(getattr(config, key)) for key in _INPUTS if getattr(config, key) is not None}
-    return {key: path.stat().st_size for key, path in paths.items() if path.is_file()}
+    return {key: path.stat().st_size for key, path in paths.items() if os.path.isfile(path)}
 
 
 def _check_unchanged(config: ArchiveConfig, before: dict[str, int], folder: Path) -> None:

@@ -8,6 +8,7 @@ Errors: `DataError` naming the folder, or the list and its line.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class ImageList:
 
 def list_to_pack(images: Path, gaps: Gaps) -> ImageList:
     """The images of a folder or of a list file, with names that can be written."""
-    todo = _from_folder(images) if images.is_dir() else _from_list(images, gaps)
+    todo = _from_folder(images) if os.path.isdir(images) else _from_list(images, gaps)
     try:
         check_names(todo.names, len(todo.names))
     except DataError as error:

@@ -137,7 +137,7 @@ def unpack(folder: Path, out: Path, workers: int = PackOptions().workers) -> int
     source = RecordIOSource(folder)
     digits = len(str(source.num_classes - 1))
     names = [f"{label:0{digits}d}" for label in range(source.num_classes)]
-    if (folder / NAMES).exists():
+    if os.path.exists(folder / NAMES):
         names = read_names(folder / NAMES, source.num_classes)
     with new_folder(out) as hidden:
         for label in np.unique(source.labels()).tolist():

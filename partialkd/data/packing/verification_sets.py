@@ -12,6 +12,7 @@ Errors: `DataError` naming the list and line, the archive or the image. What is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,16 +89,16 @@ def _file_name(image: bytes, place: int, digits: int, path: Path) -> str:
 def _check_present(pairs: Sequence[ListedPair], images: Path) -> None:
     """Every path is a file of the folder, or of the archive, which holds `<identity>/<image>`."""
     known = None
-    if not images.is_dir():
+    if not os.path.isdir(images):
         known = {f"{identity}/{name}" for identity, names in list_images(images).items() for name in names}
     for pair in pairs:
         for path in (pair.first, pair.second):
-            if not ((images / path).is_file() if known is None else path in known):
+            if not (os.path.isfile(images / path) if known is None else path in known):
                 raise DataError(f"{pair.where}: no image {path} in {images}")
 
 
 def _read(images: Path, wanted: set[str]) -> Sequence[tuple[str, bytes]]:
-    if not images.is_dir():
+    if not os.path.isdir(images):
         return list(read_images(images, wanted))
     try:
         return [(path, read_file(images / path)) for path in sorted(wanted)]

@@ -16,6 +16,7 @@ Errors: `DataError` with file and line. An exclude list whose names are all unkn
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Names:
 
     def known(self) -> list[str] | None:
         """Return the names by class id, read from identities.txt where they stand there; None without any."""
-        if self.names is None and self.packed is not None and self.packed.exists():
+        if self.names is None and self.packed is not None and os.path.exists(self.packed):
             return read_names(self.packed, self.num_classes)
         return self.names
 
