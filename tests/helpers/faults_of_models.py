@@ -164,7 +164,7 @@ TEACHERS = (
     Fault(
         "classifier .npy of complex numbers",
         make.matrix("w.npy", make.npy("(2, 2)", "<c8", bytes(32))),
-        r"w\.npy: a classifier is a matrix of floating-point numbers",
+        r"w\.npy: a classifier is a dense matrix of real numbers, got one of complex numbers",
         TeacherError,
     ),
     Fault(
@@ -273,7 +273,7 @@ TEACHERS = (
     Fault(
         "teacher cache, manifest of junk",
         make.teacher_cache(lambda cache: put(cache / "manifest.json", "{")),
-        r"manifest\.json: not a usable manifest",
+        r"manifest\.json: damaged: JSONDecodeError",
         TeacherError,
     ),
 )

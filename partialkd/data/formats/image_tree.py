@@ -13,6 +13,7 @@ from pathlib import Path
 
 from partialkd.data.formats.tar_stream import read_members
 from partialkd.errors import DataError
+from partialkd.world.passes import counted
 
 _MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -26,7 +27,7 @@ def list_images(tree: Path) -> dict[str, list[str]]:
             raise DataError(f"{tree}/{listing.problems[0][0]}: {listing.problems[0][1]}")
         paths = listing.paths
     else:
-        paths = [path for path, _ in _members(tree, ())]
+        paths = [path for path, _ in counted(_members(tree, ()), f"looking through {tree.name}", None, "images")]
     found: dict[str, list[str]] = {}
     for path in sorted(set(paths)):
         identity, _, image = path.partition("/")
@@ -111,7 +112,8 @@ class Listing:
 def list_folder(folder: Path) -> Listing:
     """All `<identity>/<image>` of a folder, sorted. Hidden files and files beside the identities are not looked at."""
     listing = Listing()
-    for identity in _visible(folder):
+    entries = _visible(folder)
+    for identity in counted(entries, f"listing {folder.name}", len(entries), "identities"):
         if not _is(identity.is_dir):
             continue
         label = len(listing.names)

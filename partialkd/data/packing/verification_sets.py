@@ -13,7 +13,7 @@ Errors: `DataError` naming the list and line, the archive or the image. What is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from partialkd.data.formats.image_tree import list_images, read_file, read_images
@@ -97,10 +97,14 @@ def _check_present(pairs: Sequence[ListedPair], images: Path) -> None:
                 raise DataError(f"{pair.where}: no image {path} in {images}")
 
 
-def _read(images: Path, wanted: set[str]) -> Sequence[tuple[str, bytes]]:
+def _read(images: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    """Encoded images by path, of a folder in any shape or of an archive."""
     if not os.path.isdir(images):
-        return list(read_images(images, wanted))
-    try:
-        return [(path, read_file(images / path)) for path in sorted(wanted)]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        yield from read_images(images, wanted)
+        return
+    for path in sorted(wanted):
+        try:
+            encoded = read_file(images / path)
+        except OSError as error:
+            raise DataError(f"{images}/{path}: cannot be read: {error.strerror}") from error
+        yield path, encoded
