@@ -2,7 +2,7 @@
 
 A folder that is complete or not there at all:
   embeddings.bin   (n, 2, D), little-endian float32, float16 or bfloat16, nothing before or between: number d of record
-                   i (m = 0 plain, 1 mirrored) stands at byte ((2 i + m) D + d) x (bytes a number)
+                   i (m = 0 plain, 1 mirrored) stands at byte ((2 i + m) D + d) x (bytes per number)
   class_means.bin  (C, D) little-endian float32: the mean of the normalised plain embeddings of each class, as the file
                    above holds them; zeros for a class without a record
   manifest.json    "format", "made_from" (what `CacheFacts.made_from` says), "dtype", "shape" [n, 2, D], "classes" C,

@@ -1,6 +1,6 @@
 """Make a teacher cache in one distributed pass of the teacher over all records (cache.py).
 
-The blocks that are still missing are dealt out in consecutive ranges, a range a rank, so that each rank reads and
+The blocks that are still missing are dealt out in consecutive ranges, one per rank, so that each rank reads and
 writes one stretch of the files; after every block the ranks look whether all of them are well. Killed at any moment
 and started again, on any number of ranks, the pass goes on with the blocks that are not there yet.
 Each image is decoded once and embedded plain and mirrored. What is written is the same, byte for byte, at any number of

@@ -81,7 +81,7 @@ class TrainingPlan:
     ) -> None:
         order = order or GlobalOrder([num_records], [1.0], seed)
         if order.length < cut.global_batch:
-            rule = f"must be at most the number of records an epoch ({order.length})"
+            rule = f"must be at most the number of records per epoch ({order.length})"
             raise ConfigError(f"global_batch {rule}, got {cut.global_batch}")
         self.order, self.cut, self.seed, self.flip, self.grey = order, cut, seed, flip, grey
         self.steps, self.dropped = divmod(order.length, cut.global_batch)  # optimiser steps, records left out

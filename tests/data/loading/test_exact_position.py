@@ -161,6 +161,15 @@ def test_a_loader_knows_its_own_position(loader: str, folders: list[str]) -> Non
     second.close()
 
 
+def test_a_position_at_the_end_of_an_epoch_is_the_start_of_the_next(folders: list[str]) -> None:
+    data = config("shuffle", folders, "jpeg")
+    plan, loader = rank_of(data, open_source(data), 0, 1, 1)
+    loader.load_state({"epoch": 4, "samples": plan.steps * BATCH})
+    assert next(iter(loader)).records.tolist() == plan.indices(5, 0).tolist()
+    assert loader.state() == {"epoch": 5, "samples": BATCH}
+    loader.close()
+
+
 @pytest.mark.parametrize(
     "state", [{"epoch": 0, "samples": 5}, {"epoch": 0, "samples": 600}, {"epoch": -1, "samples": 0}]
 )

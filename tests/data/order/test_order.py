@@ -103,7 +103,7 @@ def test_sequential_ranks_without_a_record_get_empty_batches() -> None:
 
 
 def test_errors_name_the_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"at most the number of records an epoch \(10\), got 16"):
+    with pytest.raises(ConfigError, match=r"at most the number of records per epoch \(10\), got 16"):
         TrainingPlan(10, BatchCut(16), seed=0, flip=True)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         SequentialPlan(10, 0, 0, 1)
