@@ -35,7 +35,7 @@ def nearest(key: str) -> str | None:
 
     Numbers in it (places in lists) are passed over. The last part decides; where it stands, and as part of what, next.
     """
-    place, _, last = ".".join(part for part in key.split(".") if not part.isdecimal()).rpartition(".")
+    place, _, last = _without_numbers(key).rpartition(".")
     found: list[tuple[float, float, str]] = []
     for other in dict.fromkeys(one for one, _ in fields_of()):
         its_place, _, its_last = other.rpartition(".")
@@ -44,6 +44,15 @@ def nearest(key: str) -> str | None:
         if _alike(last, its_last) >= LIKE:
             found.append((alike, _alike(place, its_place), other))
     return max(found)[2] if found else None
+
+
+def exists(key: str) -> bool:
+    """Whether there is such a key, if only in one of the sections that could stand there."""
+    return any(_without_numbers(key) == one for one, _ in fields_of())
+
+
+def _without_numbers(key: str) -> str:
+    return ".".join(part for part in key.split(".") if not part.isdecimal())
 
 
 def _alike(one: str, other: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from partialkd.config.keys import nearest
+from partialkd.config.keys import exists, nearest
 from partialkd.config.overrides import Override, shortened
 
 UNKNOWN = "extra_forbidden"
@@ -43,6 +43,8 @@ def _key_and_rule(problem: Any, tree: dict[str, Any]) -> tuple[str, str]:
 
 
 def _meant(key: str) -> str:
+    if exists(key):  # in a section of another name or kind
+        return " here, though others have it"
     found = nearest(key)
     return f", did you mean {found}?" if found else ""
 
