@@ -42,6 +42,8 @@ class Where:
 class PartialKDError(Exception):
     """Base of every error that is the input's fault, not the program's: one argument for each line of its text."""
 
+    permanent = False  # whether the same command, started again as it is, would fail in the same way
+
     def __init__(self, *lines: object) -> None:
         super().__init__(*(printable(str(line)) for line in lines))
 
@@ -51,6 +53,8 @@ class PartialKDError(Exception):
 
 class ConfigError(PartialKDError):
     """A configuration key is unknown, missing, mistyped, out of range, or contradicts another."""
+
+    permanent = True
 
 
 class DataError(PartialKDError):

@@ -1,7 +1,8 @@
 """`launch/train.py`: train what a configuration describes, on the ranks that torchrun started.
 
-Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration; 75 asked to
-stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1) and saved; 130 interrupted before. torchrun: 1.
+Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration or files, which
+another start would meet again; 75 asked to stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1) and saved; 130
+interrupted before. torchrun: 1.
 Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
 """
 

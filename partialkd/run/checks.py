@@ -9,7 +9,8 @@ Errors: ConfigError naming the key, TeacherError, DataError and CheckpointError 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
 from partialkd.context import RunContext
-from partialkd.errors import ConfigError
+from partialkd.errors import CheckpointError, ConfigError, DataError, TeacherError
 from partialkd.evaluate.verification import look_at_sets
 from partialkd.methods import make_method
 from partialkd.models.build import build_empty
@@ -32,6 +33,20 @@ from partialkd.teacher.network import Teacher, described
 from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
 from partialkd.training.trainer import key_of, plan_of
 from partialkd.world.shard import shard_of
+from partialkd.world.world import World
+
+
+@contextmanager
+def for_good(world: World) -> Iterator[None]:
+    """Errors of configuration and files in here are permanent: neither torchrun nor Slurm need start the job again.
+
+    Not so in ranks that torchrun started again: what was there before will be there once more.
+    """
+    try:
+        yield
+    except (DataError, TeacherError, CheckpointError) as error:
+        error.permanent = not world.remembers("begun")
+        raise
 
 
 @dataclass

@@ -46,7 +46,7 @@ from partialkd.export.onnx import export
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
-from partialkd.run.checks import Checked, check_job, phases_of
+from partialkd.run.checks import Checked, check_job, for_good, phases_of
 from partialkd.run.finished import check_finished, made_from
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, owned_run, run_folder
 from partialkd.run.out_of_memory import advising
@@ -93,7 +93,8 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(config.run.deterministic)
     with StopSignals() as stop, owned_run(config, world, stop):
-        job = prepare_job(config, world, resume, stop)
+        with for_good(world):
+            job = prepare_job(config, world, resume, stop)
         config = job.context.config  # as the run was begun
         teacher = make_teacher(job)
         student = run_phase(job, "student", config.student, teacher)
@@ -142,8 +143,9 @@ def _say_identities(source: Source, folder: Path) -> None:
 def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
     """On rank 0. What to go on with, and how: always, where torchrun starts ranks again."""
     resume = "auto" if world.remembers("begun") else resume
+    config = as_begun_in_its_folder(config, resume)
     check_run(config, resume)
-    return as_begun_in_its_folder(config, resume), resume
+    return config, resume
 
 
 def _open(config: Config, world: World, resume: str) -> Path:

@@ -2,6 +2,8 @@
 
 A wrong configuration is shown by rank 0. Of ranks that fail, the first shows its error: one line if it is the
 input's fault, a traceback otherwise; the ranks that go down with it stay quiet, so that the cause is not buried.
+Errors that another start would meet again (`PartialKDError.permanent`) end with status 2, and ranks that torchrun
+starts again after one leave at once.
 
 A collective that fails is another rank's doing. Each rank that it fails on reports so into the store, and the first
 one waits `GRACE_S` for the others and names those that did not: dead, stopped or out of reach. Stopped ones of the
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from partialkd.config import DistConfig
-from partialkd.errors import ConfigError, Preempted, RankLost
+from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.storage import launcher_notes as notes
 from partialkd.world import flight_recorder
 from partialkd.world.command import FAILED, place_of, say_error
@@ -34,6 +36,8 @@ from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World, collective_failed
 
 T = TypeVar("T")
+PERMANENT = "permanent"  # what ranks of the same torchrun tell the next ones
+STATUS_FILE = "PARTIALKD_STATUS_FILE"  # in the environment: where a batch script looks for the status
 WRONG_CONFIG, STOPPED = 2, 75  # 75: EX_TEMPFAIL, try again later
 QUIET_S = 3.0  # a rank with nothing to say leaves this much later, so that rank 0 has said it
 _log = logging.getLogger(__name__)
@@ -51,7 +55,9 @@ def configured(load: Callable[[], T]) -> T:
         return load()
     except ConfigError as error:
         if rank() == 0:
-            say_error(error)
+            note_permanent()
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # else it has been said
+                say_error(error)
         else:
             time.sleep(QUIET_S)  # torchrun ends all ranks when the first one ends
         raise SystemExit(WRONG_CONFIG) from None
@@ -77,6 +83,8 @@ def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence
     except RankLost as error:
         say_error(error)
         return FAILED
+    if world.remembers(PERMANENT):  # torchrun starts ranks again whatever they ended with
+        return world.leave(WRONG_CONFIG)
     try:
         with world:
             body(world)
@@ -86,9 +94,19 @@ def launched(config: DistConfig, body: Callable[[World], Any], goes_on: Sequence
             say_how_to_go_on(goes_on)
         return world.leave(STOPPED)
     except Exception as error:
+        permanent = isinstance(error, PartialKDError) and error.permanent
+        if permanent and world.is_main:
+            world.remember(PERMANENT)
+            note_permanent()
         explain(error, world)
-        return world.leave(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)
+        return world.leave(WRONG_CONFIG if permanent else FAILED)
     return world.leave(0)
+
+
+def note_permanent() -> None:
+    """Tell a batch script, which sees nothing but torchrun's status, that starting the job again is of no use."""
+    if STATUS_FILE in os.environ:
+        Path(os.environ[STATUS_FILE]).write_text(f"{WRONG_CONFIG}\n")
 
 
 def refuse_tasks_that_are_no_ranks() -> None:
