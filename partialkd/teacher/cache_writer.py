@@ -81,6 +81,7 @@ class CacheWriter:
         try:
             found = json.loads(path.read_bytes())
             found["preprocessing"] = with_decoding(found["preprocessing"])
+            wanted = {**wanted, "preprocessing": with_decoding(wanted["preprocessing"])}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"{path}: damaged: {type(error).__name__}: {error}"
         different = [key for key in wanted if found.get(key) != wanted[key]]

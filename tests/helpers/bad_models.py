@@ -175,6 +175,23 @@ def teacher_cache(change: Callable[[Path], object]) -> Maker:
     return make
 
 
+def unfinished_cache(change: Callable[[Path], object]) -> Maker:
+    def make(folder: Path) -> Action:
+        writer = CacheWriter(folder / "cache", CacheFacts("teacher", "data", {}, records=3, classes=2, dim=4))
+        writer.begin("refuse")
+        change(writer.place)
+        return lambda: writer.begin("resume")
+
+    return make
+
+
+def cached_embeddings_cut_in_use(folder: Path) -> Action:
+    teacher_cache(lambda _: None)(folder)
+    cache = TeacherCache(folder / "cache")
+    os.truncate(folder / "cache" / EMBEDDINGS, 8)
+    return lambda: cache.rows(torch.tensor([2]), torch.tensor([False]))
+
+
 def flip_embedding(cache: Path) -> None:
     content = bytearray((cache / EMBEDDINGS).read_bytes())
     content[5] ^= 1

@@ -276,4 +276,22 @@ TEACHERS = (
         r"manifest\.json: damaged: JSONDecodeError",
         TeacherError,
     ),
+    Fault(
+        "teacher cache cut short while it is in use",
+        make.cached_embeddings_cut_in_use,
+        r"embeddings\.bin: must have 48 bytes, .*, got 8: it was changed while in use",
+        TeacherError,
+    ),
+    Fault(
+        "unfinished teacher cache, facts of junk",
+        make.unfinished_cache(lambda place: put(place / "facts.json", "[]")),
+        r"facts\.json: damaged: TypeError.*; remove .*\.cache\.partial$",
+        TeacherError,
+    ),
+    Fault(
+        "unfinished teacher cache, list of blocks cut short",
+        make.unfinished_cache(lambda place: os.truncate(place / "blocks.bin", 4)),
+        r"blocks\.bin: must have 8 bytes, got 4; remove .*\.cache\.partial$",
+        TeacherError,
+    ),
 )
