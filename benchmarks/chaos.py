@@ -1,4 +1,5 @@
-"""Faults until the job is done: kill -9 of ranks and of the launcher, SIGSTOP of ranks, at random moments.
+"""Faults until the job is done, at random moments: kill -9 of ranks and of the launcher, SIGSTOP of ranks, SIGHUP to
+all, and a standard output that nobody reads any more, which must not end the job.
 
     python benchmarks/chaos.py [--faults 100] [--pairs 10] [--damages 60] [--minutes 60] [--seed 0] [--ranks 2]
                                [--folder FOLDER] [--out FILE]
@@ -66,6 +67,7 @@ class Soak:
         self.deadline = time.monotonic() + 60 * args.minutes
         self.deck: list[str] = []  # kinds of faults to come, in a random order
         self.job = self.next_job()
+        self.last = ""  # kind of fault
         self.hit_at: float | None = None  # the time of a fault that there was no progress after
 
     def next_job(self) -> Job:
@@ -91,6 +93,7 @@ class Soak:
             kind = self.deck.pop()
             doing = self.job.doing()
             if make_fault(self.job, kind, self.rng):
+                self.last = kind
                 self.counts.kinds[kind] += 1
                 self.counts.doing[doing] += 1
                 self.hit_at = self.hit_at or time.monotonic()
@@ -109,6 +112,8 @@ class Soak:
                 return True
             assert self.job.launcher is not None
             if self.job.launcher.poll() is not None:
+                if self.last == "lost stdout":
+                    raise SystemExit(f"a standard output that nobody reads ended the job: {self.job.log}")
                 self.start(self.job)
             if self.job.progress() != before:
                 self.recovered()

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KINDS = {"kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1}  # of ten faults
+KINDS = {  # of thirteen faults
+    "kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1, "HUP": 2, "lost stdout": 1,
+}  # fmt: skip
 OVERRIDES = (
     "run.deterministic=true", "run.checkpoint_every=2", "run.log_every=1", "run.tensorboard=false",
     "dist.device=cpu", "data.loader=jpeg", "data.prepare.identities=24",
@@ -34,6 +36,7 @@ class Job:
         self.run = folder / "runs" / name
         self.log = folder / log
         self.launcher: subprocess.Popen[bytes] | None = None
+        self.audience: subprocess.Popen[bytes] | None = None  # what reads its standard output
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +46,12 @@ class Job:
         environment = {**os.environ, "NPROC": str(self.ranks), "OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         with self.log.open("ab") as log:
+            self.audience = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
             self.launcher = subprocess.Popen(
-                [*command, "--resume", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log
+                [*command, "--resume", "auto"], cwd=ROOT, env=environment, stdout=self.audience.stdin, stderr=log
             )
+        assert self.audience.stdin is not None
+        self.audience.stdin.close()  # the launcher and its ranks have the other copies
 
     def children(self) -> list[int]:
         """The ranks that there are now."""
@@ -112,12 +118,28 @@ def make_fault(job: Job, kind: str, rng: random.Random) -> bool:
         return False
     if not ranks:
         return False
+    if kind == "lost stdout":
+        return _lose_audience(job)
+    if kind == "HUP":  # a closed terminal sends it to all
+        return _signal([job.launcher.pid, *ranks], signal.SIGHUP)
     number = signal.SIGSTOP if kind == "stop a rank" else signal.SIGKILL
-    for pid in ranks if kind == "kill all ranks" else [rng.choice(ranks)]:
+    return _signal(ranks if kind == "kill all ranks" else [rng.choice(ranks)], number)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> bool:
+    for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             return False
+    return True
+
+
+def _lose_audience(job: Job) -> bool:
+    if job.audience is None or job.audience.poll() is not None:
+        return False
+    job.audience.kill()
+    job.audience.wait()
     return True
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -55,8 +56,8 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
 def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher]:
     """Everything that can be wrong before the first image is embedded; what costs least is looked at first."""
     config = _evaluate_config(options)
-    if options.json and not Path(options.json).parent.is_dir():
-        raise ConfigError(f"--json {options.json}: its folder must exist")
+    if options.json and not os.access(Path(options.json).parent, os.W_OK):
+        raise ConfigError(f"--json {options.json}: its folder must exist and be writable")
     if not Path(options.file).exists():
         raise ConfigError(f"{options.file}: no such file")
     options.file = str(chosen(Path(options.file), options.checkpoint, options.phase))
@@ -65,7 +66,7 @@ def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, 
 
 
 def open_network(options: argparse.Namespace, world: World) -> Teacher:
-    """The file or checkpoint as a frozen embedder; images are decoded at the size it expects."""
+    """Open the file or checkpoint as a frozen embedder; images are decoded at the size it expects."""
     if is_checkpoint(Path(options.file)):
         network, _, size = checkpoint_network(Path(options.file))
         return wrap_teacher(network, size, world.device)
@@ -77,6 +78,9 @@ def open_network(options: argparse.Namespace, world: World) -> Teacher:
             settings["input"] = InputConfig(size=size, **named)
         if options.file.endswith(".onnx"):
             settings |= {"source": "onnx", "embedding_dim": options.embedding_dim or onnx_width(options.file)}
+        elif options.model is None and _described_size(options) is None:
+            rule = "does not say which network it holds: name it with --model, and the sizes that are not the default's"
+            raise ConfigError(f"{options.file}: {rule}")
         elif options.model is not None:
             sizes = {key: getattr(options, key) for key in ("embedding_dim", "width", "depth")}
             given = {key: value for key, value in sizes.items() if value is not None}
@@ -87,7 +91,7 @@ def open_network(options: argparse.Namespace, world: World) -> Teacher:
 
 
 def onnx_width(path: str) -> int:
-    """Numbers an image that an ONNX file's only output declares."""
+    """Read how many numbers per image an ONNX file's only output declares."""
     shapes = _onnx_shapes(path, "output")
     if len(shapes) != 1 or len(shapes[0]) < 2 or not all(shapes[0][1:]):
         raise ConfigError(f"{path}: does not say how long its embedding is, give --embedding-dim; outputs {shapes}")
@@ -95,7 +99,7 @@ def onnx_width(path: str) -> int:
 
 
 def _onnx_shapes(path: str, side: Literal["input", "output"]) -> list[list[int]]:
-    """Shapes of an ONNX file's inputs or outputs, 0 where the file leaves a size open."""
+    """Read the shapes of an ONNX file's inputs or outputs, 0 where the file leaves a size open."""
     import onnx
 
     try:
@@ -106,7 +110,7 @@ def _onnx_shapes(path: str, side: Literal["input", "output"]) -> list[list[int]]
 
 
 def _described_size(options: argparse.Namespace) -> int | None:
-    """Pixels a side of its input, as far as the file says."""
+    """Read the pixels per side of its input, as far as the file says."""
     if options.file.endswith(".onnx"):
         shapes = _onnx_shapes(options.file, "input")
         return (shapes[0][-1] or None) if shapes and len(shapes[0]) == 4 else None

@@ -75,7 +75,7 @@ def note() -> str:
 
 
 def _collectives() -> list[dict[str, Any]]:
-    """Of NCCL on CUDA, else of gloo; oldest first."""
+    """The recorded collectives, oldest first: of NCCL on CUDA, else of gloo."""
     recorder: Any = torch._C._distributed_c10d
     on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     taken = recorder._dump_nccl_trace() if on_cuda else recorder._dump_fr_trace()

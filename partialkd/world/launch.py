@@ -31,7 +31,7 @@ from partialkd.storage import launcher_notes as notes
 from partialkd.world import flight_recorder
 from partialkd.world.command import FAILED, place_of, say_error
 from partialkd.world.messages import begin, begun, rank
-from partialkd.world.rendezvous import Roll, within
+from partialkd.world.rendezvous import Membership, with_timeout
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World, collective_failed
 
@@ -49,7 +49,7 @@ _TASKS = (  # what launchers of many tasks say: how many there are, and which on
 
 
 def configured(load: Callable[[], T]) -> T:
-    """What `load` returns, or the end of the process with status 2 and the error shown by rank 0."""
+    """Return what `load` returns, or end the process with status 2 when rank 0 has shown the error."""
     try:
         begin_once()
         return load()
@@ -64,7 +64,7 @@ def configured(load: Callable[[], T]) -> T:
 
 
 def begin_once() -> None:
-    """For a program that did not begin with world/command.py."""
+    """Set up messages in a program that did not begin with world/command.py."""
     if not begun():
         begin()
 
@@ -120,25 +120,25 @@ def refuse_tasks_that_are_no_ranks() -> None:
 
 def explain(error: Exception, world: World) -> None:
     """Show the error if this rank is the first to fail; never waits for a rank that is gone."""
-    roll = world.roll
-    if roll is None or world.size == 1:
+    members = world.members
+    if members is None or world.size == 1:
         show(error, world)
         return
     for number in SIGNALS:  # torchrun ends the others when the first one has left, and this one is to say why
         signal.signal(number, signal.SIG_IGN)
-    first = within(GRACE_S, roll.report)
+    first = with_timeout(GRACE_S, members.report_failure)
     if collective_failed(error) or isinstance(error, RankLost):
-        error = lost(error, world, roll, first)
-        within(GRACE_S, roll.end_stopped)
+        error = lost(error, world, members, first)
+        with_timeout(GRACE_S, members.kill_stopped)
     if first is not False:
         show(error, world)
 
 
-def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exception:
-    """The error of a collective, with the ranks that caused it; `first`: None where the store does not answer."""
+def lost(error: Exception, world: World, members: Membership, first: bool | None) -> Exception:
+    """Make the error of a collective name the ranks that caused it; `first`: None where the store does not answer."""
     if first is False:
         return error
-    suspects = within(3 * GRACE_S, lambda: roll.suspects(roll.missing(GRACE_S))) if first else None
+    suspects = with_timeout(3 * GRACE_S, lambda: members.describe(members.without_report(GRACE_S))) if first else None
     if suspects is None:
         cause = (
             f"the store on {os.environ['MASTER_ADDR']} does not answer: its machine, its launcher or the link is down"
@@ -154,7 +154,7 @@ def lost(error: Exception, world: World, roll: Roll, first: bool | None) -> Exce
 
 
 def show(error: Exception, world: World) -> None:
-    """On the error output: what a user can act on, or where the program failed."""
+    """Show on the error output what a user can act on, or where the program failed."""
     say_error(error, f"rank {world.rank} of {world.size}")
 
 

@@ -28,7 +28,7 @@ _log = logging.getLogger("partialkd.world.launcher")  # not __name__: this is th
 
 
 def main() -> int:
-    """Exit status."""
+    """Run torchrun with the arguments of the command line -> exit status."""
     with tempfile.TemporaryDirectory(prefix="partialkd_") as folder:
         os.environ[NOTES] = folder
         status = _run(Path(folder))

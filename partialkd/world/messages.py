@@ -184,7 +184,7 @@ class _Lines(logging.Formatter):
 
 
 class _ConsoleLines(_Lines):
-    """As above; errors and, on a terminal, where the eye has a clock, everything without the date."""
+    """Lines for the standard streams: errors without a time, and on a terminal all without the date."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()

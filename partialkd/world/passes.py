@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pass:
-    """A pass that is going on. `total`: None where nobody knows; `done`: counted before this process took it up."""
+    """Count how far a pass is, and show it. `total`: None where nobody knows; `done`: what others did before."""
 
     def __init__(self, doing: str, total: int | None = None, unit: str = "", done: int = 0) -> None:
         self.doing, self.total, self.unit = doing, total, unit
@@ -45,11 +45,11 @@ class Pass:
         self._began += seconds
 
     def told(self) -> None:
-        """Somebody else has just said how far this pass is: there is no need of a line for a while."""
+        """Note that somebody else has just said how far this pass is: no line is needed for a while."""
         self._said = time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """At the mean pace so far; None where it cannot be known."""
+        """Estimate the time left at the mean pace so far; None where it cannot be known."""
         done = self.done - self._first
         if self.total is None or done <= 0:
             return None
@@ -105,7 +105,7 @@ def counted(
     unit: str,
     size: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """The items, counted when the next one is asked for; `size`: how many units one item is."""
+    """Yield the items and count each when the next one is asked for; `size`: how many units one item is."""
     with Pass(doing, total, unit) as going:
         for item in items:
             yield item
@@ -118,7 +118,7 @@ def of_rank(doing: str, rank: int, size: int) -> str:
 
 
 def fitted(pieces: Sequence[str], share: float | None, width: int) -> str:
-    """The first piece, a bar, and as many of the others as fit beside them, on a line of `width` characters."""
+    """Put the first piece, a bar, and as many others as fit beside them on a line of `width` characters."""
     first, *others = pieces
     line, room = first[:width], _BAR.start + 3  # a bar has brackets, and a space before it
     shown = share is not None and len(line) + room <= width
@@ -138,6 +138,6 @@ def fitted(pieces: Sequence[str], share: float | None, width: int) -> str:
 
 
 def hours(seconds: float) -> str:
-    """3725 -> "1:02:05"."""
+    """Write seconds as hours, minutes and seconds: 3725 as "1:02:05"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

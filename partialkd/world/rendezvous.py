@@ -1,4 +1,4 @@
-"""The roll of ranks: they find each other when a world starts, and find out who is missing when a collective fails.
+"""Rendezvous: ranks find each other when a world starts, and find out who is missing when a collective fails.
 
 All of it goes through the store of the rendezvous, which is no collective. torchrun keeps that store in the launcher
 of the first node, so it survives the death of any rank; without torchrun it lives in rank 0's process.
@@ -41,7 +41,7 @@ class KeyValues(Protocol):
 
 
 @dataclass(frozen=True)
-class Roll:
+class Membership:
     """Who takes part in this start. `places`: by rank."""
 
     store: KeyValues
@@ -51,16 +51,16 @@ class Roll:
     timeout_s: float
 
     @classmethod
-    def call(cls, store: KeyValues, rank: int, size: int, timeout_s: float) -> Roll:
-        """Collective. Returns on every rank when all are there."""
+    def join(cls, store: KeyValues, rank: int, size: int, timeout_s: float) -> Membership:
+        """Join the other ranks (collective): returns on every rank when all are there."""
         mine, deadline = Place.here(), time.monotonic() + timeout_s
         name = _lead(store, size, mine, deadline) if rank == 0 else _follow(store, rank, mine, deadline)
         places = [Place(**place) for place in json.loads(store.get(f"{name}/all"))]
         return cls(store, rank, name, places, timeout_s)
 
     @contextmanager
-    def at_work(self, what: str) -> Iterator[None]:
-        """On rank 0: inside, the others wait in `wait_for(what)`, for as long as this takes."""
+    def heartbeat(self, what: str) -> Iterator[None]:
+        """Send heartbeats from rank 0 inside the block, in which the others wait in `wait_for(what)`."""
         done = threading.Event()
 
         def tick() -> None:
@@ -77,7 +77,7 @@ class Roll:
             self.store.set(f"{self.name}/{what}/done", "")
 
     def wait_for(self, what: str) -> None:
-        """Until rank 0 has done it. RankLost if rank 0 is gone, or gives no sign of life for the timeout."""
+        """Wait until rank 0 has done it. RankLost if rank 0 is gone, or sends no heartbeat for the timeout."""
         ticks, heard, pause_s = -1, time.monotonic(), 0.001
         while not self.store.check([f"{self.name}/{what}/done"]):
             now = self.store.add(f"{self.name}/{what}/ticks", 0)
@@ -88,13 +88,13 @@ class Roll:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.1)
 
-    def report(self) -> bool:
+    def report_failure(self) -> bool:
         """Say that this rank failed -> whether it is the first one to."""
         self.store.set(f"{self.name}/failed/{self.rank}", "")
         return self.store.add(f"{self.name}/failures", 1) == 1
 
-    def missing(self, grace_s: float) -> list[int]:
-        """Ranks that do not report a failure within the grace; sooner if all of them are seen to be gone or stopped."""
+    def without_report(self, grace_s: float) -> list[int]:
+        """List the ranks that report no failure within the grace; sooner if all are seen to be gone or stopped."""
         deadline = time.monotonic() + grace_s
         while True:
             ranks = [rank for rank in range(len(self.places)) if not self.store.check([f"{self.name}/failed/{rank}"])]
@@ -103,8 +103,8 @@ class Roll:
                 return ranks
             time.sleep(_POLL_S)
 
-    def suspects(self, ranks: list[int]) -> str:
-        """Of ranks that did not report, the most suspicious: one that runs here may be waiting for one that is gone."""
+    def describe(self, ranks: list[int]) -> str:
+        """Name the most suspicious of ranks that did not report: one that runs may be waiting for one that is gone."""
         state = {rank: self._state(rank) for rank in ranks}
         worst = min((_SUSPICION[one] for one in state.values()), default=0)
         named = [(rank, self.places[rank]) for rank in ranks if _SUSPICION[state[rank]] == worst]
@@ -114,7 +114,7 @@ class Roll:
         state = self.places[rank].state()  # looked at before the key, which is set before the process is killed
         return "stopped" if self.store.check([f"{self.name}/stopped/{rank}"]) else state
 
-    def end_stopped(self) -> None:
+    def kill_stopped(self) -> None:
         """Kill the stopped ranks of this machine: they can neither save nor hear a signal, and would be waited for."""
         for rank, place in enumerate(self.places):
             if rank != self.rank and place.state() == "stopped":
@@ -124,8 +124,8 @@ class Roll:
                     os.kill(place.pid, signal.SIGKILL)
 
 
-def within(seconds: float, action: Callable[[], T]) -> T | None:
-    """What `action` returns, or None if the store fails or it takes longer; it is then left behind in its thread.
+def with_timeout(seconds: float, action: Callable[[], T]) -> T | None:
+    """Return what `action` returns, or None if the store fails or it takes longer: it then stays behind in its thread.
 
     Any other error of it would be a fault of the program: its traceback is shown (threading.excepthook), and the answer
     is None too, so that the error that is being explained is still told.

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT, SIGHUP, SIGQUIT or SIGUSR1, on any rank, any number of times.
+"""Requests to stop: SIGTERM, SIGINT, SIGHUP, SIGQUIT or SIGUSR1, on any rank, any number of times.
 
 SIGHUP comes when a terminal is closed. What the process was told to ignore at its start stays ignored, if it is a
 signal that comes from terminals: nohup ignores SIGHUP, a shell SIGINT and SIGQUIT for what it runs in the background.
@@ -61,7 +61,7 @@ class StopSignals:
             raise Preempted(f"stopped while {doing}")
 
     def agreed(self, world: World) -> bool:
-        """Collective. True on every rank if any was asked."""
+        """Agree on whether any rank was asked (collective): the same answer on every rank."""
         return bool(world.max(torch.tensor(float(self.asked), device=world.device)))
 
     def watch(self, world: World) -> Watch:
@@ -72,7 +72,7 @@ class StopSignals:
         return Listener(self, world)
 
     def heeding(self, world: World, batches: Iterable[T], doing: str) -> Iterator[T]:
-        """Collective, as many batches on every rank. The batches; Preempted on all ranks if any was asked."""
+        """Yield the batches, as many on every rank (collective); Preempted on all ranks if any was asked."""
         watch = self.watch(world)
         for batch in batches:
             if watch.asked():
@@ -80,7 +80,7 @@ class StopSignals:
             yield batch
 
     def cut_short(self, doing: str, action: Callable[[], T]) -> T:
-        """Not collective. What `action` returns; Preempted as soon as this process is asked, also where it waits."""
+        """Run `action` on this rank -> its result; Preempted as soon as this process is asked, also where it waits."""
         if self.asked:
             raise Preempted(f"stopped before {doing}")
         self._cutting = doing
@@ -115,7 +115,7 @@ class Watch:
         self._since = time.monotonic()
 
     def asked(self) -> bool:
-        """Collective. Once a turn; the same answer on every rank."""
+        """Say whether any rank was asked (collective, once per turn): the same answer on every rank."""
         self._turns += 1
         if self._turns < self._next:
             return False
@@ -147,7 +147,7 @@ class Listener:
         return guarded
 
     def asked(self) -> bool:
-        """Not collective; call it as often as you like."""
+        """Say whether any rank was asked; not collective, so call it as often as you like."""
         if self._signals.asked and not self._told:
             self._told = True
             if self._store is not None:

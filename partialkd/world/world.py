@@ -24,7 +24,7 @@ from partialkd import errors
 from partialkd.config import DistConfig
 from partialkd.errors import PartialKDError, Preempted, RankLost, printable
 from partialkd.world import flight_recorder
-from partialkd.world.rendezvous import Roll, within
+from partialkd.world.rendezvous import Membership, with_timeout
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     store: dist.Store | None = None  # of this start: keys and values all ranks can reach, also when a collective cannot
     launch_store: dist.Store | None = None  # the same for all starts by one torchrun
-    roll: Roll | None = None
+    members: Membership | None = None
     _works: Iterator[int] = field(default_factory=count)  # counts the calls of on_main, on all ranks alike
 
     @classmethod
@@ -55,9 +55,9 @@ class World:
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
             )
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=config.timeout_s)))
-        roll = Roll.call(store, rank, size, config.timeout_s)
+        members = Membership.join(store, rank, size, config.timeout_s)
         flight_recorder.enable()
-        own = dist.PrefixStore(roll.name, store)
+        own = dist.PrefixStore(members.name, store)
         restartable = "TORCHELASTIC_RUN_ID" in os.environ
         try:
             dist.init_process_group(
@@ -69,9 +69,9 @@ class World:
                 device_id=device if device.type == "cuda" else None,
             )
         except RuntimeError as error:
-            raise _not_joined(error, roll, size) from error
+            raise _not_joined(error, members, size) from error
         return cls(
-            rank, size, local_rank, device, dist.PrefixStore("partialkd", own), store if restartable else None, roll
+            rank, size, local_rank, device, dist.PrefixStore("partialkd", own), store if restartable else None, members
         )
 
     def __enter__(self) -> World:
@@ -117,15 +117,15 @@ class World:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """All ranks, with the configured timeout: for a library that brings its own collectives."""
+        """The process group of all ranks, with the configured timeout: for a library with collectives of its own."""
         return dist.group.WORLD
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """(b, ...) of equal shape on every rank -> (world_size * b, ...), in the order of ranks."""
+        """Gather (b, ...), of equal shape on every rank -> (world_size * b, ...), in the order of ranks."""
         return self.start_all_gather(x)()
 
     def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
-        """As all_gather, going on while this rank does something else -> what waits for the result.
+        """Begin an all_gather and go on while this rank does something else -> what waits for the result.
 
         A rank that is lost meanwhile is an error of the wait. On CUDA only what is computed next waits, not the host.
         """
@@ -142,7 +142,7 @@ class World:
         return finished
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """(world_size * b, ...) -> (b, ...): this rank's part of the sum over ranks."""
+        """Sum (world_size * b, ...) over ranks -> this rank's part of it (b, ...)."""
         if self.size == 1:
             return x
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
@@ -150,19 +150,19 @@ class World:
         return out
 
     def sum(self, x: Tensor) -> Tensor:
-        """New tensor: the sum over ranks."""
+        """Return the sum over ranks, a new tensor."""
         return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """New tensor: the elementwise maximum over ranks."""
+        """Return the elementwise maximum over ranks, a new tensor."""
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def mean(self, x: Tensor) -> Tensor:
-        """New tensor: the mean over ranks."""
+        """Return the mean over ranks, a new tensor."""
         return self.sum(x) / self.size
 
     def gather_objects(self, item: T) -> list[T]:
-        """Every rank's small picklable object, in the order of ranks, on every rank."""
+        """Gather every rank's small picklable object, in the order of ranks, on every rank."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -170,7 +170,7 @@ class World:
         return items
 
     def broadcast_object(self, item: T) -> T:
-        """Rank 0's small picklable object, on every rank."""
+        """Send rank 0's small picklable object to every rank."""
         box = [item]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
@@ -187,7 +187,7 @@ class World:
             raise error("; ".join(problems))
 
     def together(self, action: Callable[[], T]) -> T:
-        """Collective. Every rank acts on its own; an error of one rank is raised on all of them."""
+        """Act on every rank by itself (collective); an error of one rank is raised on all of them."""
         result, own = None, None
         try:
             result = action()
@@ -204,15 +204,15 @@ class World:
         return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Collective. Rank 0 acts, for as long as it takes, the others wait -> its result; its error is everybody's."""
-        if self.size == 1 or self.roll is None:
+        """Act on rank 0 while the others wait, however long (collective) -> its result; its error is raised on all."""
+        if self.size == 1 or self.members is None:
             return action()
         what, outcome = f"work{next(self._works)}", cast(Callable[[], T], lambda: None)
         if self.is_main:
-            with self.roll.at_work(what):
+            with self.members.heartbeat(what):
                 outcome = _outcome(action)
         else:
-            self.roll.wait_for(what)
+            self.members.wait_for(what)
         return self.broadcast_object(self.together(outcome))
 
     def _all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
@@ -268,22 +268,23 @@ def collective_failed(error: BaseException) -> bool:
     return said_by or isinstance(error, dist.DistError)
 
 
-def _not_joined(error: RuntimeError, roll: Roll, size: int) -> RankLost:
-    """A rank answered to the roll and was gone before the process group was made, most likely."""
+def _not_joined(error: RuntimeError, members: Membership, size: int) -> RankLost:
+    """The error where a rank had joined and was gone before the process group was made, most likely."""
 
     def missing() -> str:
-        roll.report()
-        return roll.suspects(roll.missing(_JOIN_GRACE_S))
+        members.report_failure()
+        return members.describe(members.without_report(_JOIN_GRACE_S))
 
-    suspects = within(3 * _JOIN_GRACE_S, missing)
+    suspects = with_timeout(3 * _JOIN_GRACE_S, missing)
     cause = (
         f"no report from {suspects}" if suspects else "every rank is there" if suspects == "" else "the store is gone"
     )
-    return RankLost(f"rank {roll.rank} of {size}: the ranks could not be joined: {str(error).splitlines()[0]}; {cause}")
+    said = str(error).splitlines()[0]
+    return RankLost(f"rank {members.rank} of {size}: the ranks could not be joined: {said}; {cause}")
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """Find a TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

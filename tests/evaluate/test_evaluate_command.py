@@ -151,7 +151,10 @@ def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pyte
     [
         (["missing.safetensors", "--sets", "faces.bin"], "missing.safetensors: no such file"),
         (["missing.onnx", "--sets", "none.bin"], "missing.onnx: no such file"),
-        (["weights.pt", "--sets", "faces.bin"], "model is required"),
+        (
+            ["weights.pt", "--sets", "faces.bin"],
+            "weights.pt: does not say which network it holds: name it with --",
+        ),
         (["faces.onnx", "--sets", "faces.bin"], "faces.onnx: not an ONNX file"),
         (["faces.onnx", "--sets", "none.bin"], "none.bin: cannot be read"),
         (["x.onnx", "--sets", "faces.bin", "--folds", "1"], "folds: Input should be greater than or equal to 2, got 1"),

@@ -27,7 +27,7 @@ from partialkd.run import job as job_module
 from partialkd.storage.atomic_files import write_text
 from partialkd.storage.process import Place
 from partialkd.world import stop_signals as stopping
-from partialkd.world.rendezvous import Roll
+from partialkd.world.rendezvous import Membership
 from partialkd.world.stop_signals import SIGNALS, StopSignals
 from partialkd.world.world import World, free_port
 
@@ -162,7 +162,7 @@ def test_a_stopped_rank_that_another_has_ended_meanwhile(monkeypatch: pytest.Mon
     monkeypatch.setattr(Place, "state", lambda _: "stopped")
     said: list[str] = []
     store = cast(Any, SimpleNamespace(add=lambda key, _: said.append(key)))
-    Roll(store, 0, "start", places, 1.0).end_stopped()
+    Membership(store, 0, "start", places, 1.0).kill_stopped()
     assert stopped[1].wait(60) == -signal.SIGKILL
     assert said == ["start/stopped/1", "start/stopped/2"]
 
@@ -179,8 +179,8 @@ def test_a_rank_is_called_stopped_though_another_ends_it(looks_before: int, monk
 
     place = Place.here()
     monkeypatch.setattr(Place, "state", lambda self: "gone" if ended(self) else "stopped")
-    roll = Roll(cast(Any, SimpleNamespace(check=ended)), 0, "start", [place, place], 1.0)
-    assert roll.suspects([1]) == f"rank 1 (process {place.pid} on {place.host}, stopped)"
+    members = Membership(cast(Any, SimpleNamespace(check=ended)), 0, "start", [place, place], 1.0)
+    assert members.describe([1]) == f"rank 1 (process {place.pid} on {place.host}, stopped)"
 
 
 # ------------------------------------------------------------------------------------------------- restarts
