@@ -46,10 +46,13 @@ def _without(tree: dict[str, Any], keys: tuple[str, ...], prefix: str = "") -> d
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries -> one with dotted keys; of a list of sections, each key with the list of its values."""
+    """Nested dictionaries -> one with dotted keys.
+
+    A list is one value, but where a key of its sections may change: there each key has the list of its values.
+    """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        if isinstance(value, list) and value and any(free.startswith(f"{prefix}{key}.") for free in FREE):
             items = [flat(item) for item in value]
             value = {name: [item.get(name) for item in items] for name in dict.fromkeys(n for i in items for n in i)}
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

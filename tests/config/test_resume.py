@@ -147,3 +147,23 @@ def test_checkpoints_from_before_a_key_are_of_runs_as_they_were_then() -> None:
     del recorded["method"]["clip"]
     assert identity_changes(recorded, facts("poster")) == {}
     assert identity_changes(recorded, facts("code")) == {"method.clip": ("poster", "code")}
+
+
+def test_terms_are_part_of_a_run_and_of_its_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(ADADISTILL)
+    term, other = (f"student.terms=[{{name='embedding', weight={weight}}}]" for weight in (1.0, 2.0))
+    place = f"run.folder={tmp_path / 'runs'}"
+    plain, with_term, with_other = (load_config(path, [place, *more]) for more in ((), (term,), (other,)))
+    facts = [phase_identity(config.student) for config in (plain, with_term, with_other)]
+    for saved in facts:
+        assert [identity_changes(saved, given) == {} for given in facts] == [given == saved for given in facts]
+        assert all(identity_changes(saved, given).keys() <= {"terms"} for given in facts)
+    recorded = {key: value for key, value in facts[0].items() if key != "terms"}  # before there were any
+    assert identity_changes(recorded, facts[0]) == {}
+    assert identity_changes(recorded, facts[1]).keys() == {"terms"}
+    for begun, given in ((plain, with_term), (with_term, plain), (with_term, with_other)):
+        open_run(begun, "never")
+        open_run(as_begun_in_its_folder(begun, "auto"), "auto")
+        with pytest.raises(ConfigError, match=r"--resume goes on with the run of .* only: student\.terms: must be \["):
+            open_run(as_begun_in_its_folder(given, "auto"), "auto")
