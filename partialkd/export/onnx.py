@@ -79,7 +79,7 @@ def export(
 
 
 def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
-    """Serialised ONNX model of a network in eval mode."""
+    """Return the serialised ONNX model of a network in eval mode."""
     images = torch.zeros(2, 3, network.image_size, network.image_size)
     with _quiet():
         program: Any = torch.onnx.export(
@@ -98,7 +98,7 @@ def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
 
 
 def largest_difference(network: Network, content: bytes) -> float:
-    """Largest difference between embeddings of length one, over random images."""
+    """Return the largest difference between embeddings of length one, over random images."""
     session = OnnxSession(content, "the exported network")
     generator = torch.Generator().manual_seed(0)
     differences = []
@@ -112,7 +112,7 @@ def largest_difference(network: Network, content: bytes) -> float:
 
 
 def _plain_network(state: dict[str, Tensor], config: ModelConfig, image_size: int) -> Network:
-    """On the CPU, in eval mode, in the ordinary memory format."""
+    """Build the network on the CPU, in eval mode, in the ordinary memory format."""
     plain = config.model_copy(update={"channels_last": False, "activation_checkpointing": False})
     network = build_empty(plain, image_size)
     put_weights(
@@ -123,7 +123,7 @@ def _plain_network(state: dict[str, Tensor], config: ModelConfig, image_size: in
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress lines and its warnings about its own internals."""
+    """Silence the exporter's progress lines and its warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From a configuration to a network: (b, 3, image_size, image_size) -> (b, embedding_dim) float32, not normalised."""
+"""Networks from their configuration: (b, 3, image_size, image_size) -> (b, embedding_dim) float32, not normalised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAMILIES: dict[str, type[Network]] = {
 
 
 def build_model(config: ModelConfig, image_size: int) -> Network:
-    """A network in training mode, its weights drawn from torch's global generator."""
+    """Build a network in training mode, its weights drawn from torch's global generator."""
     model = FAMILIES[config.name](config, image_size)
     for module in model.modules():
         if isinstance(module, Block):
@@ -27,11 +27,11 @@ def build_model(config: ModelConfig, image_size: int) -> Network:
 
 
 def build_empty(config: ModelConfig, image_size: int) -> Network:
-    """The same on the meta device: names and shapes, no memory, no random numbers drawn."""
+    """Build the network on the meta device: names and shapes, no memory, no random numbers drawn."""
     with torch.device("meta"):
         return build_model(config, image_size)
 
 
 def in_memory_format(model: Network) -> Network:
-    """The parameters laid out channels last, if the network's configuration says so."""
+    """Lay the parameters out channels last, if the network's configuration says so."""
     return model.to(memory_format=torch.channels_last) if model.channels_last else model  # type: ignore[call-overload]

@@ -27,14 +27,14 @@ BACKEND = "inductor"  # torch's own
 
 
 def compile_in_place(network: nn.Module, device: torch.device, key: str, graphs: bool = False) -> None:
-    """From its next call on. key: of the configuration that asks for it; graphs: with CUDA graphs, on CUDA."""
+    """Compile a network from its next call on. key: of the configuration; graphs: with CUDA graphs, on CUDA."""
     require_compiler(device, key)
     mode = "reduce-overhead" if graphs and device.type == "cuda" else "default"
     network.compile(backend=BACKEND, mode=mode, dynamic=False)
 
 
 def require_compiler(device: torch.device, key: str) -> None:
-    """ConfigError unless something can be compiled for this device, which takes seconds once a process."""
+    """Raise ConfigError unless something can be compiled for this device, which takes seconds, once per process."""
     with Pass("trying the compiler"):
         problem = _problem(device.type)
     if problem:
@@ -43,7 +43,7 @@ def require_compiler(device: torch.device, key: str) -> None:
 
 @cache
 def _problem(kind: str) -> str | None:
-    """Why nothing compiles for this kind of device, or None. Tried, not asked: too much can be missing."""
+    """Say why nothing compiles for this kind of device, or None. Tried, not asked: too much can be missing."""
     unseen = float(time.time_ns())  # a constant that no cache of compiled code has
     try:
         torch.compile(_scaled_sine, backend=BACKEND, dynamic=False)(torch.ones(64, device=kind), unseen)

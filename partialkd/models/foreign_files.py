@@ -1,4 +1,4 @@
-"""What is wrong with a file of weights that somebody brings, in words that help: what it is instead, what to do.
+"""Messages on files of weights that cannot be used: what the file is instead, and what to do.
 
 Nothing here unpickles or runs anything.
 """
@@ -19,7 +19,7 @@ _NO_PROGRAM = f"it is an archive of torch.export, which is not run: {_INSTEAD}"
 
 
 def why_unreadable(error: Exception, path: Path | None = None) -> str:
-    """One line on an error of reading `path`; without torch's advice to unpickle whatever is in the file."""
+    """Say in one line why `path` could not be read, without torch's advice to unpickle whatever is in the file."""
     found = _what_it_is(path) if path is not None else None
     if found is not None:
         return found
@@ -30,7 +30,7 @@ def why_unreadable(error: Exception, path: Path | None = None) -> str:
 
 
 def _what_it_is(path: Path) -> str | None:
-    """What a file of another kind is, by its beginning or its list of members."""
+    """Recognise a file of another kind by its beginning or its list of members."""
     try:
         with path.open("rb") as stream:
             start = stream.read(64)
@@ -57,7 +57,7 @@ def _kind_of_archive(path: Path) -> str | None:
 
 
 def strange_kind(tensor: Tensor) -> str | None:
-    """Why a tensor of a file cannot be a parameter as it is, or None for a dense one of real numbers."""
+    """Say why a tensor of a file cannot be a parameter as it is; None for a dense one of real numbers."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout != torch.strided:

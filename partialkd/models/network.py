@@ -1,4 +1,4 @@
-"""What every network here shares: input check, memory format, head in full precision, recomputed blocks, scaling.
+"""Base of every network here: input check, memory format, head in full precision, recomputed blocks, scaling.
 
 Shapes: images (b, 3, image_size, image_size) -> embeddings (b, embedding_dim) in the parameters' type (float32),
 not normalised. Under autocast the trunk runs in the lower precision and the head (last linear layer and its
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class _StatisticsAside:
-    """While open, the block's BatchNorms write to copies of their running statistics.
+    """Makes the block's BatchNorms write to copies of their running statistics while it is open.
 
     Copies, not `track_running_stats = False`: recomputation must save as many tensors as the first pass did.
     """
@@ -94,17 +94,17 @@ class _StatisticsAside:
 
 
 def scaled_channels(published: int, width: float) -> int:
-    """Channel count at `width`: a multiple of 8, at least 8; the published count at width 1."""
+    """Return the channel count at `width`: a multiple of 8, at least 8; the published count at width 1."""
     return max(8, int(published * width / 8 + 0.5) * 8)
 
 
 def scaled_blocks(published: int, depth: float) -> int:
-    """Blocks of a stage at `depth`: at least one; the published count at depth 1."""
+    """Return the blocks of a stage at `depth`: at least one; the published count at depth 1."""
     return max(1, int(published * depth + 0.5))
 
 
 def halved(size: int, times: int) -> int:
-    """Side of a map after `times` convolutions 3x3 of stride 2 and padding 1: half, rounded up."""
+    """Return the side of a map after `times` convolutions 3x3 of stride 2 and padding 1: half, rounded up."""
     for _ in range(times):
         size = (size + 1) // 2
     return size

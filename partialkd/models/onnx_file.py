@@ -16,7 +16,7 @@ MOST_NODES = 1_000_000  # of all graphs and functions, written out; the largest 
 
 
 def read_model(path: Path) -> Any:
-    """The ModelProto of a file, without its external data."""
+    """Read the ModelProto of a file, without its external data."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -32,7 +32,7 @@ def read_model(path: Path) -> Any:
 
 
 def onnx_digest(path: Path) -> str:
-    """sha256 of the file (graph and attributes too) and of external data it names, which must lie in its folder."""
+    """Hash the file (graph and attributes too) and the external data it names, which must lie in its folder: sha256."""
     try:
         digest = hashlib.sha256(path.read_bytes())
         for place in sorted(set(_external_data(read_model(path)))):
@@ -46,7 +46,7 @@ def onnx_digest(path: Path) -> str:
 
 
 def check_that_it_ends(path: Path) -> None:
-    """CheckpointError if the network could run, or be written out, for ever: no timeout reaches into onnxruntime.
+    """Raise CheckpointError if the network could run, or be written out, for ever: no timeout reaches onnxruntime.
 
     Operators that hold a graph repeat it (Loop without end, if the file says so), If alone does not. A network that
     embeds faces has none of them, so they are refused whatever their number of turns.
@@ -98,7 +98,7 @@ def _graphs(node: Any) -> Iterator[Any]:
 
 
 def _external_data(message: Any) -> Iterator[str]:
-    """Files that any tensor in it names: of initialisers, attributes of nodes, inner graphs, functions."""
+    """Find the files that any tensor in it names: of initialisers, attributes of nodes, inner graphs, functions."""
     for field, value in message.ListFields():
         if field.name == "external_data":
             yield from (item.value for item in value if item.key == "location")

@@ -27,7 +27,7 @@ _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
 
 class OnnxSession:
-    """A loaded model. model: its file, or its bytes; where: its name in errors. inputs, outputs: name, type, shape."""
+    """A loaded model. model: its file or its bytes; where: its name in errors. inputs, outputs: name, type, shape."""
 
     def __init__(self, model: Path | bytes, where: str, device: torch.device | None = None) -> None:
         self.where = where
@@ -49,7 +49,7 @@ class OnnxSession:
         self.outputs: list[Any] = self._session.get_outputs()
 
     def run(self, outputs: Sequence[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Values of these outputs."""
+        """Run the model -> the values of these outputs."""
         try:
             return list(self._session.run(list(outputs), inputs))
         except Exception as error:

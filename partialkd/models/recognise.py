@@ -1,4 +1,4 @@
-"""Which published network a state_dict belongs to, for an error that says so."""
+"""Recognition of the published network that a state_dict belongs to, for an error that says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from partialkd.models.build import FAMILIES, build_empty
 
 
 def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
-    """The name of the network whose parameters these are, with what differs from the published one; None if none is."""
+    """Name the network whose parameters these are, and what differs from the published one; None if none fits."""
     keys = _without_counters(state)
     dims = {x.shape[0] for x in state.values() if x.dim() == 2 and 8 <= x.shape[0] <= 4096} or {512}
     resembling = []

@@ -30,14 +30,14 @@ INPUT_METADATA = {"mean": "127.5", "std": "127.5", "colour": "rgb"}
 
 
 def describe(config: ModelConfig, image_size: int) -> dict[str, str]:
-    """The metadata of a saved or exported network."""
+    """Return the metadata of a saved or exported network."""
     return {"format": FORMAT, "model": config.model_dump_json(), "image_size": str(image_size), **INPUT_METADATA}
 
 
 def save_model(
     path: str | Path, model: nn.Module, config: ModelConfig, image_size: int, more: dict[str, str] | None = None
 ) -> None:
-    """Write the network's state_dict with its description and `more` metadata; one that fits it and is finite."""
+    """Write the network's state_dict, which must fit its description and be finite, with `more` metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if problem := not_finite(state):
         raise CheckpointError(f"{path}: not written: {problem}")
@@ -47,7 +47,7 @@ def save_model(
 
 
 def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
-    """The network on the CPU in eval mode, its configuration and image size."""
+    """Open a file -> the network on the CPU in eval mode, its configuration and image size."""
     config, image_size = read_description(path)
     model = build_empty(config, image_size)
     put_weights(model, read_tensors(path), str(path), assign=True)
@@ -55,7 +55,7 @@ def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
 
 
 def read_description(path: str | Path) -> tuple[ModelConfig, int]:
-    """Configuration and image size from a file's metadata; its input convention must be this project's."""
+    """Read configuration and image size from a file's metadata; its input convention must be this project's."""
     metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
@@ -75,7 +75,7 @@ def read_description(path: str | Path) -> tuple[ModelConfig, int]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """All that a .safetensors file says beside its tensors."""
+    """Read all that a .safetensors file says beside its tensors."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

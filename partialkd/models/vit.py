@@ -71,7 +71,7 @@ class TransformerBlock(Block):
         return x + self._dropped(self.mlp(self.norm2(x)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        """Zero for whole images with probability `drop_path`, the others scaled up to keep the mean."""
+        """Set whole images to zero with probability `drop_path`, the others scaled up to keep the mean."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -139,5 +139,5 @@ class VisionTransformer(Network):
 
 
 def _spread(index: Tensor, tokens: Tensor) -> Tensor:
-    """Indices of tokens (b, k) -> (b, k, dim), as gather wants them."""
+    """Expand indices of tokens (b, k) -> (b, k, dim), as gather wants them."""
     return index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])

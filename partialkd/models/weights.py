@@ -39,7 +39,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict of a file, on the CPU, without wrappers and prefixes."""
+    """Read the state_dict of a file, on the CPU, without wrappers and prefixes."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -59,7 +59,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, compared with its checksum if it has one."""
+    """Read the tensors of a .safetensors file, compared with its checksum if it has one."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     tensors = load_file(path)
@@ -70,7 +70,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def checksummed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
-    """The metadata of a .safetensors file, with the checksum of it and the tensors (on the CPU)."""
+    """Return the metadata of a .safetensors file with the checksum of it and the tensors (on the CPU)."""
     return {**metadata, CHECKSUM: _checksum(tensors, metadata)}
 
 
@@ -83,7 +83,7 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def put_weights(model: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
-    """Strict: same keys, same shapes. `assign` takes the tensors themselves (for a model on the meta device)."""
+    """Put a state_dict of exactly its keys and shapes into a model; `assign`: the tensors themselves (meta device)."""
     own = model.state_dict()
     state = dict(state)
     for key in own.keys() - state.keys():

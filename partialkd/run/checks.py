@@ -1,4 +1,4 @@
-"""What can be found wrong with a job before its run's folder is touched: nothing is moved aside or begun in vain.
+"""Checks of a job before its run's folder is touched: nothing is moved aside or begun in vain.
 
 Opened and looked at here: evaluation sets, the order of records and the schedule of every phase, its network and
 method, compilers, the teacher (its file, its kept embeddings, its classifier with the label map, what it makes of real
@@ -38,7 +38,7 @@ from partialkd.world.world import World
 
 @contextmanager
 def for_good(world: World) -> Iterator[None]:
-    """Errors of configuration and files in here are permanent: neither torchrun nor Slurm need start the job again.
+    """Mark errors of files in here as permanent: neither torchrun nor Slurm need start the job again.
 
     Not so in ranks that torchrun started again: what was there before will be there once more.
     """
@@ -51,7 +51,7 @@ def for_good(world: World) -> Iterator[None]:
 
 @dataclass
 class Checked:
-    """What was opened for the checks and is used afterwards."""
+    """Parts that were opened for the checks and are used afterwards."""
 
     teaching: Teaching | None = None  # None: there is none, or it is to be made in the run's folder
     network: Teacher | None = None  # to make the run's own cache with
@@ -60,7 +60,7 @@ class Checked:
 
 
 def phases_of(config: Config) -> dict[str, PhaseConfig]:
-    """Name -> configuration of the phases of a run, in their order."""
+    """List the phases of a run in their order: name -> configuration."""
     found = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
     if config.teacher.source != "train":
         del found["teacher"]
@@ -68,7 +68,7 @@ def phases_of(config: Config) -> dict[str, PhaseConfig]:
 
 
 def check_job(context: RunContext, resume: str) -> Checked:
-    """Collective. resume: as on the command line."""
+    """Check everything, collectively. resume: as on the command line."""
     config, world = context.config, context.world
     look_at_sets(config.evaluation, context.image_size, config.data.resize, world)
     for name, phase in phases_of(config).items():
@@ -98,7 +98,7 @@ def _check_compilers(context: RunContext) -> None:
 
 
 def _check_finished_phases(context: RunContext, resume: str) -> None:
-    """Those that a resumed run would believe: all, or the ones before the phase that it goes back to."""
+    """Check those that a resumed run would believe: all, or the ones before the phase that it goes back to."""
     if resume == "never":
         return
     going_back = None if resume == "auto" else Path(resume).resolve().parent.parent.name
@@ -112,7 +112,7 @@ def _check_finished_phases(context: RunContext, resume: str) -> None:
 
 
 def check_teacher(context: RunContext, resumed: bool) -> Checked:
-    """Collective. The teacher of a file, or of the records; one that the run trains is there later."""
+    """Open, check and score the teacher, collectively; one that the run trains is there later."""
     config, world = context.config.teacher, context.world
     if config.source == "train":
         return Checked()
@@ -140,7 +140,7 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
 
 
 def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor] | None) -> None:
-    """The rows that the student's centres are to be made of, read once now, if they come from a file."""
+    """Read once the rows that the student's centres are to be made of, if they come from a file."""
     config, method, world = context.config.teacher, context.config.student.method, context.world
     if config.centres != "classifier" or method.teacher_use == "none" or project is None:
         return
@@ -154,5 +154,5 @@ def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor] |
 
 
 def _has_begun(context: RunContext) -> bool:
-    """Collective. Whether the student has already learnt from this teacher."""
+    """Return whether the student has already learnt from this teacher; collective."""
     return context.world.on_main(lambda: any((context.folder / "student").glob("*")))

@@ -1,4 +1,4 @@
-"""Which job made a finished phase's network: written into its file, and compared before the file is believed.
+"""Record of the job that made a finished phase's network: in its file, and compared before the file is believed.
 
 `<phase>/model.safetensors` carries in its metadata, under the checksum of the file, "made_from": the identity of its
 phase (training/state.py) with fingerprints of the data and of the teacher, and the seed. Files of earlier versions do
@@ -27,12 +27,12 @@ MADE_FROM = "made_from"  # in the metadata
 
 
 def made_from(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None) -> dict[str, str]:
-    """Metadata of a finished phase's network. teacher: the fingerprint of what it learnt from, if of any."""
+    """Return the metadata of a finished phase's network. teacher: the fingerprint of what it learnt from, if of any."""
     return {MADE_FROM: json.dumps(_facts(context, name, phase, teacher), sort_keys=True)}
 
 
 def _facts(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None) -> dict[str, Any]:
-    """What a phase's network is made by: the identity of its checkpoints, and how images and teacher are read."""
+    """Collect what makes a phase's network: the identity of its checkpoints, and how images and teacher are read."""
     sections = context.config.model_dump(mode="json", include={"data": True, "teacher": {"centres", "cache_dtype"}})
     if teacher is None:
         del sections["teacher"]
@@ -41,7 +41,7 @@ def _facts(context: RunContext, name: str, phase: PhaseConfig, teacher: str | No
 
 
 def check_finished(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None = None) -> bool:
-    """Whether the phase is finished; CheckpointError if it was by another job. teacher: None where not known yet."""
+    """Return whether the phase is finished; CheckpointError if another job did it. teacher: None if not known yet."""
     path = context.folder / name / MODEL
     if not path.exists():
         return False
@@ -62,7 +62,7 @@ def check_finished(context: RunContext, name: str, phase: PhaseConfig, teacher: 
 
 
 def _said(path: Path) -> dict[str, Any]:
-    """The identity that made the file, as far as it or the newest checkpoint beside it says."""
+    """Read the identity that made the file, as far as it or the newest checkpoint beside it says."""
     text = read_metadata(path).get(MADE_FROM)
     newest = checkpoint.newest(path.parent / "checkpoints") if text is None else None
     if newest is not None:

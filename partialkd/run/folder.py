@@ -59,12 +59,12 @@ def owned(folder: Path, world: World, stop: StopSignals, rule: str = "", waiting
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run of this configuration lies."""
+    """Return the folder of the run of this configuration."""
     return followed(Path(config.run.folder) / config.run.name)
 
 
 def check_run(config: Config, resume: str) -> None:
-    """What `open_run` would refuse; nothing is touched."""
+    """Refuse what `open_run` would refuse; nothing is touched."""
     folder = run_folder(config)
     begun = any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists()
     if resume != "never" and begun:
@@ -74,7 +74,7 @@ def check_run(config: Config, resume: str) -> None:
 
 
 def open_run(config: Config, resume: str) -> Path:
-    """On one rank: the folder of this run, ready to be written to."""
+    """Open the folder of this run, ready to be written to; on one rank."""
     folder = run_folder(config)
     check_run(config, resume)
     if resume == "never":
@@ -105,7 +105,7 @@ def go_back(folder: Path, path: Path) -> None:
 
 
 def _complete_before(folder: Path, path: Path) -> list[Path]:
-    """The complete checkpoints of the phase that `path` is one of."""
+    """List the complete checkpoints of the phase that `path` is one of."""
     phase = path.resolve().parent.parent
     complete = checkpoint.complete(phase / "checkpoints")
     if phase.parent != folder.resolve() or phase.name not in PHASES or path.resolve() not in complete:

@@ -85,7 +85,7 @@ class Job:
 
 
 def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
-    """Collective. Everything; returns what result.json holds."""
+    """Run the whole job, collectively; returns what result.json holds."""
     start = time.perf_counter()
     messages.set_level(config.run.log_level)
     if config.run.deterministic:
@@ -111,7 +111,7 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
 
 
 def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
-    """Collective. Data and folder; the folder is not touched before everything has been checked (checks.py)."""
+    """Prepare data and folder, collectively; the folder is not touched before all has been checked (checks.py)."""
     config, resume = world.on_main(lambda: _resumed(config, world, resume))
     for name, phase in phases_of(config).items():
         check_batch(key_of(name), phase, world.size)
@@ -134,14 +134,14 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
 
 
 def _say_identities(source: Source, folder: Path) -> None:
-    """On rank 0. What is used of each data set, and which class id is whom."""
+    """Say what is used of each data set, and save which class id is whom; on rank 0."""
     for number, fact in enumerate(source.facts["parts"]):
         _log.info(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}")
     save_class_ids(source, folder / CLASS_IDS)
 
 
 def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
-    """On rank 0. What to go on with, and how: always, where torchrun starts ranks again."""
+    """Find what to go on with, and how: always, where torchrun starts ranks again; on rank 0."""
     resume = "auto" if world.remembers("begun") else resume
     config = as_begun_in_its_folder(config, resume)
     check_run(config, resume)
@@ -149,7 +149,7 @@ def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
 
 
 def _open(config: Config, world: World, resume: str) -> Path:
-    """On rank 0. The folder of the run, begun."""
+    """Begin the folder of the run; on rank 0."""
     folder = open_run(config, resume)
     world.remember("begun")
     return folder
@@ -159,7 +159,7 @@ def _open(config: Config, world: World, resume: str) -> Path:
 
 
 def make_teacher(job: Job) -> Teaching | None:
-    """The teacher of the configuration, trained first if it says so, and looked at before anything relies on it."""
+    """Open the teacher of the configuration, trained first if that says so, and judged before anything relies on it."""
     context, config, checked = job.context, job.context.config.teacher, job.checked
     if config.source == "none" or checked.teaching is not None:
         return checked.teaching
@@ -206,7 +206,7 @@ def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:
 
 
 def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None, resumed: bool = False) -> CentreStore:
-    """The centres a phase starts from."""
+    """Make the centres that a phase starts from."""
     classes, world, method = context.source.num_classes, context.world, phase.method
     shard = shard_of(classes, world.rank, world.size)
     dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
@@ -234,7 +234,7 @@ def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None
 
 
 def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching) -> None:
-    """Collective. Class means, classifier rows of a file, or the trained centres of this run's own teacher."""
+    """Fill the store with class means, rows of a classifier, or centres of the run's own teacher; collective."""
     config = context.config.teacher
     if config.centres == "means" and isinstance(teacher.kept, TeacherCache):
         fill_means(store, teacher.kept.class_means(store.shard).to(store.device))
@@ -290,7 +290,7 @@ def finish(job: Job, seconds: float) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this source tree, or "unknown" where it is not a git checkout."""
+    """Return the commit of this source tree, or "unknown" where it is not a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

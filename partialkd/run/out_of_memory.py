@@ -19,7 +19,7 @@ _SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "al
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, whoever asked for it."""
+    """Return whether an allocation failed, whoever asked for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)

@@ -39,19 +39,19 @@ LEAST_ACCURACY = 0.7  # on the first set; chance is 0.5
 
 @torch.no_grad()
 def score(context: RunContext, who: str, embed: Callable[..., torch.Tensor]) -> Scores:
-    """Collective. The scores of a network on all sets."""
+    """Score a network on all sets; collective."""
     data, world = context.config.data, context.world
     embed = context.stop.listen(world).guarding(embed, f"evaluating the {who}")
     return evaluate_sets(embed, context.config.evaluation, data.image_size, data.resize, world)
 
 
 def scored_before(context: RunContext, teacher: str) -> Scores | None:
-    """Collective. The kept scores of the teacher of this fingerprint on these sets, if there are any."""
+    """Read the kept scores of the teacher of this fingerprint on these sets, if there are any; collective."""
     return context.world.on_main(lambda: _read(context.folder, _facts(context, teacher)))
 
 
 def keep_scores(context: RunContext, teacher: str, scores: Scores) -> None:
-    """Collective. Write the scores of the teacher of this fingerprint into the run's folder."""
+    """Write the scores of the teacher of this fingerprint into the run's folder."""
 
     def write() -> None:
         facts = {"of": _facts(context, teacher), "scores": {name: asdict(one) for name, one in scores.items()}}
@@ -61,7 +61,7 @@ def keep_scores(context: RunContext, teacher: str, scores: Scores) -> None:
 
 
 def score_trained(context: RunContext, teaching: Teaching, resumed: bool) -> Scores:
-    """Collective. The scores of the teacher that this run has trained, kept ones where there are some."""
+    """Score the teacher that this run has trained, unless its scores were kept; collective."""
     if not context.config.evaluate.sets:
         return {}
     scores = scored_before(context, teaching.fingerprint) if resumed else None
@@ -73,7 +73,7 @@ def score_trained(context: RunContext, teaching: Teaching, resumed: bool) -> Sco
 
 
 def judge_teacher(context: RunContext, scores: Scores, strict: bool) -> None:
-    """Say how good the teacher is; TeacherError if it is `strict`ly judged, too bad, and not accepted as it is."""
+    """Say how good the teacher is; TeacherError if it is too bad, not accepted as it is, and judged strictly."""
     config, world = context.config.teacher, context.world
     teacher = f"{config.path}: this teacher" if config.source != "train" else "the teacher that this run has trained"
     if not scores:
@@ -102,7 +102,7 @@ def _why_not(context: RunContext) -> str:
 
 
 def _facts(context: RunContext, teacher: str) -> dict[str, Any]:
-    """What kept scores must be of."""
+    """Collect what kept scores must be of."""
     config, data = context.config.evaluation, context.config.data
     sets = {Path(path).stem: _digest(Path(path)) for path in config.sets}
     protocol = {"folds": config.folds, "fars": list(config.fars), "flip": config.flip}

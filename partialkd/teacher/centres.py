@@ -90,10 +90,11 @@ def mean_rows(
     world: World,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Collective. rows: (embeddings (b, D), labels (b,)), b <= local_batch, as many on every rank -> means (R, D).
+    """Average rows by class, collectively -> means (R, D).
 
-    The mean of each class's normalised embeddings, zeros without any. Sums run in the order of ranks, then of rows;
-    they are kept on `device`, that of the ranks unless it is named.
+    rows: (embeddings (b, D), labels (b,)), b <= local_batch, as many on every rank. A mean is that of the class's
+    normalised embeddings, zeros without any. Sums run in the order of ranks, then of rows; they are kept on `device`,
+    that of the ranks unless it is named.
     """
     sums = torch.zeros(len(shard), dim, device=device or world.device)
     counts = torch.zeros(len(shard), device=sums.device)
@@ -164,7 +165,7 @@ def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], T
 
 
 def _hidden(folder: Path) -> Path:
-    """A hidden folder that is to become `folder`."""
+    """Make a hidden folder that is to become `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = hidden_name(folder)
     (hidden / "centres").mkdir(parents=True)
@@ -172,7 +173,7 @@ def _hidden(folder: Path) -> Path:
 
 
 def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:
-    """The rows (n, dim) themselves; TeacherError naming their file if they cannot be centres."""
+    """Return the rows (n, dim) themselves; TeacherError naming their file if they cannot be centres."""
     if rows.shape[1] != dim:
         raise TeacherError(f"{path}: rows must have {dim} numbers, got {rows.shape[1]}")
     if not (rows.isfinite().all(1) & (rows.norm(dim=1) > 0)).all():
@@ -181,7 +182,7 @@ def checked_rows(rows: Tensor, dim: int, path: Path) -> Tensor:
 
 
 def _manifest(folder: Path) -> tuple[Any, Any]:
-    """What the centres are, and their files; None where there is no manifest, or an older one without files."""
+    """Read what the centres are, and their files; None where there is no manifest, or an older one without files."""
     facts = read_manifest(folder, CheckpointError) if (folder / MANIFEST).exists() else {}
     files = facts.pop("files", None)
     return (None if files is None else facts), files

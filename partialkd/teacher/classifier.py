@@ -40,19 +40,19 @@ _KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weigh
 
 
 def shard_files(folder: Path) -> dict[str, int]:
-    """Pattern of the files' names -> how many there are, for every kind that is there."""
+    """Count the files of every kind that is there: pattern of their names -> how many."""
     names = [path.name for path in folder.glob("*.pt")]
     counts = {kind: sum(_is_of(kind, name) for name in names) for kind in _KINDS}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _is_of(kind: str, name: str) -> bool:
-    """Nothing but a number may stand in the place of the rank: copies that lie beside are no ranks."""
+    """Accept nothing but a number in the place of the rank: copies that lie beside are no ranks."""
     return re.fullmatch(kind.replace(".", r"\.").format(r"\d+"), name) is not None
 
 
 def read_shards(folder: Path) -> list[Tensor]:
-    """The rows of each rank."""
+    """Read the rows of each rank."""
     found = shard_files(folder)
     if len(found) != 1:
         kinds = ", ".join(kind.format(0) for kind in _KINDS)
@@ -101,7 +101,7 @@ def own_rows(
     project: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Which rows of a shard (n,) a classifier's rows (n, dim) become, projected; TeacherError if they cannot."""
+    """Read a classifier -> places in the shard (n,), rows (n, dim), projected; TeacherError if they do not fit."""
     shards = read_shards(path) if path.is_dir() else [read_matrix(path)]
     ids = read_label_map(label_map, sum(map(len, shards)), num_classes)
     mine = torch.nonzero((ids >= shard.start) & (ids < shard.stop)).squeeze(1)
@@ -110,7 +110,7 @@ def own_rows(
 
 
 def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
-    """These rows, ascending, of all shards, which lie one after the other."""
+    """Take these rows, ascending, of all shards, which lie one after the other."""
     starts = accumulate([0, *map(len, shards)])
     return torch.cat(
         [shard[rows[(rows >= at) & (rows < at + len(shard))] - at] for shard, at in zip(shards, starts, strict=False)]
@@ -118,7 +118,7 @@ def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
 
 
 def read_matrix(path: Path) -> Tensor:
-    """The one matrix (K, D) of a file; memory-mapped where the format allows."""
+    """Read the one matrix (K, D) of a file; memory-mapped where the format allows."""
     try:
         if path.suffix == ".npy":
             return _the_matrix({"array": torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))}, path)
@@ -133,7 +133,7 @@ def read_matrix(path: Path) -> Tensor:
 
 
 def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
-    """Class id of every classifier row (K,) int64, -1 where unused; each class exactly once."""
+    """Read the class id of every classifier row (K,) int64, -1 where unused; each class exactly once."""
     if label_map == "identity":
         ids = torch.arange(rows)
     else:
@@ -154,7 +154,7 @@ def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
 
 
 def file_digest(path: str | None) -> str | None:
-    """sha256 of a file's content, or of a classifier's files in a folder; of a word that is neither, the word."""
+    """Hash a file's content, or a classifier's files in a folder: sha256; a word that is neither is returned itself."""
     if path is not None and Path(path).is_dir():
         names = [kind.format(rank) for kind, count in shard_files(Path(path)).items() for rank in range(count)]
         digests = {name: file_digest(str(Path(path) / name)) for name in names}

@@ -41,7 +41,7 @@ class RecordEmbeddings:
         self.fingerprint = f"records {source.fingerprint}"
 
     def rows(self, records: Tensor, flipped: Tensor) -> Tensor:
-        """(b,) int64, (b,) bool, all False -> (b, D) float32."""
+        """Read embeddings: records (b,) int64, flipped (b,) bool, all False -> (b, D) float32."""
         if flipped.any():
             raise DataError(f"{self.source.name(int(records[flipped][0]))}: carries no embedding of its mirrored image")
         if not len(records):
@@ -54,7 +54,7 @@ class RecordEmbeddings:
 
 
 def check_writable(source: Source) -> None:
-    """DataError unless class ids ascend, as those of packed records do; looked at before hours of a teacher's work."""
+    """Raise DataError unless class ids ascend, as those of packed records do; before hours of a teacher's work."""
     for start in range(0, len(source) - 1, _CHUNK):
         labels = source.labels(start, min(start + _CHUNK + 1, len(source)))
         falls = np.flatnonzero(labels[1:] < labels[:-1])

@@ -77,7 +77,7 @@ class Teacher:
             self._group = self._group or part_of(batch)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
+        """Embed images (b, 3, S, S) -> (b, embedding_dim) float32 on the teacher's device, without gradient."""
         rows = self._run(images)
         if rows.shape != (len(images), self.network_dim):
             expected = (len(images), self.network_dim)
@@ -85,7 +85,7 @@ class Teacher:
         return self.project(rows)
 
     def project(self, rows: Tensor) -> Tensor:
-        """(n, teacher's dimension) -> (n, embedding_dim); the rows themselves without project_to."""
+        """Project rows (n, teacher's dimension) -> (n, embedding_dim); the rows themselves without project_to."""
         if rows.dim() != 2 or rows.shape[1] != self.network_dim:
             rule = f"rows must be (n, {self.network_dim}), the teacher's dimension"
             raise TeacherError(f"{self.origin}: {rule}, got {tuple(rows.shape)}")
@@ -95,7 +95,7 @@ class Teacher:
             return rows @ self._projection.to(rows)
 
     def check(self, images: Tensor) -> None:
-        """TeacherError if embeddings of these images (and of noise) are not finite, zero, or all the same."""
+        """Raise TeacherError if embeddings of these images (and of noise) are not finite, zero, or all the same."""
         rows = self.embed(torch.cat([images.to(self.device), self._noise()]))
         broken = int((~rows.isfinite().all(1)).sum())
         if broken:
@@ -106,7 +106,7 @@ class Teacher:
             raise TeacherError(f"{self.origin}: emits the same embedding for every image")
 
     def buffers_digest(self) -> str:
-        """sha256 of the network's buffers (BatchNorm statistics), for tests and logs."""
+        """Hash the network's buffers (BatchNorm statistics): sha256, for tests and logs."""
         return state_digest(dict(self.network.named_buffers()))
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class Teacher:
         return rows.float()
 
     def _forward(self, images: Tensor) -> Tensor:
-        """What the network emits for them, in groups of one size on the CPU, and compiled."""
+        """Run the network on them, in groups of one size on the CPU and where it is compiled."""
         if not len(images):
             return images.new_zeros((0, self.network_dim))
         if self._group is None:
@@ -134,7 +134,7 @@ class Teacher:
         return torch.cat(rows)[: len(images)]
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """From this project's convention to the teacher's."""
+        """Bring images from this project's convention to the teacher's."""
         size, mean, std = self.accepts.size, self.accepts.mean, self.accepts.std
         if images.shape[-1] != size and len(images):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -161,14 +161,14 @@ class Teacher:
 
 
 def part_of(batch: int) -> int:
-    """Images a call, when a batch is split into the fewest equal parts that are not larger than LARGEST_PART."""
+    """Return the images per call when a batch is split into the fewest equal parts of at most LARGEST_PART."""
     return -(-batch // -(-batch // LARGEST_PART))
 
 
 def open_teacher(
     config: TeacherConfig, image_size: int, device: torch.device | str, batch: int = LARGEST_PART
 ) -> Teacher:
-    """The teacher of source "checkpoint" or "onnx", checked on noise.
+    """Open the teacher of source "checkpoint" or "onnx", checked on noise.
 
     image_size: that of the data. batch: as of Teacher.
     """
@@ -190,7 +190,7 @@ def open_teacher(
 
 
 def described(config: TeacherConfig, image_size: int) -> tuple[str, InputConfig]:
-    """Fingerprint and input of the teacher of source "checkpoint" or "onnx", from its file alone; nothing runs."""
+    """Read fingerprint and input of a teacher of source "checkpoint" or "onnx" from its file alone; nothing runs."""
     try:
         if config.source == "onnx" and config.path is not None:
             accepts, digest = config.input, onnx_digest(Path(config.path))
@@ -214,7 +214,7 @@ def wrap_teacher(
     compiled: bool = False,
     batch: int = LARGEST_PART,
 ) -> Teacher:
-    """A frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
+    """Make a frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
     accepts = InputConfig(size=image_size)
     network, digest = copy.deepcopy(model), state_digest(model.state_dict())
     origin = "the trained teacher"
@@ -222,7 +222,7 @@ def wrap_teacher(
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:
-    """(rows, columns) float32 with orthonormal columns (rows, if there are fewer of them): the same on every machine.
+    """Make a matrix (rows, columns) float32 of orthonormal columns (rows, if fewer), the same on every machine.
 
     Drawn and orthogonalised in float64 by numpy's frozen RandomState stream; the sign of each vector is fixed, which
     LAPACK leaves open.
@@ -234,7 +234,7 @@ def orthonormal(rows: int, columns: int) -> Tensor:
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and values."""
+    """Hash names, types, shapes and values: sha256."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

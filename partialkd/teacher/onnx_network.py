@@ -24,7 +24,7 @@ INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxNetwork(nn.Module):
-    """Module-like: callable, no parameters, no buffers."""
+    """A module without parameters and buffers that runs an ONNX file."""
 
     def __init__(self, path: str | Path, size: int, embedding_dim: int, device: torch.device) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False)).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        """At most one batch of the file; a short one is filled up by repeating its last image."""
+        """Run at most one batch of the file; a short one is filled up by repeating its last image."""
         short = (self.batch or len(pixels)) - len(pixels)
         if short:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)])
@@ -66,7 +66,7 @@ class OnnxNetwork(nn.Module):
         return inputs[0]
 
     def _find_output(self) -> str:
-        """The only output, or the only one of embedding_dim numbers an image."""
+        """Find the only output, or the only one of embedding_dim numbers per image."""
         outputs = self.session.outputs
         fitting = [item for item in outputs if _numbers_an_image(item.shape) in (self.embedding_dim, None)]
         if len(outputs) > 1:
@@ -79,6 +79,6 @@ class OnnxNetwork(nn.Module):
 
 
 def _numbers_an_image(shape: list[Any]) -> int | None:
-    """Size of an output without its batch; None if the file leaves it open."""
+    """Return the size of an output without its batch; None if the file leaves it open."""
     sizes = shape[1:]
     return math.prod(sizes) if sizes and all(isinstance(n, int) for n in sizes) else None

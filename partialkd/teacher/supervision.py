@@ -1,4 +1,4 @@
-"""What a run learns from: a network that embeds each batch, or embeddings that were kept of it.
+"""Supervision of a student: a network that embeds each batch, or embeddings that were kept of it.
 
 Kept embeddings come from a teacher cache (`teacher.cache`; made here where the run is to make its own) or from the
 records themselves (`teacher.source = "records"`). The network is then opened only to make the cache, to project the
@@ -41,7 +41,7 @@ CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
 
 @dataclass(frozen=True)
 class Teaching:
-    """Exactly one of network and kept is there. project: for the rows of a classifier, as embeddings are."""
+    """A source of embeddings, one of network and kept. project: for the rows of a classifier, as embeddings are."""
 
     fingerprint: str
     embedding_dim: int
@@ -51,7 +51,7 @@ class Teaching:
     cache_seconds: float | None = None  # where this start of the run has made its cache
 
     def batches(self, context: RunContext, plan: Plan) -> tuple[Iterator[FaceBatch], Callable[[FaceBatch], Tensor]]:
-        """The records of a plan, and what embeds a batch of them; images are read where a network is to see them."""
+        """Read the records of a plan, with what embeds a batch of them; images where a network is to see them."""
         if self.network is not None:
             network = self.network
             return _read(context, plan), lambda batch: network.embed(batch.images)
@@ -61,12 +61,12 @@ class Teaching:
 
     @property
     def how(self) -> dict[str, str]:
-        """For the manifest of centres: what rounds the embeddings they are made of."""
+        """Say, for the manifest of centres, what rounds the embeddings they are made of."""
         return {"cache": self.kept.facts.dtype} if isinstance(self.kept, TeacherCache) else {}
 
 
 def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None = None) -> Teaching:
-    """Collective. As the configuration says.
+    """Open what the configuration says, collectively.
 
     trained: the network of this run's own teacher. opened: one of a file, to make the run's own cache with.
     """
@@ -89,7 +89,7 @@ def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None
 
 
 def check_width(config: Config, emitted: int) -> None:
-    """ConfigError unless the student's embedding is as long as the teacher's."""
+    """Raise ConfigError unless the student's embedding is as long as the teacher's."""
     wanted = config.student.model.embedding_dim
     if emitted != wanted:
         rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
@@ -97,12 +97,12 @@ def check_width(config: Config, emitted: int) -> None:
 
 
 def open_network(context: RunContext, trained: nn.Module | None = None) -> Teacher:
-    """Collective. The teacher's network."""
+    """Open the teacher's network; collective."""
     return context.world.together(lambda: _open(context, trained))
 
 
 def _open(context: RunContext, trained: nn.Module | None, runs: bool = True) -> Teacher:
-    """Compiled where the configuration says so, unless it is not to embed anything (`runs`)."""
+    """Open it, compiled where the configuration says so, unless it is not to embed anything (`runs`)."""
     config, device, student = context.config.teacher, context.world.device, context.config.student
     batch = student.global_batch // student.accumulation // context.world.size
     if not runs:
@@ -114,7 +114,7 @@ def _open(context: RunContext, trained: nn.Module | None, runs: bool = True) -> 
 
 
 def look_at(teacher: Teacher, context: RunContext) -> None:
-    """Collective. TeacherError unless the teacher tells real images apart."""
+    """Raise TeacherError unless the teacher tells real images apart; collective."""
     source, world = context.source, context.world
     plan = SequentialPlan(len(source), 8, world.rank, world.size)
     loader = open_loader(context.config.data, source, plan, world.device)
@@ -131,7 +131,7 @@ def _read(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
 
 
 def _unread(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
-    """Batches without their images."""
+    """Yield batches without their images."""
     for step in range(plan.micro_steps):
         indices = plan.indices(0, step)
         labels = context.source.labels(int(indices[0]), int(indices[-1]) + 1) if len(indices) else indices
@@ -146,7 +146,7 @@ def _unread(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
 def facts_of(
     config: Config, source: Source, fingerprint: str, accepts: InputConfig, dim: int, dtype: str
 ) -> CacheFacts:
-    """What a cache of this configuration is."""
+    """Collect what a cache of this configuration is."""
     preprocessing = {
         "image_size": config.data.image_size,
         "resize": config.data.resize,
@@ -158,7 +158,7 @@ def facts_of(
 
 
 def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | None) -> tuple[TeacherCache, float | None]:
-    """Collective. The cache that the configuration names, or the run's own, made first where it is not there.
+    """Open the cache that the configuration names, or the run's own, made first where it is not there; collective.
 
     Beside it the seconds that the making took, None where nothing was made.
     """
@@ -183,7 +183,7 @@ def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | Non
 
 
 def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputConfig) -> bool:
-    """Whether the run's own cache is there, of this teacher and of this data; another one is removed."""
+    """Return whether the run's own cache is there, of this teacher and of this data; another one is removed."""
     if not folder.exists():
         return False
     try:
@@ -199,7 +199,7 @@ def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputCo
 
 
 def _make(context: RunContext, trained: nn.Module | None, folder: Path, opened: Teacher | None) -> float:
-    """Collective. The run's own cache -> the seconds it took."""
+    """Make the run's own cache, collectively -> the seconds it took."""
     start = time.perf_counter()
     network = opened or open_network(context, trained)
     if opened is None:
@@ -209,7 +209,7 @@ def _make(context: RunContext, trained: nn.Module | None, folder: Path, opened: 
 
 
 def make_cache(network: Teacher, context: RunContext, folder: Path, unfinished: Unfinished) -> None:
-    """Collective. One pass of the teacher over the records, into `folder`."""
+    """Run the teacher once over the records, into `folder`; collective."""
     config, source, world, stop = context.config, context.source, context.world, context.stop
     dtype = config.teacher.cache_dtype or "fp16"
     facts = facts_of(config, source, network.fingerprint, network.accepts, network.embedding_dim, dtype)

@@ -70,7 +70,7 @@ def import_checkpoint(symbol: Path, params: Path, folder: Path, image_size: int 
 
 
 def read_checkpoint(symbol: Path | str, params: Path | str, image_size: int | None = None) -> Imported:
-    """Both files -> the network's configuration, weights and classifier. image_size: None, the size that fits."""
+    """Read both files -> the network's configuration, weights and classifier. image_size: None, the size that fits."""
     graph, arrays = read_graph(symbol), read_params(params)
     config = configuration(graph, str(symbol))
     parameters = _Parameters(arrays, str(params))
@@ -83,7 +83,7 @@ def read_checkpoint(symbol: Path | str, params: Path | str, image_size: int | No
 
 
 def configuration(graph: Graph, where: str) -> ModelConfig:
-    """The configuration under which our IResNet has the graph's stages, channels and embedding."""
+    """Find the configuration under which our IResNet has the graph's stages, channels and embedding."""
     units = tuple(len(stage) for stage in graph.stages)
     unit = graph.stem[0].channels
     channels = tuple(stage[0].layers[4].channels for stage in graph.stages)
@@ -180,7 +180,7 @@ def _norm(layer: Layer, parameters: _Parameters) -> list[np.ndarray]:
 
 
 def _image_size(weight: Tensor, channels: int, image_size: int | None, where: str) -> int:
-    """Pixels a side, from the fully connected layer's weight (D, channels * side^2)."""
+    """Find the pixels per side from the fully connected layer's weight (D, channels * side^2)."""
     side = math.isqrt(weight.shape[-1] // channels)
     if weight.dim() != 2 or weight.shape[1] != channels * side * side:
         found = tuple(weight.shape)

@@ -125,7 +125,7 @@ def _value(text: str) -> Any:
 
 
 class _Walk:
-    """From `fc1` back to the data: each method takes the number of a node and returns what feeds it."""
+    """Walk from `fc1` back to the data: each method takes the number of a node and returns what feeds it."""
 
     def __init__(self, nodes: list[Node], where: str) -> None:
         self._nodes, self._where = nodes, where
@@ -234,7 +234,7 @@ class _Walk:
         return self._number(node, "p", 0.5), self._inputs(at, 1)[0]
 
     def _take(self, at: int, ops: tuple[str, ...]) -> Node:
-        """The node, if it is one of these operators and has no attribute that would change its meaning."""
+        """Return the node if it is one of these operators and has no attribute that would change its meaning."""
         node = self._nodes[at]
         if node.op not in ops:
             raise self._wrong(node.name, f"{ops[0]} expected here (LResNet-E-IR, unit version 3), got {node.op}")
@@ -257,7 +257,7 @@ class _Walk:
         return node.inputs
 
     def _split(self, at: int, count: int) -> tuple[int, tuple[str, ...]]:
-        """Inputs of a layer -> its data, the names of its variables."""
+        """Split the inputs of a layer -> its data, the names of its variables."""
         data, *rest = self._inputs(at, count)
         names = tuple(self._take(number, ("null",)).name for number in rest)
         return data, names

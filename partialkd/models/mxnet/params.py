@@ -33,7 +33,7 @@ MAX_NAME = 4096  # bytes
 
 
 def read_params(path: Path | str) -> dict[str, np.ndarray]:
-    """Name as stored ("arg:conv0_weight") -> read-only array, in the order of the file."""
+    """Read a file: name as stored ("arg:conv0_weight") -> read-only array, in the order of the file."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -72,7 +72,7 @@ class _Reader:
         return struct.unpack_from(form, self._data, self._take(struct.calcsize(form), what))[0]
 
     def count(self, what: str) -> int:
-        """A number of things to come, each of at least four bytes."""
+        """Read the number of things to come, each of at least four bytes."""
         count, left = self.number("<Q", f"the number of {what}"), len(self._data) - self._at
         if count > left // 4:
             raise self._wrong(f"announces {count} {what}, but only {left} bytes follow")
