@@ -1,4 +1,4 @@
-"""`launch/make_bin.py`: a verification set (.bin) from aligned images and a list of pairs, or taken apart.
+"""Run `launch/make_bin.py`: build a verification set (.bin) from aligned images and a list of pairs, or take one apart.
 
 Errors: one line on the error output and status 1, nothing written; wrong options, status 2.
 """
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("images", type=Path, help="folder of the paths, or .tar where all are <identity>/<image>")
     build.add_argument("out", type=Path, help=".bin to write")
     build.add_argument("--names", default=LFW_NAMES, help="lfw: path of a name and a number (default %(default)s)")
-    build.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
+    build.add_argument("--image-size", type=int, default=112, help="pixels per side (default %(default)s)")
     build.add_argument("--resize", action="store_true", help="bring images of another size to it")
     build.add_argument("--allow-duplicates", action="store_true", help="a pair may be listed again")
     extract = commands.add_parser("extract", help=f".bin -> FOLDER/images and FOLDER/{PAIRS}")

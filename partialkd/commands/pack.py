@@ -1,4 +1,4 @@
-"""`launch/pack.py`: photographs packed as the folder that training reads, or such a folder taken apart.
+"""Run `launch/pack.py`: pack photographs as the folder that training reads, or take one apart.
 
 Errors: every problem on the error output and status 1, nothing written; wrong options, status 2.
 """
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     source = "folder <identity>/<image>, or list (a line path<TAB>class id per image); unpack: packed folder"
     parser.add_argument("source", type=Path, help=source)
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--size", type=int, help="resize to this many pixels a side")
+    parser.add_argument("--size", type=int, help="resize to this many pixels per side")
     parser.add_argument("--quality", type=int, help="re-encode as JPEG of this quality, 1..100")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out and list in OUT/skipped.txt")
     gaps = parser.add_mutually_exclusive_group()

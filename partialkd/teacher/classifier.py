@@ -29,13 +29,15 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.errors import CheckpointError, TeacherError
+from partialkd.data.formats.text_file import read_lines
+from partialkd.errors import CheckpointError, DataError, TeacherError
 from partialkd.models.foreign_files import strange_kind, why_unreadable
 from partialkd.models.weights import read_tensors
 from partialkd.teacher.centres import checked_rows
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
+_ID = re.compile(r"-1|[0-9]{1,10}")
 _KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weight.pt")
 
 
@@ -137,10 +139,7 @@ def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
     if label_map == "identity":
         ids = torch.arange(rows)
     else:
-        try:
-            ids = torch.tensor([int(line) for line in Path(label_map).read_text(encoding="utf-8").split()])
-        except (OSError, ValueError) as error:
-            raise TeacherError(f"{label_map}: must hold one class id a line: {error}") from error
+        ids = torch.tensor(_listed_ids(Path(label_map)), dtype=torch.int64)
     if len(ids) != rows:
         raise TeacherError(f"{label_map}: must have a line for each of the {rows} classifier rows, got {len(ids)}")
     used = ids[ids != -1]
@@ -151,6 +150,18 @@ def read_label_map(label_map: str, rows: int, num_classes: int) -> Tensor:
             f"got {len(used)} ids, {len(found)} of them distinct and in range"
         )
     return ids
+
+
+def _listed_ids(path: Path) -> list[int]:
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        raise TeacherError(str(error)) from error
+    words = [(number, word) for number, line in lines for word in line.split()]
+    for number, word in words:
+        if not _ID.fullmatch(word):
+            raise TeacherError(f"{path}: line {number}: must be one class id per line, or -1, got {word[:40]!r}")
+    return [int(word) for _, word in words]
 
 
 def file_digest(path: str | None) -> str | None:

@@ -176,19 +176,17 @@ TEACHERS = (
     Fault("empty classifier .npy", make.matrix("w.npy", b""), r"w\.npy: cannot be read: ", TeacherError),
     Fault("packed .npz as .npy", make.matrix("w.npy", make.npz()), r"w\.npy: cannot be read: ", TeacherError),
     Fault("packed .npz of 4 MB in 4 KB", make.matrix("w.npz", make.npz()), r"w\.npz: cannot be read: ", TeacherError),
-    Fault(
-        "classifier rows of junk", make.label_map(b"\xff"), r"rows\.txt: must hold one class id a line", TeacherError
-    ),
+    Fault("classifier rows of junk", make.label_map(b"\xff"), r"rows\.txt: line 1: must be UTF-8 text", TeacherError),
     Fault(
         "classifier rows with id 1.5",
         make.label_map(b"0\n1.5\n2\n"),
-        r"rows\.txt: must hold one class id a line: .*'1\.5'",
+        r"rows\.txt: line 2: must be one class id per line, or -1, got '1\.5'",
         TeacherError,
     ),
     Fault(
         "classifier rows with an id of 5000 digits",
         make.label_map(b"9" * 5000),
-        r"rows\.txt: must hold one class id a line",
+        r"rows\.txt: line 1: must be one class id per line, or -1, got '9999",
         TeacherError,
     ),
     Fault("ONNX of junk", make.onnx_teacher(b"no protobuf"), r"t\.onnx: cannot be read as ONNX", TeacherError),

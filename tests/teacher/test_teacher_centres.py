@@ -17,7 +17,7 @@ from partialkd.data.order.plan import SequentialPlan
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.teacher import centres as teacher_centres
 from partialkd.teacher.centres import class_means, fill_means, load_or_make, save_centres
-from partialkd.teacher.classifier import classifier_rows, read_matrix
+from partialkd.teacher.classifier import classifier_rows, read_label_map, read_matrix
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
@@ -136,7 +136,7 @@ def test_classifier_rows_in_the_order_of_the_label_map(size: int, suffix: str, t
         ("0 1 2 3 4 5", "a line for each of the 7 classifier rows, got 6"),
         ("0 1 2 3 4 5 5", "7 ids, 6 of them distinct"),
         ("0 1 2 3 4 5 7", "7 ids, 6 of them distinct and in range"),
-        ("0 1 2 3 4 5 x", "one class id a line"),
+        ("0 1 2 3 4 5 x", "one class id per line"),
     ],
 )
 def test_wrong_label_map(lines: str, said: str, tmp_path: Path) -> None:
@@ -182,3 +182,14 @@ def test_saved_centres_are_reused_for_the_same_teacher_only(tmp_path: Path) -> N
     other = run(_cached, 2, tmp_path / "centres", "b")
     assert [r[1] for r in first + again + other] == [1, 1, 0, 0, 0, 1, 1]
     torch.testing.assert_close(torch.cat([r[0] for r in again]), torch.cat([r[0] for r in first]))
+
+
+def test_a_label_map_of_another_system(tmp_path: Path) -> None:
+    """A byte order mark and line ends of Windows; ids of thousands of digits are refused by their line."""
+    (tmp_path / "map.txt").write_bytes("\ufeff2\r\n-1\r\n0\r\n1\r\n".encode())
+    assert read_label_map(str(tmp_path / "map.txt"), 4, 3).tolist() == [2, -1, 0, 1]
+    (tmp_path / "map.txt").write_text(f"0\n{'9' * 5000}\n")
+    with pytest.raises(
+        TeacherError, match=rf"map\.txt: line 2: must be one class id per line, or -1, got '{'9' * 40}'$"
+    ):
+        read_label_map(str(tmp_path / "map.txt"), 2, 2)

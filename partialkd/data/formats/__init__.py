@@ -1,1 +1,1 @@
-"""Bytes on the disk: RecordIO, InsightFace folders, verification sets, lists of pairs, trees of images."""
+"""Read and write files: RecordIO, InsightFace folders, verification sets, archives, lists, trees of images."""

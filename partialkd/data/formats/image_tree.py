@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def list_images(tree: Path) -> dict[str, list[str]]:
-    """Identity -> its image names, both sorted."""
+    """List the images of a tree: identity -> its image names, both sorted."""
     if os.path.isdir(tree):
         listing = list_folder(tree)
         if listing.problems:
@@ -38,7 +38,7 @@ def list_images(tree: Path) -> dict[str, list[str]]:
 
 
 def read_images(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(path, encoded bytes) of the wanted `<identity>/<image>` paths, in any order; `DataError` if one is missing."""
+    """Read the wanted `<identity>/<image>`: (path, encoded bytes), in any order; `DataError` if one is missing."""
     missing = set(wanted)
     for path, encoded in _files(tree, sorted(missing)) if os.path.isdir(tree) else _members(tree, missing):
         if path in missing:
@@ -59,7 +59,7 @@ def _files(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The images of an archive, in its order; only wanted ones are read, others come as b"".
+    """Read the images of an archive, in its order; only wanted ones are read, others come as b"".
 
     Hidden files, and files beside the identities, are not looked at.
     """
@@ -75,7 +75,7 @@ def _members(tree: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
 
 
 def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
-    """`<identity>/<image>`, or None for what is not looked at."""
+    """Return `<identity>/<image>` of a member, or None for what is not looked at."""
     parts = Path(member.name).parts
     if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
         rule = f"a member has at most {_MOST_BYTES} bytes"
@@ -100,7 +100,7 @@ def read_file(path: Path) -> bytes:
 
 
 class Listing:
-    """What `list_folder` found: names by class id, paths relative to the folder with their labels, problems."""
+    """Holds what `list_folder` found: names by class id, paths relative to the folder with their labels, problems."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -110,7 +110,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """All `<identity>/<image>` of a folder, sorted. Hidden files and files beside the identities are not looked at."""
+    """List all `<identity>/<image>` of a folder, sorted, without hidden files and files beside the identities."""
     listing = Listing()
     entries = _visible(folder)
     for identity in counted(entries, f"listing {folder.name}", len(entries), "identities"):
@@ -133,7 +133,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """A link that leads round in a circle is no file and no folder."""
+    """Ask an entry what it is; a link that leads round in a circle is neither file nor folder."""
     try:
         return kind()
     except OSError:

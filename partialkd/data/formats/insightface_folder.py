@@ -1,4 +1,4 @@
-"""The folder InsightFace trains from: train.rec, train.idx, property (and, ours, identities.txt).
+"""Write and understand the folder InsightFace trains from: train.rec, train.idx, property (and, ours, identities.txt).
 
 `property` is a line `classes,height,width` (property_file.py). Records: key 0 a header without image, labels (first
 identity key, end); keys 1..n the images, sorted by class id, label = class id; then one record without image per
@@ -63,7 +63,7 @@ def _write_images(
     num_classes: int,
     embed: Callable[[int], Sequence[float]] | None,
 ) -> np.ndarray:
-    """Image, identity and header records -> images of each class (C,) int64."""
+    """Write image, identity and header records -> images of each class (C,) int64."""
     counts = np.zeros(num_classes, dtype=np.int64)
     previous = 0
     for key, (image, label) in enumerate(images, 1):
@@ -94,7 +94,7 @@ def _check_classes(num_classes: int) -> None:
 
 
 def check_names(names: Sequence[str], num_classes: int) -> None:
-    """DataError unless there is one distinct name a class, each usable as a folder's name."""
+    """Raise DataError unless there is one distinct name per class, each usable as a folder's name."""
     if len(names) != num_classes:
         raise DataError(f"{num_classes} classes need as many identity names, got {len(names)}")
     for label, name in enumerate(names):
@@ -109,7 +109,7 @@ def check_names(names: Sequence[str], num_classes: int) -> None:
 
 
 def read_names(path: Path, num_classes: int) -> list[str]:
-    """identities.txt -> names by class id."""
+    """Read identities.txt -> names by class id."""
     lines = read_text(path).split("\n")
     names = []
     for label, line in enumerate(lines[:-1] if lines[-1] == "" else lines):
@@ -122,7 +122,7 @@ def read_names(path: Path, num_classes: int) -> list[str]:
 
 
 def image_positions(keys: range | np.ndarray, first: Headers, where: str) -> range | None:
-    """Positions of the image records among all of a file: past the header record, before the identity records.
+    """Find the positions of the image records in a file: past the header record, before the identity records.
 
     keys (n,) ascending; first: what the first record says. None: the header's number is rounded, and the images are
     the records that hold one.

@@ -15,13 +15,13 @@ from partialkd.data.formats.image_tree import IMAGE_SUFFIXES
 
 
 def plain_form(name: str) -> str:
-    """The name without what `NameLookup` overlooks."""
+    """Reduce a name to what `NameLookup` compares."""
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip().rstrip("/")
     return next((text.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if text.endswith(suffix)), text)
 
 
 class NameLookup:
-    """Names of a data set, looked up one after the other; counts what was asked for and what was found."""
+    """Looks up names of a data set one after the other; counts what was asked for and what was found."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
@@ -30,7 +30,7 @@ class NameLookup:
         self.first_missing: str | None = None
 
     def find(self, name: str) -> str | None:
-        """The data set's name that is meant, None if it has none or several."""
+        """Find the data set's name that is meant, None if it has none or several."""
         self.listed += 1
         there = name if name in self._names else self._only(name)
         self.found += there is not None
@@ -48,11 +48,11 @@ class NameLookup:
         return meant[0] if len(meant) == 1 else None
 
     def counts(self) -> str:
-        """How many names were found."""
+        """Say how many names were found."""
         others = f" ({self.otherwise_written} written otherwise)" if self.otherwise_written else ""
         return f"{self.found} of {self.listed} names found{others}"
 
     def summary(self, path: Path) -> str:
-        """One line about a list."""
+        """Say in one line what became of a list."""
         missing = f", not {self.first_missing!r:.80}" if self.first_missing is not None else ""
         return f"{path}: {self.counts()}{missing}"

@@ -1,8 +1,8 @@
-"""Lists of pairs, in the forms in which verification sets are published, as pairs of paths inside an image folder.
+"""Read lists of pairs, in the forms in which verification sets are published, as paths inside an image folder.
 
     lfw      pairs.txt: a line `folds count` (or `count`: one fold), then in each fold `count` lines `name i j`, one
              person, and `count` lines `name i name j`, two; `names` makes a path of a name and a number.
-    calfw, cplfw   pairs_CALFW.txt, pairs_CPLFW.txt: `file number`, two lines a pair with one number, 0: two persons.
+    calfw, cplfw   pairs_CALFW.txt, pairs_CPLFW.txt: `file number`, two lines per pair with one number, 0: two persons.
     cfp-fp, cfp-ff   the folder Protocol: Split/FP/<fold>/same.txt and diff.txt with lines `i,j`; i counts the lines
              `number path` of Pair_list_F.txt, j those of Pair_list_P.txt (ff: of Pair_list_F.txt too). Paths are
              relative to Protocol, `../Data/Images/001/frontal/01.jpg`, and become `Data/Images/...`.
@@ -36,7 +36,7 @@ FOLDS = 10  # of the lists that do not say
 
 
 class ListedPair(NamedTuple):
-    """Two paths inside the image folder, and where they are listed."""
+    """Pair of paths inside the image folder, and where they are listed."""
 
     first: str
     second: str
@@ -50,7 +50,7 @@ class _Line(NamedTuple):
 
 
 def read_pair_list(form: str, path: Path, names: str = LFW_NAMES, allow_duplicates: bool = False) -> list[ListedPair]:
-    """The pairs of a list; form: a key of FORMS. names: of "lfw" only."""
+    """Read the pairs of a list; form: a key of FORMS. names: of "lfw" only."""
     if form not in FORMS:
         raise DataError(f"{path}: the form of the list must be in {sorted(FORMS)}, got {form!r}")
     path = Path(path)
@@ -65,7 +65,7 @@ def read_pair_list(form: str, path: Path, names: str = LFW_NAMES, allow_duplicat
 
 
 def read_lfw(path: Path, names: str = LFW_NAMES) -> list[ListedPair]:
-    """LFW's pairs.txt (view 2) or pairsDevTest.txt (view 1)."""
+    """Read LFW's pairs.txt (view 2) or pairsDevTest.txt (view 1)."""
     _check_names(names, path)
     header, *lines = _lines(path) or [_Line([], f"{path}: line 1")]
     if len(header.fields) not in (1, 2) or not all(_is_number(field) for field in header.fields):
@@ -88,7 +88,7 @@ def _lfw_pair(line: _Line, same: bool, names: str) -> ListedPair:
 
 
 def _check_names(names: str, path: Path) -> None:
-    """DataError unless all that the pattern asks for is the name, and the number in at most 99 digits."""
+    """Raise DataError unless all that the pattern asks for is the name, and the number in at most 99 digits."""
     try:
         parts = [part[1:] for part in Formatter().parse(names) if part[1] is not None]
         good = all(_FIELD.fullmatch(f"{name}:{spec}") and conversion is None for name, spec, conversion in parts)
@@ -99,7 +99,7 @@ def _check_names(names: str, path: Path) -> None:
 
 
 def read_two_lines(path: Path) -> list[ListedPair]:
-    """pairs_CALFW.txt or pairs_CPLFW.txt, positive and negative pairs spread over the folds."""
+    """Read pairs_CALFW.txt or pairs_CPLFW.txt, positive and negative pairs spread over the folds."""
     lines = _lines(path)
     if len(lines) % 2:
         raise DataError(f"{lines[-1].where}: two lines are a pair, got an odd number of lines ({len(lines)})")
@@ -121,13 +121,13 @@ def _part(pairs: list[ListedPair], fold: int) -> list[ListedPair]:
 
 
 def read_cfp(protocol: Path, kind: str) -> list[ListedPair]:
-    """CFP's folder Protocol; kind "FP": frontal with profile, "FF": frontal with frontal."""
+    """Read CFP's folder Protocol; kind "FP": frontal with profile, "FF": frontal with frontal."""
     frontal = _cfp_images(protocol / "Pair_list_F.txt")
     other = _cfp_images(protocol / "Pair_list_P.txt") if kind == "FP" else frontal
     folder = protocol / "Split" / kind
     folds = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if os.path.isdir(folder) else []
     if not folds:
-        raise DataError(f"{folder}: must hold a folder a fold, 01 to 10")
+        raise DataError(f"{folder}: must hold one folder per fold, 01 to 10")
     pairs = []
     for fold in folds:
         for name, same in (("same.txt", True), ("diff.txt", False)):
@@ -140,7 +140,7 @@ def read_cfp(protocol: Path, kind: str) -> list[ListedPair]:
 
 
 def _cfp_images(path: Path) -> dict[str, str]:
-    """Number -> path below the folder that holds Protocol."""
+    """Read number -> path below the folder that holds Protocol."""
     images: dict[str, str] = {}
     for line in _lines(path):
         if len(line.fields) != 2 or not line.fields[1].startswith("../") or line.fields[0] != str(len(images) + 1):
@@ -152,7 +152,7 @@ def _cfp_images(path: Path) -> dict[str, str]:
 
 
 def read_paths(path: Path) -> list[ListedPair]:
-    """`path path label` or `label path path`."""
+    """Read lines `path path label` or `label path path`."""
     pairs = []
     for fields, where in _lines(path):
         ends = [place for place in (0, -1) if len(fields) == 3 and fields[place] in ("0", "1")]
@@ -165,7 +165,7 @@ def read_paths(path: Path) -> list[ListedPair]:
 
 
 def read_csv(path: Path) -> list[ListedPair]:
-    """`a,b,same` under that header, in its order; a pair may be there twice."""
+    """Read lines `a,b,same` under that header, in their order; a pair may be there twice."""
     pairs = []
     for number, (line, row) in enumerate(_rows(path)):
         where = f"{path}: line {line}"
@@ -199,7 +199,7 @@ FORMS: dict[str, Callable[[Path], list[ListedPair]]] = {
 
 
 def _lines(path: Path, separator: str | None = None) -> list[_Line]:
-    """The lines that are not blank, cut at white space or at the separator."""
+    """Cut the lines that are not blank at white space or at the separator."""
     return [
         _Line([field.strip() for field in line.split(separator)], f"{path}: line {number}")
         for number, line in read_lines(path)
@@ -216,7 +216,7 @@ def _check_path(name: str, where: str) -> None:
 
 
 def _check_repeats(pairs: list[ListedPair], allowed: bool) -> None:
-    """A pair twice, in either order, or an image with itself; with two answers even if such repeats are allowed."""
+    """Refuse a pair twice, in either order, or an image with itself; with two answers even if repeats are allowed."""
     seen: dict[frozenset[str], ListedPair] = {}
     for pair in pairs:
         before = seen.setdefault(frozenset((pair.first, pair.second)), pair)

@@ -1,4 +1,4 @@
-"""The file `property` of an InsightFace folder: the number of classes, height and width of the images.
+"""Read the file `property` of an InsightFace folder: the number of classes, height and width of the images.
 
 Its first line counts: `classes,height,width`. InsightFace's own writers put a second line behind it. Sets made by
 MXNet's im2rec have no such file, and their records no header: what is to be written is then said, by their records.
@@ -22,7 +22,7 @@ _FORM = "`classes,height,width`"
 
 
 def read_property(path: Path) -> tuple[int, int, int]:
-    """`property` -> number of classes, height, width."""
+    """Read `property` -> number of classes, height, width."""
     if os.path.isdir(path.parent) and not os.path.exists(path):
         raise DataError(f"{path}: is missing; make it a text file of one line {_FORM}{_advice(path.parent)}")
     lines = read_lines(path)
@@ -37,7 +37,7 @@ def read_property(path: Path) -> tuple[int, int, int]:
 
 
 def _advice(folder: Path) -> str:
-    """What the line would be, by the records; nothing where they do not say."""
+    """Say what the line would be, by the records; nothing where they do not tell."""
     highest, size = -1, None
     try:
         for rec in sorted(folder.glob("train*.rec")):

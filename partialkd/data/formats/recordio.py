@@ -1,10 +1,10 @@
-"""RecordIO files of MXNet (.rec with its .idx), read and written without MXNet.
+"""Read and write RecordIO files of MXNet (.rec with its .idx) without MXNet.
 
 Format, all little-endian: a record is one part, or several where its payload held the magic number on a 4-byte
 boundary (the magic is cut out there and put back by the reader). A part is magic, a length word (3 bits: 0 whole,
 1 first, 2 middle, 3 last; 29 bits: bytes), the bytes, zeros up to a multiple of 4. A payload is a header
 (flag uint32, label float32, id uint64, id2 uint64), `flag` more float32 labels when flag > 0, then the image.
-The .idx is text, `key<TAB>offset` a line.
+The .idx is text, `key<TAB>offset` per line.
 
 A reader holds offsets (n,) int64 sorted by key, and keys only where they are not consecutive; it reads with `pread`:
 safe from several threads, after a fork, and pickled to spawned processes (which open the file again).
@@ -48,7 +48,7 @@ _SCAN_THREADS = 8  # of a cold file: they wait for the disk, not for a core
 
 @dataclass(frozen=True)
 class Headers:
-    """What `RecordReader.headers` found in each record, in the order of keys."""
+    """Holds what `RecordReader.headers` found in each record, in the order of keys."""
 
     flags: np.ndarray  # (n,) uint32: 0, or the number of labels in front of the image
     labels: np.ndarray  # (n,) float32: the first label
@@ -57,14 +57,14 @@ class Headers:
 
 
 def pack_payload(labels: float | Sequence[float], key: int, image: bytes = b"") -> bytes:
-    """Header, labels and image as one payload; several labels set flag to their number."""
+    """Pack header, labels and image as one payload; several labels set flag to their number."""
     if not isinstance(labels, Sequence):
         return _HEADER.pack(0, labels, key, 0) + image
     return _HEADER.pack(len(labels), 0.0, key, 0) + struct.pack(f"<{len(labels)}f", *labels) + image
 
 
 def unpack_payload(payload: bytes, where: str | Where) -> tuple[np.ndarray, bytes]:
-    """Payload -> labels (1,) or (flag,) float32, image bytes."""
+    """Unpack a payload -> labels (1,) or (flag,) float32, image bytes."""
     if len(payload) < _HEADER.size:
         raise DataError(f"{where}: record of {len(payload)} bytes is shorter than its {_HEADER.size}-byte header")
     flag, label, _, _ = _HEADER.unpack_from(payload)
@@ -77,7 +77,7 @@ def unpack_payload(payload: bytes, where: str | Where) -> tuple[np.ndarray, byte
 
 
 class RecordReader:
-    """Random access to the records of a .rec by position in the sorted keys of its .idx."""
+    """Reads the records of a .rec by position in the sorted keys of its .idx."""
 
     def __init__(self, rec: Path, idx: Path) -> None:
         self.path = Path(rec)
@@ -93,7 +93,7 @@ class RecordReader:
 
     @classmethod
     def parsed(cls, rec: Path, numbers: range | np.ndarray, offsets: np.ndarray) -> RecordReader:
-        """A reader of an index that was read and checked before."""
+        """Make a reader of an index that was read and checked before."""
         reader = cls.__new__(cls)
         reader.path, reader.numbers, reader.offsets = Path(rec), numbers, offsets
         reader.size = reader._open()
@@ -101,7 +101,7 @@ class RecordReader:
 
     @property
     def keys(self) -> np.ndarray:
-        """(n,) int64 ascending."""
+        """Return the keys (n,) int64 ascending."""
         numbers = self.numbers
         return np.arange(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
 
@@ -137,11 +137,11 @@ class RecordReader:
         return len(self.offsets)
 
     def where(self, position: int) -> str:
-        """For error messages: file, key and byte offset."""
+        """Name a record for error messages: file, key and byte offset."""
         return f"{self.path}: key {self.numbers[position]} at byte {self.offsets[position]}"
 
     def payload(self, position: int) -> bytes:
-        """The whole payload of a record, its parts joined."""
+        """Read the whole payload of a record, its parts joined."""
         at = int(self.offsets[position])
         kind, part, at = self._part(position, at)
         if kind == WHOLE:
@@ -157,7 +157,7 @@ class RecordReader:
         return _MAGIC_BYTES.join(parts)
 
     def read(self, position: int) -> tuple[np.ndarray, bytes]:
-        """Labels (1,) or (flag,) float32 and image bytes of a record."""
+        """Read labels (1,) or (flag,) float32 and image bytes of a record."""
         return unpack_payload(self.payload(position), Where(self.where, position))
 
     def _part(self, position: int, at: int) -> tuple[int, bytes, int]:
@@ -177,13 +177,13 @@ class RecordReader:
         return word >> 29, part, at + _PART.size + (length + 3) // 4 * 4
 
     def headers(self) -> Headers:
-        """Flag, first label and image size of every record, in one vectorised pass over a memory map."""
+        """Read flag, first label and image size of every record, in one vectorised pass over a memory map."""
         parts = [found for _, found in self.scan()]
         names = ("flags", "labels", "last", "image_bytes")
         return Headers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def scan(self) -> Iterator[tuple[int, Headers]]:
-        """The same in pieces, each with the position of its first record; of a few pieces at a time."""
+        """Read the same in pieces, each with the position of its first record, a few pieces at a time."""
         self._check_whole()
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
         note_mapped(self.path)
@@ -200,7 +200,7 @@ class RecordReader:
             raise DataError(f"{self.path}: had {self.size} bytes when it was opened, now it has {found}")
 
     def first_header(self) -> Headers:
-        """What `headers` says of the first record."""
+        """Read what `headers` says of the first record."""
         payload = self.payload(0)
         labels, image = unpack_payload(payload, self.where(0))
         flag = np.array(_HEADER.unpack_from(payload)[:1], np.uint32)
@@ -259,7 +259,7 @@ class RecordWriter:
         self._keys = array("q", (np.asarray(self._keys) + shift).tobytes())
 
     def index_lines(self) -> Iterator[bytes]:
-        """The lines of the .idx, by key."""
+        """Give the lines of the .idx, by key."""
         order = np.argsort(self._keys, kind="stable").tolist()
         for position, following in pairwise(order):
             if self._keys[position] == self._keys[following]:
@@ -270,7 +270,7 @@ class RecordWriter:
 
 @contextmanager
 def open_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
-    """A writer of `rec`; it and its index appear under their names when the `with` block ends well."""
+    """Open a writer of `rec`; it and its index appear under their names when the `with` block ends well."""
     with replacing(Path(rec), Path(idx)) as (rec_file, idx_file):
         writer = RecordWriter(rec_file)
         yield writer
@@ -278,7 +278,7 @@ def open_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
 
 
 def write_record(file: IO[bytes], payload: bytes) -> int:
-    """One record, cut where the magic stands on a 4-byte boundary; returns the bytes written."""
+    """Write one record, cut where the magic stands on a 4-byte boundary; returns the bytes written."""
     cuts, at = [], payload.find(_MAGIC_BYTES)
     while at >= 0:
         if at % 4 == 0:

@@ -22,7 +22,7 @@ HEADER_BYTES = 1 << 20
 
 
 def read_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members of an archive in its order, each with the archive, from which it can be extracted meanwhile."""
+    """Read the members of an archive in its order, each with the archive, from which it can be extracted meanwhile."""
     with _opened(path) as file:
         guard = _Guard(file)
         with tarfile.open(fileobj=guard, mode="r|", tarinfo=_Member) as archive:  # type: ignore[call-overload]
@@ -33,7 +33,7 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """The archive, decompressed as it is read."""
+    """Open an archive so that it is decompressed as it is read."""
     with path.open("rb") as file:
         start = file.read(3)
     if start.startswith(b"\x1f\x8b"):
@@ -51,7 +51,7 @@ class _Guard:
         self.allow(0)
 
     def allow(self, content: int) -> None:
-        """From here on: the content of a member, its padding, and the headers of the next one."""
+        """Allow, from here on, the content of a member, its padding, and the headers of the next one."""
         self._left = content + HEADER_BYTES + 2 * tarfile.RECORDSIZE
 
     def read(self, count: int) -> bytes:

@@ -15,7 +15,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark and with "\\n" at the end of each line."""
+    """Read the text of a file, without a byte order mark and with "\\n" at the end of each line."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -24,7 +24,7 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(content: bytes, path: Path) -> str:
-    """The text that the bytes of a file are."""
+    """Decode the bytes of a text file."""
     if content.startswith(_UTF_16):
         raise DataError(f"{path}: is text in UTF-16; save it as UTF-8")
     content = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -39,7 +39,7 @@ def decode_text(content: bytes, path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers from 1 on."""
+    """Read the lines of a file that are not blank, with their numbers from 1 on."""
     return [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""InsightFace verification sets (.bin): encoded images, two a pair, and whether each pair is one person.
+"""Read and write InsightFace verification sets (.bin): encoded images, two per pair, and whether it is one person.
 
 A .bin is a pickle of (list of 2n encoded images, list of n bools), written by Python 2 or 3. It is read by an
 unpickler that can build lists, tuples, bytes, numbers and bools, and stand-ins of its own for the few names such
@@ -39,7 +39,7 @@ _MOST_DIMENSIONS = 32  # numpy's own limit, once
 
 @dataclass(frozen=True)
 class VerificationSet:
-    """n pairs: images 2k and 2k + 1 are pair k."""
+    """Set of n pairs: images 2k and 2k + 1 are pair k."""
 
     name: str
     images: Sequence[bytes]  # 2n encoded images
@@ -114,7 +114,7 @@ def _answer(item: Any, where: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Short, and in no time: what is inside lists could be without end."""
+    """Show a value short, and in no time: what is inside lists could be without end."""
     if isinstance(value, str | bytes):
         return repr(value[:40])
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() < 64):
@@ -204,7 +204,7 @@ class _BinUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"the file asks for {module:.60}.{name:.60}, which no verification set needs")
 
     def _encode(self, text: str | bytes, encoding: str | bytes) -> bytes:
-        """How Python 3 writes bytes at protocols Python 2 can read."""
+        """Stand for codecs.encode: how Python 3 writes bytes at protocols Python 2 can read."""
         if encoding not in ("latin1", b"latin1"):
             raise pickle.UnpicklingError(f"bytes must be encoded as latin1, got {_shown(encoding)}")
         self._may_encode -= len(text)
@@ -240,12 +240,12 @@ class _NumberType:
         self._kind, self._big_endian = kind, order == ">"
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order; the rest is alignment and fields, which such types do not have."""
+        """Take the byte order; the rest is alignment and fields, which such types do not have."""
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         self._big_endian = order in (">", b">")
 
     def array(self, data: Any, shape: Any) -> _Numbers:
-        """Numbers whose bytes are as many as their shape says."""
+        """Make an array of numbers whose bytes are as many as their shape says."""
         lengths = shape if isinstance(shape, tuple) and len(shape) <= _MOST_DIMENSIONS else (-1,)
         if not isinstance(data, bytes) or not all(isinstance(n, int) and 0 <= n <= len(data) for n in lengths):
             raise pickle.UnpicklingError(f"numpy values must have a shape and their bytes, got {_shown(data)}")
@@ -264,7 +264,7 @@ class _Numbers:
     big_endian: bool
 
     def items(self) -> list[Any]:
-        """Python's bools or integers."""
+        """List the values as Python's bools or integers."""
         return np.frombuffer(self.data, ("|" if self.kind[1:] == "1" else "<>"[self.big_endian]) + self.kind).tolist()
 
 

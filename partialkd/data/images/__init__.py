@@ -1,1 +1,1 @@
-"""Pixels: decoding, encoding, resizing and augmenting images."""
+"""Decode, encode, resize and augment images."""

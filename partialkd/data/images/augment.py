@@ -1,4 +1,4 @@
-"""Augmentations of training batches: which records are changed, how much, in which order.
+"""Augment training batches: which records are changed, how much, in which order.
 
 `draw` turns a batch's record indices into `Step`s of plain numbers, each a hash of (seed, epoch, record, parameter);
 `apply` carries them out on the images that a loader has decoded, made grey, mirrored and normalised, on their device
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 
 
 def draw(config: AugmentConfig, seed: int | None, epoch: int, indices: np.ndarray) -> list[Step]:
-    """What to do with the records `indices` (b,) in an epoch; nothing without a seed (`Plan.seed`)."""
+    """Decide what to do with the records `indices` (b,) in an epoch; nothing without a seed (`Plan.seed`)."""
     steps: list[Step] = []
     if seed is None:
         return steps
@@ -101,13 +101,13 @@ def apply(images: Tensor, steps: list[Step]) -> None:
 
 
 class _Chances:
-    """The random numbers of some records, one series of (n,) after the other."""
+    """Draws the random numbers of some records, one series of (n,) after the other."""
 
     def __init__(self, seed: int, epoch: int, indices: np.ndarray, salt: int) -> None:
         self.seed, self.epoch, self.indices, self.salt = seed, epoch, indices, salt
 
     def between(self, low: float, high: float) -> np.ndarray:
-        """(n,) float64, uniform in [low, high)."""
+        """Draw (n,) float64, uniform in [low, high)."""
         self.salt += 1
         return low + (high - low) * uniform(self.seed, self.salt, self.epoch, self.indices)
 
@@ -135,7 +135,7 @@ def _crop(config: AugmentConfig, chances: _Chances) -> Values:
 
 
 def _start(length: np.ndarray, shift: float, chances: _Chances) -> np.ndarray:
-    """Of an interval of `length` (n,) in 0..1 that may reach over its ends by `shift` of the length."""
+    """Place an interval of `length` (n,) in 0..1 that may reach over its ends by `shift` of the length."""
     return chances.between(0, 1) * (1 - length + 2 * shift * length) - shift * length
 
 

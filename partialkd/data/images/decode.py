@@ -1,4 +1,4 @@
-"""From encoded images to the tensor every network sees: one decoder, one resize, one normalisation.
+"""Turn encoded images into the tensor every network sees: one decoder, one resize, one normalisation.
 
 `decode`: bytes -> (H, W, 3) uint8 RGB. JPEG by libjpeg-turbo with its exact DCT (pixels equal Pillow's), PNG, BMP,
 WebP and TIFF by Pillow. Turned upright as EXIF says (orientation.py). Grey is repeated on three channels, CMYK
@@ -49,14 +49,14 @@ _MAGICS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which sizes of images are taken."""
+    """Says which sizes of images are taken."""
 
-    image_size: int | None  # pixels a side; None: any square
+    image_size: int | None  # pixels per side; None: any square
     resize: bool = False  # other squares too, which are resized later
     option: str = RESIZE  # what the user can give to have them resized
 
     def check(self, width: int, height: int, where: str | Where) -> None:
-        """DataError for another size, and for what is not square: resizing would squeeze the face."""
+        """Raise DataError for another size, and for what is not square: resizing would squeeze the face."""
         if width != height:
             rule = "must be square (docs/data.md says how faces are aligned; they are not squeezed)"
             raise DataError(f"{where}: {rule}, got {width} x {height}")
@@ -69,10 +69,10 @@ class Wanted:
 def decode(
     encoded: bytes, where: str | Where, out: np.ndarray | None = None, wanted: Wanted | None = None
 ) -> np.ndarray:
-    """Encoded image -> (H, W, 3) uint8 RGB, upright, writable.
+    """Decode an image -> (H, W, 3) uint8 RGB, upright, writable.
 
-    An image of the size of `out` (H, W, 4) uint8 is written there, and the result is a view of it. Four bytes a pixel,
-    the last one unused, are a sixth faster to decode than three, and need no copy to make a batch.
+    An image of the size of `out` (H, W, 4) uint8 is written there, and the result is a view of it. Four bytes per
+    pixel, the last one unused, are a sixth faster to decode than three, and need no copy to make a batch.
     """
     if encoded[:2] != JPEG:
         return _copied(_decode_pillow(encoded, where, wanted), out)
@@ -89,7 +89,7 @@ def decode(
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says before its pixels."""
+    """Holds what a JPEG says before its pixels."""
 
     width: int  # upright
     height: int
@@ -98,7 +98,7 @@ class JpegHeader(NamedTuple):
 
 
 def check_jpeg(encoded: bytes, where: str | Where, wanted: Wanted | None = None) -> JpegHeader:
-    """The header of a JPEG that can be decoded in reasonable time; it is read in a hundredth of the decoder's."""
+    """Read the header of a JPEG and refuse what takes too long to decode; needs a hundredth of the decoder's time."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError as error:
@@ -115,7 +115,7 @@ def check_jpeg(encoded: bytes, where: str | Where, wanted: Wanted | None = None)
 
 
 def image_size(encoded: bytes, where: str | Where) -> tuple[int, int]:
-    """Width and height upright, by the header."""
+    """Read width and height upright, by the header."""
     if encoded[:2] == JPEG:
         return check_jpeg(encoded, where)[:2]
     with _opened(encoded, where, None) as (image, how):
@@ -141,7 +141,7 @@ def _decode_pillow(encoded: bytes, where: str | Where, wanted: Wanted | None) ->
 
 @contextmanager
 def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterator[tuple[Image.Image, int]]:
-    """An image whose header is read and checked, and how to turn it; what is wrong with it later is a DataError too."""
+    """Open an image, check its header, say how to turn it; what is wrong with it later is a DataError too."""
     if not encoded:
         raise DataError(f"{where}: the image is empty")
     try:
@@ -162,7 +162,7 @@ def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterat
 
 
 def _several(image: Image.Image) -> bool:
-    """Whether there is a second frame. Counting them all could take a hostile file's own time."""
+    """Say whether there is a second frame. Counting them all could take a hostile file's own time."""
     try:
         image.seek(1)
     except EOFError:
@@ -177,7 +177,7 @@ def _check_pixels(width: int, height: int, where: str | Where) -> None:
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """(H, W, 3) uint8 RGB -> JPEG without chroma subsampling."""
+    """Encode (H, W, 3) uint8 RGB as JPEG without chroma subsampling."""
     pixels = np.ascontiguousarray(image)
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
@@ -189,7 +189,7 @@ def to_tensor(
     grey: np.ndarray | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """b images (H, W, 3) or (H, W, 4) uint8, of any sizes -> (b, 3, S, S) float32 on `device`, S = image_size.
+    """Bring b images (H, W, 3) or (H, W, 4) uint8 of any sizes to (b, 3, S, S) float32 on `device`, S = image_size.
 
     Of four channels the last is not looked at. flips (b,) bool: mirror these. grey (b,) bool: replace the channels of
     these by their luma. An image of another size is resized (`decode` refuses it where that is not wanted), each by
@@ -213,7 +213,7 @@ def to_tensor(
 
 
 def write_planes(image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) -> None:
-    """All of `to_tensor` for one image, into `planes` (3, S, S) float32: one thread, no torch but for a resize."""
+    """Do all of `to_tensor` for one image, into `planes` (3, S, S) float32: one thread, no torch but for a resize."""
     if image.shape[:2] == planes.shape[1:]:
         np.copyto(planes, image[:, :: -1 if flip else 1, :3].transpose(2, 0, 1))
     else:
@@ -227,7 +227,7 @@ def write_planes(image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) 
 
 
 def _stack(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, device: torch.device) -> Tensor:
-    """-> new (b, 3, S, S) float32 tensor of pixels 0..255."""
+    """Stack images as a new (b, 3, S, S) float32 tensor of pixels 0..255."""
     if len(images) == 0:
         return torch.empty((0, 3, image_size, image_size), device=device)
     if not isinstance(images, np.ndarray | Tensor) and len({image.shape for image in images}) == 1:
@@ -240,32 +240,32 @@ def _stack(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, 
 
 
 def _planes(images: Tensor, device: torch.device) -> Tensor:
-    """(b, H, W, 3 or 4) uint8 -> new contiguous (b, 3, H, W) float32; bytes travel to the device, not floats."""
+    """Bring (b, H, W, 3 or 4) uint8 to new contiguous (b, 3, H, W) float32; bytes travel to the device, not floats."""
     planes = images.to(device, non_blocking=True)[..., :3].permute(0, 3, 1, 2)
     return planes.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def resize(pixels: Tensor, image_size: int) -> Tensor:
-    """(b, 3, H, W) float32 -> (b, 3, S, S), bilinear with antialiasing; the same tensor if nothing is to do."""
+    """Resize (b, 3, H, W) float32 to (b, 3, S, S), bilinear with antialiasing; the same tensor if nothing is to do."""
     if tuple(pixels.shape[2:]) == (image_size, image_size):
         return pixels
     return interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def to_grey(pixels: Tensor) -> Tensor:
-    """(b, 3, H, W) -> the same shape, luma on all three channels."""
+    """Put the luma of (b, 3, H, W) on all three channels."""
     weights = torch.tensor(_GREY, device=pixels.device, dtype=pixels.dtype).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True).expand_as(pixels)
 
 
 def to_pixels(image: np.ndarray, image_size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (S, S, 3) uint8, by the resize of `to_tensor`, rounded."""
+    """Resize (H, W, 3) uint8 to (S, S, 3) uint8 as `to_tensor` does, rounded."""
     resized = resize(_planes(torch.from_numpy(image)[None], torch.device("cpu")), image_size)
     return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def sized(encoded: bytes, where: str, wanted: Wanted) -> bytes:
-    """The bytes as they are if the image is upright and has the size wanted, else encoded anew."""
+    """Return the bytes as they are if the image is upright and has the size wanted, else encoded anew."""
     pixels = decode(encoded, where, wanted=wanted)
     if wanted.image_size is not None and pixels.shape[0] != wanted.image_size:
         return encode_jpeg(to_pixels(pixels, wanted.image_size))
@@ -278,12 +278,12 @@ def encode_upright(encoded: bytes, pixels: np.ndarray) -> bytes:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB -> PNG, which loses nothing."""
+    """Encode (H, W, 3) uint8 RGB as PNG, which loses nothing."""
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     return png.getvalue()
 
 
 def image_suffix(encoded: bytes) -> str | None:
-    """ ".jpg", ".png" ... by the first bytes; None: not a known image format."""
+    """Tell ".jpg", ".png" ... by the first bytes; None: not a known image format."""
     return next((suffix for magic, suffix in _MAGICS if encoded.startswith(magic)), None)

@@ -21,7 +21,7 @@ _SHORT, _LONG = 3, 4  # types of a value in EXIF
 
 
 def orientation(encoded: bytes) -> int:
-    """The EXIF orientation 1..8 of an encoded image; 1 (upright) where there is none."""
+    """Read the EXIF orientation 1..8 of an encoded image; 1 (upright) where there is none."""
     if encoded[:2] == b"\xff\xd8":
         return jpeg_head(encoded)[0]
     if encoded[:4] == b"\x89PNG":
@@ -32,7 +32,7 @@ def orientation(encoded: bytes) -> int:
 
 
 def turned(pixels: np.ndarray, how: int) -> np.ndarray:
-    """The picture upright, given its EXIF orientation; a view where it is so already."""
+    """Turn a picture upright, given its EXIF orientation; the same array where it is so already."""
     if how == UPRIGHT:
         return pixels
     if how in (5, 6, 7, 8):  # stored by columns
@@ -45,12 +45,12 @@ def turned(pixels: np.ndarray, how: int) -> np.ndarray:
 
 
 def upright_size(width: int, height: int, how: int) -> tuple[int, int]:
-    """Width and height after turning."""
+    """Tell width and height after turning."""
     return (height, width) if how in (5, 6, 7, 8) else (width, height)
 
 
 def jpeg_head(encoded: bytes) -> tuple[int, bool]:
-    """EXIF orientation of a JPEG, and whether its pixels lie in one scan, by the segments up to the first scan."""
+    """Read of a JPEG its EXIF orientation, and whether its pixels lie in one scan."""
     how, frame, components, at = None, 0, 0, 2
     while at + 10 <= len(encoded) and encoded[at] == 0xFF:
         marker = encoded[at + 1]
@@ -69,7 +69,7 @@ def jpeg_head(encoded: bytes) -> tuple[int, bool]:
 
 
 def _of_chunks(encoded: bytes, at: int, head: str, order: tuple[int, int], checksum: int, wanted: bytes) -> int:
-    """Of the chunk `wanted` of a PNG or WebP. order: where name and length stand in a chunk's head."""
+    """Read it from the chunk `wanted` of a PNG or WebP. order: where name and length stand in a chunk's head."""
     while at + 8 <= len(encoded):
         fields = struct.unpack_from(head, encoded, at)
         name, length = fields[order[0]], fields[order[1]]
@@ -80,7 +80,7 @@ def _of_chunks(encoded: bytes, at: int, head: str, order: tuple[int, int], check
 
 
 def _of_exif(block: bytes) -> int:
-    """Of an EXIF block: a TIFF header and its first directory."""
+    """Read it from an EXIF block: a TIFF header and its first directory."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 10:
         return UPRIGHT

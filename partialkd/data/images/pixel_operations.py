@@ -1,4 +1,4 @@
-"""What augmentations do to pixels: (n, 3, S, S) float32 in 0..255 and parameters (n,) of each image -> a new tensor.
+"""Change pixels (n, 3, S, S) float32 in 0..255 by parameters (n,) of each image -> a new tensor.
 
 Runs on the device of the pixels. Each image by itself: a result does not depend on what else is in the batch. Results
 are not rounded to whole grey levels but where that is the operation (`posterise`); they are cut off at 0 and 255.
@@ -22,23 +22,23 @@ from partialkd.data.images.decode import resize, to_grey
 
 
 def brightness(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    """0: black, 1: as it was."""
+    """Multiply grey levels; 0: black, 1: as it was."""
     return (pixels * _each(factor, pixels)).clamp_(0, 255)
 
 
 def contrast(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    """Away from (factor > 1) or towards the image's mean luma, a whole number as in Pillow."""
+    """Move away from (factor > 1) or towards the image's mean luma, a whole number as in Pillow."""
     mean = to_grey(pixels).mean((1, 2, 3), keepdim=True, dtype=torch.float64).round().float()
     return _between(mean, pixels, factor)
 
 
 def saturation(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    """0: grey, 1: as it was."""
+    """Move away from or towards grey; 0: grey, 1: as it was."""
     return _between(to_grey(pixels), pixels, factor)
 
 
 def hue(pixels: Tensor, turns: np.ndarray) -> Tensor:
-    """Along the colour circle of HSV; saturation and value stay."""
+    """Turn colours along the colour circle of HSV; saturation and value stay."""
     high = pixels.amax(1)
     spread = high - pixels.amin(1)
     red, green, blue = pixels.unbind(1)
@@ -56,24 +56,24 @@ def colour(
     saturation_factor: np.ndarray,
     turns: np.ndarray,
 ) -> Tensor:
-    """Brightness, contrast, saturation, hue, one after the other."""
+    """Change brightness, contrast, saturation and hue, one after the other."""
     changed = contrast(brightness(pixels, brightness_factor), contrast_factor)
     return hue(saturation(changed, saturation_factor), turns)
 
 
 def posterise(pixels: Tensor, bits: np.ndarray) -> Tensor:
-    """Only the highest `bits` of each grey level stay."""
+    """Keep only the highest `bits` of each grey level."""
     step = _each(2.0 ** (8 - bits), pixels)
     return (pixels.round() / step).floor_() * step
 
 
 def solarise(pixels: Tensor, threshold: np.ndarray) -> Tensor:
-    """Grey levels from the threshold on are inverted."""
+    """Invert grey levels from the threshold on."""
     return torch.where(pixels < _each(threshold, pixels), pixels, 255 - pixels)
 
 
 def autocontrast(pixels: Tensor) -> Tensor:
-    """Each channel stretched to 0..255; a channel of one level stays."""
+    """Stretch each channel to 0..255; a channel of one level stays."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     return torch.where(high > low, (pixels - low) * (255 / (high - low)), pixels).clamp_(0, 255)
 
@@ -82,7 +82,7 @@ def autocontrast(pixels: Tensor) -> Tensor:
 
 
 def sharpness(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    """0: smoothed by a 3 x 3 kernel (5 in the middle, 1 around, over 13), 1: as it was; the outermost pixels stay."""
+    """Sharpen; 0: smoothed by 3 x 3 (5 in the middle, 1 around, over 13), 1: as it was; the outermost pixels stay."""
     height, width = pixels.shape[2:]
     moved = [pixels[:, :, y : height - 2 + y, x : width - 2 + x] for y in range(3) for x in range(3)]
     smooth = pixels.clone()
@@ -91,7 +91,7 @@ def sharpness(pixels: Tensor, factor: np.ndarray) -> Tensor:
 
 
 def blur(pixels: Tensor, sigma: np.ndarray) -> Tensor:
-    """Gaussian of standard deviation `sigma` pixels."""
+    """Blur by a Gaussian of standard deviation `sigma` pixels."""
     return _blur_rows(_blur_rows(pixels, sigma).mT, sigma).mT
 
 
@@ -110,7 +110,7 @@ def _blur_rows(pixels: Tensor, sigma: np.ndarray) -> Tensor:
 
 
 def low_resolution(pixels: Tensor, share: np.ndarray) -> Tensor:
-    """Reduced to round(share x S) pixels a side and enlarged again."""
+    """Reduce to round(share x S) pixels per side and enlarge again."""
     size = pixels.shape[3]
     sides, changed = np.maximum(np.rint(share * size), 1).astype(int), pixels.clone()
     for side in np.unique(sides).tolist():
@@ -123,37 +123,37 @@ def low_resolution(pixels: Tensor, share: np.ndarray) -> Tensor:
 
 
 def crop(pixels: Tensor, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> Tensor:
-    """The window (shares of the side), stretched to the whole."""
+    """Stretch a window (shares of the side) to the whole."""
     zero = np.zeros_like(top)
     return _affine(pixels, (width, zero, 2 * left + width - 1), (zero, height, 2 * top + height - 1))
 
 
 def rotate(pixels: Tensor, degrees: np.ndarray) -> Tensor:
-    """Anticlockwise about the middle."""
+    """Rotate anticlockwise about the middle."""
     cos, sin, zero = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), np.zeros_like(degrees)
     return _affine(pixels, (cos, -sin, zero), (sin, cos, zero))
 
 
 def shear_x(pixels: Tensor, shear: np.ndarray) -> Tensor:
-    """Rows above the middle move to the right, those below to the left, by `shear` of their distance from it."""
+    """Move rows above the middle to the right, those below to the left, by `shear` of their distance from it."""
     one, zero = np.ones_like(shear), np.zeros_like(shear)
     return _affine(pixels, (one, shear, zero), (zero, one, zero))
 
 
 def shear_y(pixels: Tensor, shear: np.ndarray) -> Tensor:
-    """As `shear_x`, of columns."""
+    """Do as `shear_x`, with columns."""
     one, zero = np.ones_like(shear), np.zeros_like(shear)
     return _affine(pixels, (one, zero, zero), (shear, one, zero))
 
 
 def translate_x(pixels: Tensor, share: np.ndarray) -> Tensor:
-    """To the right, by a share of the side."""
+    """Move to the right, by a share of the side."""
     one, zero = np.ones_like(share), np.zeros_like(share)
     return _affine(pixels, (one, zero, -2 * share), (zero, one, zero))
 
 
 def translate_y(pixels: Tensor, share: np.ndarray) -> Tensor:
-    """Downwards, by a share of the side."""
+    """Move downwards, by a share of the side."""
     one, zero = np.ones_like(share), np.zeros_like(share)
     return _affine(pixels, (one, zero, zero), (zero, one, -2 * share))
 
@@ -161,7 +161,7 @@ def translate_y(pixels: Tensor, share: np.ndarray) -> Tensor:
 def occlusion(
     pixels: Tensor, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray, level: np.ndarray
 ) -> Tensor:
-    """A rectangle (shares of the side) becomes one grey level: pixels whose middle lies in it."""
+    """Make a rectangle (shares of the side) one grey level: pixels whose middle lies in it."""
     middles = (np.arange(pixels.shape[3]) + 0.5) / pixels.shape[3]
     rows, columns = (
         torch.from_numpy((middles >= start[:, None]) & (middles < (start + length)[:, None])).to(pixels.device)
@@ -175,7 +175,7 @@ Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _affine(pixels: Tensor, x: Row, y: Row) -> Tensor:
-    """A pixel at (u, v), both from -1 to 1 between the edges, comes from x[0] u + x[1] v + x[2] and likewise y."""
+    """Move pixels: one at (u, v), both -1 to 1 between the edges, comes from x[0] u + x[1] v + x[2] and likewise y."""
     size = pixels.shape[3]
     across = torch.from_numpy((2 * np.arange(size) + 1) / size - 1).float().to(pixels.device)
     grid = []
@@ -189,10 +189,10 @@ def _affine(pixels: Tensor, x: Row, y: Row) -> Tensor:
 
 
 def _between(zero: Tensor, one: Tensor, factor: np.ndarray) -> Tensor:
-    """zero at factor 0, one at 1, and on beyond."""
+    """Blend: zero at factor 0, one at 1, and on beyond."""
     return (zero + (one - zero) * _each(factor, one)).clamp_(0, 255)
 
 
 def _each(values: np.ndarray, pixels: Tensor) -> Tensor:
-    """(n,) -> (n, 1, 1, 1) float32 on the device of the pixels."""
+    """Reshape (n,) to (n, 1, 1, 1) float32 on the device of the pixels."""
     return torch.from_numpy(values).float().to(pixels.device).view(-1, 1, 1, 1)

@@ -1,1 +1,1 @@
-"""Making the files of a data set: packing, archives, drawn faces, verification sets."""
+"""Make the files of a data set: packing, archives, drawn faces, verification sets."""

@@ -1,4 +1,4 @@
-"""Real images into a training folder: identities from a .tar or folder, pairs into a verification set beside them.
+"""Make a training folder of real images: identities from a .tar or folder, pairs as a verification set beside them.
 
 Training: `<identity>/<image>` files, less the excluded identities and those with too few images, at most
 `max_identities` of the rest by name; packed as RecordIO, class ids in the order of the identities' sorted names.
@@ -110,7 +110,7 @@ def _choose_identities(found: dict[str, list[str]], config: ArchiveConfig, facts
 
 
 def _excluded(path: Path, found: dict[str, list[str]], facts: dict[str, Any]) -> set[str]:
-    """The identities of the exclude list that the archive has."""
+    """Find the identities of the exclude list that the archive has."""
     lookup = NameLookup(found)
     there = {lookup.find(line.strip()) for _, line in read_lines(path)} - {None}
     facts["exclude_list"] = lookup.counts()
@@ -125,7 +125,7 @@ def _excluded(path: Path, found: dict[str, list[str]], facts: dict[str, Any]) ->
 def _choose_pairs(
     pairs: list[ListedPair], trained: set[str], config: ArchiveConfig, facts: dict[str, Any]
 ) -> list[ListedPair]:
-    """Without the training set's identities, at most `max_pairs`."""
+    """Choose pairs without the training set's identities, at most `max_pairs`."""
     lookup = NameLookup(trained)
     known = {identity: lookup.find(identity) for pair in pairs for identity in _identities(pair)}
     unseen = [pair for pair in pairs if not any(known[identity] for identity in _identities(pair))]
@@ -140,7 +140,7 @@ def _choose_pairs(
 
 
 def _thin(pairs: list[ListedPair], limit: int) -> list[ListedPair]:
-    """At most `limit`, evenly from the positive and from the negative ones, in the order they had."""
+    """Keep at most `limit`, evenly from the positive and from the negative ones, in the order they had."""
     if len(pairs) <= limit:
         return pairs
     keep: list[int] = []

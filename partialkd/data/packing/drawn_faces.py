@@ -1,4 +1,4 @@
-"""Procedural faces: a training set and a verification set of other identities, drawn from a seed, no photographs.
+"""Draw faces: a training set and a verification set of other identities, drawn from a seed, no photographs.
 
 A picture is a function of (seed, identity, image) and the size only, however many processes draw. Training identities
 are 0..identities-1, evaluated ones `HELD_OUT`, `HELD_OUT` + 1, ...: for one seed they are the same people whatever the
@@ -55,7 +55,7 @@ def make_faces(config: ProceduralConfig, image_size: int, folder: Path, processe
 
 
 def verification_pairs(config: ProceduralConfig) -> tuple[list[Key], np.ndarray]:
-    """-> 2n keys, keys 2k and 2k + 1 are pair k; (n,) bool: one person, two people, one person, ..."""
+    """Choose 2n keys, keys 2k and 2k + 1 are pair k; (n,) bool: one person, two people, one person, ..."""
     rng = np.random.default_rng([config.seed, 3])
     keys: list[Key] = []
     same = np.arange(config.pairs) % 2 == 0
@@ -72,7 +72,7 @@ def verification_pairs(config: ProceduralConfig) -> tuple[list[Key], np.ndarray]
 
 
 def draw_faces(seed: int, image_size: int, keys: list[Key], processes: int) -> Iterator[bytes]:
-    """The pictures of the keys as JPEG, in order; says how far it is."""
+    """Draw the pictures of the keys as JPEG, in order; says how far it is."""
     return counted(_draw(seed, image_size, keys, processes), "drawing faces", len(keys), "images")
 
 

@@ -1,4 +1,4 @@
-"""One drawn face: traits of the identity and of the picture in, an (H, W, 3) uint8 RGB picture out.
+"""Draw one face: traits of the identity and of the picture in, an (H, W, 3) uint8 RGB picture out.
 
 A drawing is a pure function of the traits (`face_traits.py`, coordinates there) and of the generator that draws
 colours of things, background and noise. Nothing here is a photograph.
@@ -27,7 +27,7 @@ IRISES = ((48, 30, 20), (98, 66, 34), (70, 100, 60), (70, 110, 150), (112, 122, 
 
 
 def draw_jpegs(seed: int, size: int, keys: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The pictures of (identity, image) keys as JPEG, each a function of (seed, identity, image, size) only."""
+    """Draw the pictures of (identity, image) keys as JPEG, each a function of (seed, identity, image, size) only."""
     encoded = []
     for identity, image in keys:
         rng = np.random.default_rng([seed, 2, identity, image])
@@ -38,7 +38,7 @@ def draw_jpegs(seed: int, size: int, keys: Sequence[tuple[int, int]]) -> list[by
 
 
 def draw_face(who: Traits, how: Traits, size: int, rng: np.random.Generator) -> np.ndarray:
-    """-> (size, size, 3) uint8 RGB, drawn at two to four times the size and reduced."""
+    """Draw a face (size, size, 3) uint8 RGB at two to four times the size and reduce it."""
     factor = max(2, min(4, 160 // size))
     canvas = Canvas(size * factor, who, how, rng)
     for layer in (_hair_behind, _ears, _head, _skin_marks, _nose, _mouth, _beard, _eyes, _hair, _brows, _accessories):
@@ -67,7 +67,7 @@ class Canvas:
         self.spin = np.array([[cos, sin], [-sin, cos]]) * self.unit
 
     def place(self, points: np.ndarray, depth: float | None) -> list[tuple[float, float]]:
-        """(n, 2) face coordinates -> pixels. depth None: on the surface of the head; 0: on its outline."""
+        """Bring (n, 2) face coordinates to pixels. depth None: on the surface of the head; 0: on its outline."""
         if depth is None:
             inside = 1.0 - (points[:, :1] / 0.95) ** 2 - (points[:, 1:] / 1.25) ** 2
             points = points * self.narrow + 0.62 * np.sqrt(np.maximum(inside, 0.0)) * self.turn

@@ -1,4 +1,4 @@
-"""What a procedural face is drawn from: traits of the identity, and nuisance that differs from picture to picture.
+"""Draw the traits of a procedural face: those of the identity, and nuisance that differs from picture to picture.
 
 Face coordinates: x to the right, y down, the origin between eyes and nose, 1 = half the height of the head. Angles in
 radians, light and exposure in natural-log units, blur in 1/56 of the picture, noise in grey levels. Every trait is
@@ -47,12 +47,12 @@ NUISANCE: dict[str, tuple[float, float]] = {
 
 
 def identity_traits(seed: int, identity: int) -> dict[str, float]:
-    """What stays the same in every picture of one identity."""
+    """Draw what stays the same in every picture of one identity."""
     return _draw(IDENTITY, np.random.default_rng([seed, 1, identity]))
 
 
 def nuisance_traits(rng: np.random.Generator) -> dict[str, float]:
-    """What changes from picture to picture; `rng` is seeded by (seed, identity, image)."""
+    """Draw what changes from picture to picture; `rng` is seeded by (seed, identity, image)."""
     return _draw(NUISANCE, rng)
 
 

@@ -27,7 +27,7 @@ Gaps = Literal["refuse", "keep", "renumber"]  # where class ids without an image
 
 @dataclass(frozen=True)
 class Problem:
-    """An image that cannot be packed."""
+    """Image that cannot be packed."""
 
     path: str
     reason: str
@@ -35,7 +35,7 @@ class Problem:
 
 @dataclass
 class ImageList:
-    """What to pack: paths and labels in ascending order of labels, identity names by label."""
+    """Holds what to pack: paths and labels in ascending order of labels, identity names by label."""
 
     root: Path
     names: list[str]
@@ -45,7 +45,7 @@ class ImageList:
 
 
 def list_to_pack(images: Path, gaps: Gaps) -> ImageList:
-    """The images of a folder or of a list file, with names that can be written."""
+    """List the images of a folder or of a list file, with names that can be written."""
     todo = _from_folder(images) if os.path.isdir(images) else _from_list(images, gaps)
     try:
         check_names(todo.names, len(todo.names))
@@ -78,7 +78,7 @@ def _from_list(path: Path, gaps: Gaps) -> ImageList:
 
 
 def _entry(line: str, where: str) -> tuple[int, str]:
-    """Class id and path of a line."""
+    """Read class id and path of a line."""
     name, separator, label = line.rpartition("\t" if "\t" in line else ",")
     if not separator or not name.strip() or not _NUMBER.fullmatch(label.strip()):
         raise DataError(f"{where}: must be path<TAB>label or path,label, got {line[:120]!r}")

@@ -1,4 +1,4 @@
-"""Image folders or list files -> an InsightFace folder (`insightface_folder.pack_records`), and back.
+"""Pack image folders or list files as an InsightFace folder (`insightface_folder.pack_records`), and back.
 
 JPEG and PNG bytes are kept as they are; other formats become PNG. A size resizes (antialiased bilinear) what is not of
 that size already; a quality re-encodes everything. What is re-encoded becomes JPEG without chroma subsampling. Images
@@ -41,7 +41,7 @@ READ_AHEAD = 32  # images per thread: some take much longer than others
 
 
 class PackError(DataError):
-    """Some images cannot be packed."""
+    """Says which images cannot be packed."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
@@ -51,7 +51,7 @@ class PackError(DataError):
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How images are packed."""
+    """Says how images are packed."""
 
     size: int | None = None  # pixels; None: the size of the first image, others are problems
     size_option: str = "--size"  # what the user can give to have all resized
@@ -86,7 +86,7 @@ def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[i
 def _packable(
     results: Iterable[tuple[bytes, int] | Problem], problems: list[Problem], options: PackOptions
 ) -> Iterator[tuple[bytes, int]]:
-    """The images that can be packed; problems are collected and, unless skipped, raised at the end."""
+    """Give the images that can be packed; problems are collected and, unless skipped, raised at the end."""
     packed = False
     for result in results:
         if isinstance(result, Problem):
@@ -99,7 +99,7 @@ def _packable(
 
 
 def _prepare(todo: ImageList, number: int, size: int, options: PackOptions) -> tuple[bytes, int] | Problem:
-    """Encoded image and label as they go into the record."""
+    """Encode image and label as they go into the record."""
     path = todo.paths[number]
     try:
         encoded = read_file(todo.root / path)
@@ -121,7 +121,7 @@ def _encoded(encoded: bytes, path: str, size: int, options: PackOptions) -> byte
 
 
 def _first_size(todo: ImageList) -> int:
-    """Width of the first image whose header can be read."""
+    """Read the width of the first image whose header can be read."""
     for path in todo.paths:
         try:
             return image_size(read_file(todo.root / path), path)[0]
@@ -131,7 +131,7 @@ def _first_size(todo: ImageList) -> int:
 
 
 def unpack(folder: Path, out: Path, workers: int = PackOptions().workers) -> int:
-    """An InsightFace folder -> `out`/<identity>/<key>.<suffix>, bytes as they are; returns the number of images."""
+    """Unpack a folder as `out`/<identity>/<key>.<suffix>, bytes as they are; returns the number of images."""
     folder, out, workers = Path(folder), Path(out), PackOptions(workers=workers).workers
     refuse_existing(out)
     source = RecordIOSource(folder)

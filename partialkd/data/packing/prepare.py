@@ -1,4 +1,4 @@
-"""Data that a run makes for itself: `data.prepare` fills `data.path` once, before any rank opens it.
+"""Prepare data that a run makes for itself: `data.prepare` fills `data.path` once, before any rank opens it.
 
 Call on one rank only; the others wait. A folder already made from equal settings costs a look at its manifest.
 """

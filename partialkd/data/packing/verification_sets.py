@@ -1,5 +1,6 @@
-"""Verification sets (.bin) from image files and a list of pairs, and back. Faces are not aligned here: the images
-must be, to the template of the training images.
+"""Build verification sets (.bin) from image files and a list of pairs, and take them apart.
+
+Faces are not aligned here: the images must be, to the template of the training images.
 
 Bytes of images are kept as they are, so a set taken apart and made again holds the same bytes in the same order; but
 what EXIF says to turn is turned and encoded anew, and with `resize` an image of another size becomes a JPEG of that
@@ -25,7 +26,7 @@ from partialkd.storage.atomic_files import new_folder, refuse_existing
 from partialkd.world.passes import counted
 
 PAIRS = "pairs.csv"
-MIN_SIZE, MAX_SIZE = 16, 512  # pixels a side, as data.image_size
+MIN_SIZE, MAX_SIZE = 16, 512  # pixels per side, as data.image_size
 
 
 def build_bin(
@@ -62,7 +63,7 @@ def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
 
 
 def _files_and_lines(found: VerificationSet, path: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Name -> image, and the lines of pairs.csv."""
+    """Choose names: name -> image, and the lines of pairs.csv."""
     digits = len(str(len(found.images) - 1))
     files: dict[str, bytes] = {}
     names: dict[bytes, str] = {}
@@ -87,7 +88,7 @@ def _file_name(image: bytes, place: int, digits: int, path: Path) -> str:
 
 
 def _check_present(pairs: Sequence[ListedPair], images: Path) -> None:
-    """Every path is a file of the folder, or of the archive, which holds `<identity>/<image>`."""
+    """Raise DataError unless every path is a file of the folder, or an `<identity>/<image>` of the archive."""
     known = None
     if not os.path.isdir(images):
         known = {f"{identity}/{name}" for identity, names in list_images(images).items() for name in names}
@@ -98,7 +99,7 @@ def _check_present(pairs: Sequence[ListedPair], images: Path) -> None:
 
 
 def _read(images: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Encoded images by path, of a folder in any shape or of an archive."""
+    """Read encoded images by path, of a folder in any shape or of an archive."""
     if not os.path.isdir(images):
         yield from read_images(images, wanted)
         return

@@ -1,4 +1,4 @@
-"""Which identities of a data set training uses, and under which numbers: exclude lists and label maps.
+"""Choose which identities of a data set training uses, and under which numbers: exclude lists and label maps.
 
 An identity is named as its data set names it: a folder's name, or in .rec files the class id as a number. Where a
 packed set has identities.txt, `name:X` is the identity that was packed from folder X, and `class:N` the class id N.
@@ -67,7 +67,7 @@ class Finder:
         self.lookup = NameLookup(self._class_ids)
 
     def find(self, identity: str, where: str) -> int | None:
-        """The class id of an identity listed at `where`, None for a name that the data set does not have."""
+        """Find the class id of an identity listed at `where`, None for a name that the data set does not have."""
         if self._names.names is not None:
             return self._named(identity)
         if self._class_ids and identity.startswith(_BY_NAME):
@@ -92,7 +92,7 @@ class Finder:
 
 
 def excluded(path: Path, names: Names) -> tuple[np.ndarray, str | None]:
-    """(C,) bool, True for the identities of the list; and how many of its names were found, where it has names."""
+    """Read an exclude list -> (C,) bool, True for its identities; how many of its names were found, if it has names."""
     found, finder = np.zeros(names.num_classes, dtype=bool), names.finder()
     for number, line in read_lines(path):
         label = finder.find(line.strip(), f"{path}: line {number}")
@@ -104,7 +104,10 @@ def excluded(path: Path, names: Names) -> tuple[np.ndarray, str | None]:
 
 
 def mapped(path: Path, names: Names, present: np.ndarray) -> np.ndarray:
-    """New ids (C,) int64 by class id, LEFT_OUT for those left out. present (C,) bool: identities with images."""
+    """Read a label map -> new ids (C,) int64 by class id, LEFT_OUT for those left out.
+
+    present (C,) bool: identities with images, which must all be listed.
+    """
     new = np.full(names.num_classes, LEFT_OUT, dtype=np.int64)
     listed, finder = np.zeros(names.num_classes, dtype=bool), names.finder()
     for number, line in read_lines(path):

@@ -170,10 +170,10 @@ def test_what_is_wrong_in_cfp_is_named(tmp_path: Path, name: str, text: str, mes
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     for form in FORMS:
-        with pytest.raises(DataError, match=r"none.*(cannot be read|must hold a folder a fold)"):
+        with pytest.raises(DataError, match=r"none.*(cannot be read|must hold one folder per fold)"):
             read_pair_list(form, tmp_path / "none")
     (cfp(tmp_path) / "Split" / "FF").rename(tmp_path / "other")
-    with pytest.raises(DataError, match="FF: must hold a folder a fold"):
+    with pytest.raises(DataError, match="FF: must hold one folder per fold"):
         read_pair_list("cfp-ff", tmp_path)
 
 
