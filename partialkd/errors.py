@@ -51,6 +51,10 @@ class PartialKDError(Exception):
         return "\n".join(self.args)
 
 
+class PartialKDWarning(UserWarning):
+    """Something a user should know that stops nothing."""
+
+
 class ConfigError(PartialKDError):
     """A configuration key is unknown, missing, mistyped, out of range, or contradicts another."""
 

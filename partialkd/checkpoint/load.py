@@ -28,7 +28,7 @@ from torch import Tensor
 
 from partialkd.checkpoint.folder import read_manifest, written
 from partialkd.checkpoint.snapshot import CENTRES, PROGRESS, STUDENT, Snapshot, everywhere, local_file
-from partialkd.errors import CheckpointError
+from partialkd.errors import CheckpointError, PartialKDWarning
 from partialkd.storage.finite import not_finite
 from partialkd.storage.sharded_file import read_rows
 from partialkd.storage.tensor_file import Files, read_bytes, read_tensors
@@ -59,7 +59,7 @@ def load_newest(root: Path, world: World, shard: range, num_classes: int) -> tup
         except CheckpointError as error:
             problems.append(str(error))
             if world.is_main:
-                warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
+                warnings.warn(f"checkpoint passed over: {error}", PartialKDWarning, stacklevel=2)
     if problems:
         raise CheckpointError(f"no checkpoint of {root} can be loaded: {'; '.join(problems)}")
     return None

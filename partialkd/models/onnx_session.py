@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from partialkd.errors import CheckpointError
+from partialkd.errors import CheckpointError, PartialKDWarning
 from partialkd.storage.listed_files import check_exported
 
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -76,5 +76,5 @@ def _providers(runtime: Any, device: torch.device, where: str) -> list[Any]:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     elif device.type == "cuda":
         hint = "install onnxruntime-gpu in place of onnxruntime"
-        warnings.warn(f"{where}: this onnxruntime runs on the CPU only, slowly; {hint}", stacklevel=3)
+        warnings.warn(f"{where}: this onnxruntime runs on the CPU only, slowly; {hint}", PartialKDWarning, stacklevel=3)
     return providers

@@ -27,7 +27,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any, cast
 
-from partialkd.errors import DataError, StorageError
+from partialkd.errors import DataError, PartialKDWarning, StorageError
 from partialkd.storage.process import Place
 
 BUFFER_BYTES = 1 << 16
@@ -57,7 +57,7 @@ def sweep(path: Path) -> None:
             discard(left)
         if state in ("gone", "unknown") and left.exists():
             why = "could not be removed" if state == "gone" else "of another machine, which may still be writing it"
-            warnings.warn(f"{left}: left by an earlier start, {why}", stacklevel=4)
+            warnings.warn(f"{left}: left by an earlier start, {why}", PartialKDWarning, stacklevel=4)
 
 
 def sweep_owned(folder: Path, pattern: str) -> None:

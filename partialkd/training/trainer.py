@@ -172,6 +172,8 @@ class Trainer:
 
     def _train(self) -> None:
         self._watch = self.context.stop.watch(self.world)
+        if self.phase.compile and self.world.is_main:
+            _log.info(f"{self.name}: the first step compiles the network, which may take minutes")
         batches = iter(self.loader)
         while self.student.steps < self.last_step:
             lr, steps = self.student.lr, self.student.steps

@@ -2,7 +2,7 @@
 
 Modules say it to `logging.getLogger(__name__)`. `begin` sends that to the standard streams: of rank 0 all that
 `run.log_level` lets through, of other ranks only warnings and errors; `log_into` sends it to a file as well. Python's
-warnings that come from this package are shown; those of libraries (FutureWarning and the like) go to the file alone.
+warnings of this package (PartialKDWarning) are shown; those of libraries (FutureWarning and the like) go to the file.
 Results that a command is asked for (a table) are printed without a time: `output`.
 
 Nothing here ends a run. A standard stream that cannot be written to any more (the reader of a pipe has gone, a terminal
@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from partialkd.errors import printable
+from partialkd.errors import PartialKDWarning, printable
 
 PACKAGE = Path(__file__).parents[1]
 LOGS = "logs"  # in a run's folder
@@ -55,6 +55,7 @@ def begin(level: str = "info", progress: Stream = "stdout") -> None:
     ROOT.propagate = False
     set_level(level)
     warnings.showwarning = _show_warning
+    warnings.simplefilter("always", PartialKDWarning)
 
 
 def begun() -> bool:
@@ -262,6 +263,6 @@ def _reason(error: Exception) -> str:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
 ) -> None:
-    ours = PACKAGE in Path(filename).parents and issubclass(category, UserWarning)
+    ours = issubclass(category, PartialKDWarning)
     text = str(message) if ours else f"{filename}, line {lineno}: {category.__name__}: {message}"
     _log.log(logging.WARNING if ours else logging.INFO, text, extra=None if ours else NOT_SHOWN)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.places import ROOT
-from partialkd.errors import ConfigError, DataError
+from partialkd.errors import ConfigError, DataError, PartialKDWarning
 from partialkd.world import messages
 from partialkd.world.command import explained, say_error
 
@@ -106,7 +106,7 @@ def test_what_was_said_before_there_was_a_file_is_in_it(
         warnings.simplefilter("always")
         messages.begin()
         warnings.warn_explicit("soon", FutureWarning, "/lib/python/site-packages/torch/x.py", 12)
-        warnings.warn_explicit("ours", UserWarning, str(messages.PACKAGE / "centres" / "store.py"), 12)
+        warnings.warn_explicit("ours", PartialKDWarning, "/usr/lib/python3/contextlib.py", 12)
     text = (tmp_path / "one.log").read_text()
     assert [line[20:] for line in text.splitlines()] == [
         "early",

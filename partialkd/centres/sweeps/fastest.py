@@ -38,6 +38,7 @@ from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.sweeps.base import LARGEST_SCALE, MicroStep, Queries, RowGradient, Sweep
 from partialkd.centres.sweeps.tuner import TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
+from partialkd.errors import PartialKDWarning
 
 Run = Callable[[], object]  # to be timed
 Results = dict[str, Tensor]  # of one run, by name
@@ -126,7 +127,7 @@ class FastestSweep(Sweep):
             self.others[name].forget()
         for name, problem in problems.items():
             if problem:
-                warnings.warn(f"{key}: {name} is not used: {problem}", stacklevel=2)
+                warnings.warn(f"{key}: {name} is not used: {problem}", PartialKDWarning, stacklevel=2)
         best = min(times, key=lambda name: times[name], default="chunked")
         if not any(problems.values()):
             self.tuner.keep(key, best)

@@ -36,6 +36,7 @@ from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import Queries
 from partialkd.centres.sweeps.chunked import SUMS_CHUNK, ChunkedSweep
 from partialkd.centres.sweeps.products import Products
+from partialkd.errors import PartialKDWarning
 
 Run = Callable[[], tuple[Tensor, Tensor]]  # -> O (N, D), Z (N,)
 Capture = Callable[[Run], Run]  # what is returned does the same again, to the same places, from what is there by then
@@ -74,7 +75,11 @@ class GraphedSweep(ChunkedSweep):
             except RuntimeError as error:  # of a driver, a device, an allocator
                 self.forget()
                 self._failed = True
-                warnings.warn(f"sums are not captured as a CUDA graph: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"sums are not captured as a CUDA graph: {type(error).__name__}: {error}",
+                    PartialKDWarning,
+                    stacklevel=2,
+                )
             else:
                 return graph(queries)
         return super().sums(store, queries)

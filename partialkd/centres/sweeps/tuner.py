@@ -23,7 +23,7 @@ import torch
 
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.tiles import Tiles
-from partialkd.errors import StorageError
+from partialkd.errors import PartialKDWarning, StorageError
 from partialkd.storage.atomic_files import write_json
 
 TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
@@ -62,7 +62,7 @@ class Tuner:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self._read(), key: value})
         except (OSError, StorageError) as error:
-            warnings.warn(f"{self.path}: the tuning of {key} is not kept: {error}", stacklevel=2)
+            warnings.warn(f"{self.path}: the tuning of {key} is not kept: {error}", PartialKDWarning, stacklevel=2)
 
     def _read(self) -> dict[str, Any]:
         try:
