@@ -1,4 +1,4 @@
-"""The fused kernels compiled for a Hopper GPU, on a machine without one: `python tests/compiled_kernels.py D`."""
+"""Compile the fused kernels for a Hopper GPU, without one: `python tests/helpers/compiled_kernels.py D`."""
 
 from __future__ import annotations
 

@@ -83,6 +83,23 @@ def test_the_faster_is_used_kept_and_said(
 
 
 @pytest.mark.usefixtures("few")
+def test_ranks_that_measure_at_once_take_the_choice_of_the_first(tmp_path: Path) -> None:
+    """So that all of them, and a run that goes on, take what is in the file."""
+    tuner, times = Tuner(tmp_path / "tuning.json"), [1.0, 0.5]
+    first, _ = made(tmp_path, [1.0, 0.95])
+
+    def seconds(_: Any) -> float:
+        check(first, "multiply", *operands())
+        return times.pop(0)
+
+    second = FastestProducts(other := Other(), tuner, seconds)
+    check(second, "multiply", *operands())
+    assert times == []
+    assert other.calls == 1  # to compare
+    assert list(json.loads((tmp_path / "tuning.json").read_text()).values()) == ["own"]
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("factor", [1.002, float("nan")])
 def test_what_is_not_exact_is_not_used(factor: float, tmp_path: Path) -> None:
     one, other = made(tmp_path, [], factor)

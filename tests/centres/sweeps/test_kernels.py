@@ -15,7 +15,7 @@ import torch
 
 from helpers import kernel_cases
 from helpers.kernel_cases import CASES, Case
-from helpers.places import TESTS
+from helpers.places import ROOT, TESTS
 from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
@@ -50,8 +50,9 @@ def check(found: dict[str, float], case: Case) -> None:
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
     """Every case, run once by the interpreter in a process of its own."""
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, kernel_cases.__file__], env=env, capture_output=True, text=True, check=False)
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{ROOT}"}
+    command = [sys.executable, "-m", "helpers.kernel_cases"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
