@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -163,5 +164,6 @@ def _digest(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".safetensors":
         end = 8 + int.from_bytes(content[:8], "little")
-        content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+        with suppress(ValueError):  # damaged, and not read by this run: compared as it is
+            content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
     return hashlib.sha256(content).hexdigest()

@@ -44,14 +44,16 @@ def read_manifest(
     try:
         facts = json.loads(path.read_bytes())
         if not isinstance(facts, dict):
-            raise ValueError(f"holds a {type(facts).__name__}")
-        if form is not None and facts["format"] != form:
-            raise kind(f"{path}: format must be {form!r}, got {facts['format']!r}")
-        expected = facts.pop(_SUM) if required else facts.pop(_SUM, None)
+            raise ValueError(f"it holds a {type(facts).__name__}")
     except OSError as error:
         raise kind(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, RecursionError) as error:  # JSON that is too deep is no manifest either
-        raise kind(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    except (ValueError, RecursionError) as error:  # JSON that is too deep is no manifest either
+        raise kind(f"{path}: damaged: not the JSON of a manifest: {error}") from error
+    if form is not None and facts.get("format") != form:
+        raise kind(f"{path}: format must be {form!r}, got {facts.get('format')!r}")
+    expected = facts.pop(_SUM, None)
+    if expected is None and required:
+        raise kind(f"{path}: damaged: its checksum ({_SUM}) is missing")
     if expected is not None and expected != _sum(facts):
         raise kind(f"{path}: damaged: it is not what its own checksum says")
     return facts

@@ -67,7 +67,11 @@ def test_onnxruntime_gives_the_networks_embeddings(exported: tuple[nn.Module, Ex
 
 def test_both_files_describe_the_network(exported: tuple[nn.Module, Exported]) -> None:
     model, done = exported
-    assert sorted(path.name for path in done.onnx.parent.iterdir()) == ["model.onnx", "model.safetensors"]
+    assert sorted(path.name for path in done.onnx.parent.iterdir()) == [
+        "manifest.json",
+        "model.onnx",
+        "model.safetensors",
+    ]
     metadata = onnxruntime.InferenceSession(done.onnx).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["model"]) == CONFIG.model_dump()
     assert (metadata["image_size"], metadata["mean"], metadata["std"], metadata["colour"]) == (
