@@ -1,4 +1,8 @@
-"""List and read the images of a tree `<identity>/<image>`: a folder or a tar archive."""
+"""List and read the images of a tree `<identity>/<image>`: a folder or a tar archive.
+
+Not looked at: hidden files, what Windows, macOS and network storage leave beside pictures, and files beside the
+identities.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from partialkd.errors import DataError
 from partialkd.world.passes import counted
 
 _MOST_BYTES = 1 << 28  # of a member; an image of decode.MAX_PIXELS takes less
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_LITTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what systems leave in folders that they show or pack
 
 
 def list_images(tree: Path) -> dict[str, list[str]]:
@@ -80,7 +85,7 @@ def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
     if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
         rule = f"a member has at most {_MOST_BYTES} bytes"
         raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
-    if member.isdir() or len(parts) < 2 or any(part.startswith(".") and part != ".." for part in parts):
+    if member.isdir() or len(parts) < 2 or any(_is_hidden(part) and part != ".." for part in parts):
         return None
     if not member.isfile() or member.issparse() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
         raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
@@ -140,9 +145,13 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error

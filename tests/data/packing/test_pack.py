@@ -7,6 +7,7 @@ import os
 import runpy
 import struct
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from helpers.places import ROOT
 from partialkd.commands.pack import main
 from partialkd.data.formats import insightface_folder as layout
+from partialkd.data.formats.image_tree import list_images
 from partialkd.data.formats.insightface_folder import pack_records, read_names
 from partialkd.data.formats.recordio import RecordReader
 from partialkd.data.images.decode import decode, encode_jpeg
@@ -440,3 +442,24 @@ def test_the_command_says_one_line(
     assert len(lines) == 1
     assert says in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path: Path) -> None:
+    files = make_folder(tmp_path / "images")
+    for name in ("anna/Thumbs.db", "bob/desktop.ini", "bob/.DS_Store", "__MACOSX/anna/0.jpg", "anna/@eaDir/0.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(tmp_path / "images", ".")
+    assert pack(tmp_path / "images", tmp_path / "set") == (7, [])
+    assert [image for image, _ in packed(tmp_path / "set")] == list(files.values())
+    assert {f"{who}/{name}" for who, names in list_images(tmp_path / "images.tar").items() for name in names} == set(
+        files
+    )
+
+
+def test_endings_that_browsers_and_windows_give(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    for ending in ("JPG", "jfif", "jpe"):
+        (tmp_path / f"images/bob/x.{ending}").write_bytes(jpegs(1)[0][0])
+    assert pack(tmp_path / "images", tmp_path / "set") == (10, [])
