@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         print(configured(_ranks_here))
         return 0
-    return launched(config.dist, lambda world: run_job(config, world, options.resume), ("--resume", "auto"))
+    job = lambda world: run_job(config, world, options.resume, options.extend)
+    return launched(config.dist, job, ("--resume", "auto"))
 
 
 def _ranks_here() -> int:
@@ -53,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
+    parser.add_argument(
+        "--extend", action="store_true", help="with --resume: epochs and max_steps may be more than they were"
+    )
     parser.add_argument(
         "--check",
         action="store_true",

@@ -25,7 +25,7 @@ class OnResume(Enum):
     """What a resumed run may do with a field; without a mark it must keep the value."""
 
     FREE = "may change"
-    LENGTH = "must keep, though no checkpoint depends on it"
+    LENGTH = "may grow where that is asked for, and no checkpoint depends on it"
 
 
 @dataclass(frozen=True)

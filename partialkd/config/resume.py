@@ -24,6 +24,7 @@ def keys_marked(mark: OnResume, root: type[Section] = Config) -> tuple[str, ...]
 
 
 FREE = keys_marked(OnResume.FREE)
+LENGTHS = keys_marked(OnResume.LENGTH)
 
 
 def covered(key: str, keys: tuple[str, ...]) -> bool:
@@ -74,16 +75,27 @@ def identity_changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     return {key: (was[key], now) for key, now in flat(given).items() if key in was and was[key] != now}
 
 
-def check_same_run(config: Config, path: Path) -> None:
-    """ConfigError naming the keys in which `config` differs from the saved one, other than those that may."""
+def check_same_run(config: Config, path: Path, extend: bool = False) -> list[str]:
+    """ConfigError naming the keys in which `config` differs from the saved one, other than those that may.
+
+    extend: a phase may be longer than it was -> the keys that make it so.
+    """
     tree = saved_tree(path)
     was = as_begun(parse_config(tree, str(path)), tree)
     saved, given = (flat(one.model_dump(mode="json")) for one in (was, config))
     keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
     changed = [key for key in keys if not covered(key, FREE)]
-    if changed:
+    longer = [key for key in changed if covered(key, LENGTHS) and _longer(saved.get(key), given.get(key))]
+    if changed and not (extend and longer == changed):
         changes = "; ".join(f"{key}: must be {saved.get(key)!r}, got {given.get(key)!r}" for key in changed)
-        raise ConfigError(f"--resume goes on with the run of {path} only: {changes}")
+        rule = " (with --extend a phase may be made longer)" if longer == changed else ""
+        raise ConfigError(f"--resume goes on with the run of {path} only: {changes}{rule}")
+    return longer
+
+
+def _longer(was: float | None, now: float | None) -> bool:
+    """Whether a limit was raised, or lifted (None)."""
+    return was is not None and (now is None or now > was)
 
 
 def saved_tree(path: Path) -> dict[str, Any]:

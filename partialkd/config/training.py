@@ -98,7 +98,7 @@ class PhaseConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     terms: Annotated[tuple[TermConfig, ...], Before(())] = ()  # added to the method's loss, each times its weight
-    epochs: Annotated[float, Field(gt=0, le=1e6)]
+    epochs: Length[Annotated[float, Field(gt=0, le=1e6)]]
     max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
     global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images an optimiser step, over all ranks and micro-steps
     accumulation: Free[Annotated[int, Field(gt=0, le=10**6)]] = 1  # micro-steps an optimiser step

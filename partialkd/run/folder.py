@@ -6,7 +6,8 @@ Ranks that torchrun starts again, and a job that Slurm queued again, take over a
 
 `--resume never` moves an earlier run of the same name aside (`<name>.1`, `.2`, ...); `auto` goes on with it, if the
 configuration is the same; a checkpoint's path goes back to that checkpoint, if it is undamaged: what was made after
-it, later checkpoints of its phase and the phases that follow, is moved aside likewise.
+it, later checkpoints of its phase and the phases that follow, is moved aside likewise. With `--extend` epochs and
+max_steps of a phase may be more than they were: it goes on from its last checkpoint, finished or not.
 A run folder that is a link is followed: what it points to is moved aside, and made anew where it was.
 Which phases are finished and which checkpoint a phase goes on from is decided here; whether a checkpoint is this run's,
 and what is put back from it, in training/state.py; which keys may change, in config/resume.py, off the marks of fields.
@@ -24,7 +25,7 @@ from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.config.load import save_config
 from partialkd.config.resume import as_begun, check_same_run, saved_tree
-from partialkd.errors import CheckpointError
+from partialkd.errors import CheckpointError, ConfigError
 from partialkd.models.saved import MODEL
 from partialkd.storage.atomic_files import followed, naming
 from partialkd.storage.claim import Claim, claim
@@ -63,20 +64,31 @@ def run_folder(config: Config) -> Path:
     return followed(Path(config.run.folder) / config.run.name)
 
 
-def check_run(config: Config, resume: str) -> None:
-    """Refuse what `open_run` would refuse; nothing is touched."""
-    folder = run_folder(config)
+def check_run(config: Config, resume: str, extend: bool = False) -> list[str]:
+    """Refuse what `open_run` would refuse; nothing is touched -> the phases that are to be longer than they were."""
+    folder, longer = run_folder(config), []
+    if extend and resume == "never":
+        raise ConfigError("--extend: only with --resume auto or a checkpoint's path, got --resume never")
     begun = any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists()
     if resume != "never" and begun:
-        check_same_run(config, folder / SAVED_CONFIG)
+        keys = check_same_run(config, folder / SAVED_CONFIG, extend)
+        longer = [phase for phase in PHASES if any(key.startswith(f"{phase}.") for key in keys)]
     if resume not in ("never", "auto"):
         _complete_before(folder, Path(resume))
+    for phase in longer:
+        if (folder / phase / MODEL).exists() and checkpoint.newest(folder / phase / "checkpoints") is None:
+            raise CheckpointError(f"{folder / phase}: --extend goes on from its last checkpoint, and there is none")
+    return longer
 
 
-def open_run(config: Config, resume: str) -> Path:
-    """Open the folder of this run, ready to be written to; on one rank."""
+def open_run(config: Config, resume: str, extend: bool = False) -> Path:
+    """Open the folder of this run, ready to be written to; on one rank.
+
+    extend: phases may be longer than they were; those that were finished then are gone on with.
+    """
     folder = run_folder(config)
-    check_run(config, resume)
+    for phase in check_run(config, resume, extend):
+        _reopen(folder, phase)
     if resume == "never":
         move_aside(folder)
     if resume not in ("never", "auto"):
@@ -102,6 +114,13 @@ def go_back(folder: Path, path: Path) -> None:
     move_aside(phase / MODEL)
     for following in PHASES[PHASES.index(phase.name) + 1 :]:
         move_aside(phase.parent / following)
+
+
+def _reopen(folder: Path, phase: str) -> None:
+    """Make a finished phase one that is not; a student of a teacher that trains on is another student."""
+    move_aside(folder / phase / MODEL)
+    if phase == "teacher":
+        move_aside(folder / "student")
 
 
 def _complete_before(folder: Path, path: Path) -> list[Path]:

@@ -9,6 +9,7 @@
       logs/                          what each rank said, a file each
       flight_recorder/               each rank's last collectives, if one failed
       export/                        the student as model.onnx and model.safetensors
+      times.json                     seconds of every start of the run, by phase
       result.json                    scores of all networks, and how they came about
 
 A phase that has its model.safetensors is finished; a resumed run loads it, and goes on with the phase that is not
@@ -30,12 +31,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from partialkd import __version__, checkpoint
-from partialkd.centres import CentreStore
-from partialkd.centres.store import DTYPES
-from partialkd.config import AdaDistillConfig, Config, PhaseConfig
+from partialkd import __version__
+from partialkd.config import Config, PhaseConfig
 from partialkd.context import RunContext
-from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source, save_class_ids
@@ -48,18 +46,16 @@ from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
 from partialkd.run.checks import Checked, check_job, for_good, phases_of
 from partialkd.run.finished import check_finished, made_from
+from partialkd.run.first_centres import make_store
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, owned_run, run_folder
 from partialkd.run.out_of_memory import advising
 from partialkd.run.scores import Scores, keep_scores, score, score_trained
+from partialkd.run.times import Times, earlier_starts, summed
 from partialkd.storage.atomic_files import write_json
-from partialkd.teacher.cache import TeacherCache
-from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
-from partialkd.teacher.classifier import classifier_rows, file_digest
+from partialkd.teacher.centres import save_centres
 from partialkd.teacher.supervision import CACHE, Teaching, teach
 from partialkd.training.trainer import Trainer, check_batch, key_of
 from partialkd.world import flight_recorder, messages
-from partialkd.world.passes import counted
-from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
@@ -74,8 +70,8 @@ class Job:
     context: RunContext
     resumed: bool
     checked: Checked  # what was opened before the run's folder
+    times: Times
     data_facts: dict[str, Any] | None = None  # of data the run made for itself: what is in it and what was left out
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase
     scores: dict[str, dict[str, PairScores]] = field(default_factory=dict)  # by set, by network
 
     def enter(self, who: str, scores: Scores) -> None:
@@ -84,9 +80,9 @@ class Job:
             self.scores.setdefault(name, {})[who] = one
 
 
-def run_job(config: Config, world: World, resume: str = "never") -> dict[str, Any]:
+def run_job(config: Config, world: World, resume: str = "never", extend: bool = False) -> dict[str, Any]:
     """Run the whole job, collectively; returns what result.json holds."""
-    start = time.perf_counter()
+    began = time.perf_counter()
     messages.set_level(config.run.log_level)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
@@ -94,25 +90,43 @@ def run_job(config: Config, world: World, resume: str = "never") -> dict[str, An
     torch.use_deterministic_algorithms(config.run.deterministic)
     with StopSignals() as stop, owned_run(config, world, stop):
         with for_good(world):
-            job = prepare_job(config, world, resume, stop)
-        config = job.context.config  # as the run was begun
-        teacher = make_teacher(job)
-        student = run_phase(job, "student", config.student, teacher)
-        evaluate(job, "student", student)
-        job.enter("teacher", job.checked.scores)
-        if config.alone:
-            evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
-        result = finish(job, time.perf_counter() - start)
-        model, folder = config.student.model, job.context.folder / "export"
-        world.on_main(lambda: export(student.state_dict(), model, config.data.image_size, folder))
-        if world.is_main:
-            _log.info(f"{folder}: the student as model.onnx and model.safetensors")
+            job = prepare_job(config, world, resume, stop, extend, began)
+        try:
+            return _run(job)
+        finally:
+            job.times.note()
+
+
+def _run(job: Job) -> dict[str, Any]:
+    """Run all phases, collectively: their scores, the result and the export."""
+    context, world, config = job.context, job.context.world, job.context.config  # as the run was begun
+    teacher = make_teacher(job)
+    student = run_phase(job, "student", config.student, teacher)
+    evaluate(job, "student", student)
+    job.enter("teacher", job.checked.scores)
+    if config.alone:
+        evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
+    result = finish(job)
+    folder = context.folder / "export"
+    world.on_main(lambda: export(student.state_dict(), config.student.model, context.image_size, folder))
+    if world.is_main:
+        _log.info(f"{folder}: the student as model.onnx and model.safetensors")
     return result
 
 
-def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) -> Job:
-    """Prepare data and folder, collectively; the folder is not touched before all has been checked (checks.py)."""
-    config, resume = world.on_main(lambda: _resumed(config, world, resume))
+def prepare_job(
+    config: Config,
+    world: World,
+    resume: str,
+    stop: StopSignals,
+    extend: bool = False,
+    began: float | None = None,
+) -> Job:
+    """Prepare data and folder, collectively; the folder is not touched before all has been checked (checks.py).
+
+    began: when this start of the run did, by `time.perf_counter`.
+    """
+    config, resume = world.on_main(lambda: _resumed(config, world, resume, extend))
     for name, phase in phases_of(config).items():
         check_batch(key_of(name), phase, world.size)
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
@@ -121,13 +135,15 @@ def prepare_job(config: Config, world: World, resume: str, stop: StopSignals) ->
     source = world.together(lambda: open_source(config.data))
     context = RunContext(config, world, source, run_folder(config), stop)
     checked = check_job(context, resume)
-    folder = world.on_main(lambda: _open(config, world, resume))
+    folder = world.on_main(lambda: _open(config, world, resume, extend))
     if source.facts:
         world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
     messages.log_into(folder / messages.LOGS / f"rank_{world.rank}.log")
-    job = Job(context, resume != "never", checked, facts)
+    before = world.on_main(lambda: earlier_starts(folder))
+    times = Times(folder, before, world.is_main, time.perf_counter() if began is None else began)
+    job = Job(context, resume != "never", checked, times, facts)
     if checked.scores and checked.fingerprint:
         keep_scores(context, checked.fingerprint, checked.scores)
     return job
@@ -140,17 +156,17 @@ def _say_identities(source: Source, folder: Path) -> None:
     save_class_ids(source, folder / CLASS_IDS)
 
 
-def _resumed(config: Config, world: World, resume: str) -> tuple[Config, str]:
+def _resumed(config: Config, world: World, resume: str, extend: bool) -> tuple[Config, str]:
     """Find what to go on with, and how: always, where torchrun starts ranks again; on rank 0."""
     resume = "auto" if world.remembers("begun") else resume
     config = as_begun_in_its_folder(config, resume)
-    check_run(config, resume)
+    check_run(config, resume, extend)
     return config, resume
 
 
-def _open(config: Config, world: World, resume: str) -> Path:
+def _open(config: Config, world: World, resume: str, extend: bool) -> Path:
     """Begin the folder of the run; on rank 0."""
-    folder = open_run(config, resume)
+    folder = open_run(config, resume, extend)
     world.remember("begun")
     return folder
 
@@ -167,7 +183,7 @@ def make_teacher(job: Job) -> Teaching | None:
     teaching = teach(context, run_phase(job, "teacher", train, None) if train else None, checked.network)
     checked.network = None
     if teaching.cache_seconds is not None:
-        job.seconds[CACHE] = teaching.cache_seconds
+        job.times.add(CACHE, teaching.cache_seconds)
     if train:
         checked.scores = score_trained(context, teaching, job.resumed)
     return teaching
@@ -177,25 +193,25 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
     """Collective. Train one network, or load it where an earlier start of this run has finished it."""
     context, world = job.context, job.context.world
     folder = context.folder / name
-    start = time.perf_counter()
     if context.stop.agreed(world):
         raise Preempted(f"stopped before {name}")
     taught_by = teacher.fingerprint if teacher else None
     if job.resumed and world.on_main(lambda: check_finished(context, name, phase, taught_by)):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
-    with advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
+    with job.times.phase(name), advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
         store = make_store(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
-        trainer = Trainer(name, phase, context, store, live)
-        network = trainer.run(job.resumed)
-    if phase.method.centre_kind == "trainable":
-        save_centres(trainer.centres.store, folder / "centres", {"phase": name, "classes": store.num_classes}, world)
-    more = made_from(context, name, phase, taught_by)
-    world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size, more))
-    trainer.close()
-    job.seconds[name] = time.perf_counter() - start - trainer.scoring.seconds
-    if trainer.scoring.seconds:
-        job.seconds[f"{name} scoring"] = trainer.scoring.seconds
+        trainer = Trainer(name, phase, context, store, live, job.times.note)
+        try:
+            network = trainer.run(job.resumed)
+        finally:
+            job.times.move(name, f"{name} scoring", trainer.scoring.seconds)
+        if phase.method.centre_kind == "trainable":
+            facts = {"phase": name, "classes": store.num_classes}
+            save_centres(trainer.centres.store, folder / "centres", facts, world)
+        more = made_from(context, name, phase, taught_by)
+        world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size, more))
+        trainer.close()
     return network
 
 
@@ -203,55 +219,6 @@ def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:
     ranks = Ranks.of(context.config, context.world.size, context.world.device.type == "cuda")
     beside = beside_student(context.config) if name == "student" else None
     return memory_advice(key_of(name), phase, context.config.data, context.source.num_classes, ranks, beside)
-
-
-def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None, resumed: bool = False) -> CentreStore:
-    """Make the centres that a phase starts from."""
-    classes, world, method = context.source.num_classes, context.world, phase.method
-    shard = shard_of(classes, world.rank, world.size)
-    dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
-    device = torch.device("cpu") if phase.centres.memory == "host" else world.device
-    kind = method.centre_kind
-    if kind == "trainable":
-        return CentreStore.random(shard, classes, dim, dtype, device, context.config.run.seed)
-    if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
-        exclude, seed = method.initial_centres == "exclude", context.config.run.seed
-        return CentreStore.random(shard, classes, dim, dtype, device, seed, skip_unseen=exclude)
-    assert teacher is not None
-    store = CentreStore.empty(shard, classes, dim, dtype, device, skip_unseen=True)
-    facts = {
-        "teacher": teacher.fingerprint,
-        "data": context.source.fingerprint,
-        "how": context.config.teacher.centres,
-        "classifier": file_digest(context.config.teacher.classifier),
-        "label_map": file_digest(context.config.teacher.label_map),
-        **teacher.how,
-    }
-    begun = resumed and world.on_main(lambda: checkpoint.newest(context.folder / "student" / "checkpoints") is not None)
-    make = lambda s: fill_from_teacher(context, s, teacher)
-    load_or_make(store, context.folder / "teacher_centres", facts, make, world, begun)
-    return store
-
-
-def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching) -> None:
-    """Fill the store with class means, rows of a classifier, or centres of the run's own teacher; collective."""
-    config = context.config.teacher
-    if config.centres == "means" and isinstance(teacher.kept, TeacherCache):
-        fill_means(store, teacher.kept.class_means(store.shard).to(store.device))
-    elif config.centres == "means":
-        plan = SequentialPlan(
-            len(context.source), context.config.evaluate.batch, context.world.rank, context.world.size
-        )
-        batches, embed = teacher.batches(context, plan)
-        heeded = context.stop.heeding(context.world, batches, "averaging the teacher's embeddings")
-        heeded = counted(heeded, "class means of the teacher", plan.micro_steps, "batches")
-        class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
-    elif config.source == "train":
-        load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)
-    else:
-        assert config.classifier is not None
-        assert config.label_map is not None
-        classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, context.world)
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -262,15 +229,16 @@ def evaluate(job: Job, who: str, embed: Callable[..., torch.Tensor]) -> None:
     job.enter(who, score(job.context, who, embed))
 
 
-def finish(job: Job, seconds: float) -> dict[str, Any]:
-    """Print the table and write result.json, on rank 0; every rank returns the result."""
-    context, world = job.context, job.context.world
+def finish(job: Job) -> dict[str, Any]:
+    """Print the table and write result.json, on rank 0; every rank returns the result. Seconds are of all starts."""
+    context, world, starts = job.context, job.context.world, job.times.all_starts()
+    times = summed(starts)
     result = {
         **results_dict(job.scores),
         "name": context.config.run.name,
         "seed": context.config.run.seed,
-        "seconds": seconds,
-        "phase_seconds": job.seconds,
+        **times,
+        "starts": starts,
         "world_size": world.size,
         "images": len(context.source),
         "identities": context.source.num_classes,
@@ -285,7 +253,8 @@ def finish(job: Job, seconds: float) -> dict[str, Any]:
         write_json(context.folder / "result.json", result)
         if job.scores:
             messages.output(*results_table(job.scores).get_string().splitlines())
-        _log.info(f"{context.folder}: {seconds:.0f} s on {world.size} ranks")
+        of_starts = f" in {len(starts)} starts" if len(starts) > 1 else ""
+        _log.info(f"{context.folder}: {times['seconds']:.0f} s{of_starts} on {world.size} ranks")
     return result
 
 

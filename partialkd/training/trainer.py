@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Trainer:
         context: RunContext,
         store: CentreStore,
         teacher: Teacher | KeptEmbeddings | None,
+        on_save: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_save: called after every save, on every rank."""
         self.name, self.phase, self.context, self.store = name, phase, context, store
         self.config, self.world, source = context.config, context.world, context.source
         config, world, seed = self.config, self.world, self.config.run.seed
@@ -126,7 +129,7 @@ class Trainer:
         self.health = Health(name, context, self.student, self.centres, self.teacher, newest)
         moving = phase.method.centre_kind != "fixed"
         self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health))
-        self.scoring = Scoring(context)
+        self.scoring, self._on_save = Scoring(context), on_save
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
@@ -244,7 +247,9 @@ class Trainer:
         described = {**self._identity(), "image_size": self.config.data.image_size}
         snapshot = capture(self._parts, described)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
-        return self.saver.save(snapshot, score)
+        path = self.saver.save(snapshot, score)
+        self._on_save()
+        return path
 
     def _score(self) -> float | None:
         """Collective. How bad the student is now, for `run.keep_best`: its mean share of wrong pairs in all sets."""

@@ -10,9 +10,9 @@ import pytest
 from partialkd.config import AdaDistillConfig, MethodSection, PhaseConfig
 from partialkd.config.load import load_config
 from partialkd.config.resume import FREE, identity_changes, phase_identity
-from partialkd.errors import ConfigError
+from partialkd.errors import CheckpointError, ConfigError
 from partialkd.methods import METHODS
-from partialkd.run.folder import as_begun_in_its_folder, open_run
+from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run
 
 PHASE_KEYS = (
     "accumulation", "zero_stage", "compile",
@@ -40,9 +40,9 @@ def test_keys_that_are_free_on_resume() -> None:
 
 def test_a_checkpoint_is_held_to_what_changes_its_numbers() -> None:
     of = lambda **changes: phase_identity(phase(**changes))
-    assert of() == of(max_steps=3, accumulation=2, zero_stage=1, centres={"store": "bf16"})
+    assert of() == of(max_steps=3, epochs=3.0, accumulation=2, zero_stage=1, centres={"store": "bf16"})
     for changes in (
-        {"global_batch": 16}, {"epochs": 3.0}, {"optimizer": {"lr": 0.2}}, {"precision": "bf16"},
+        {"global_batch": 16}, {"optimizer": {"lr": 0.2}}, {"precision": "bf16"},
         {"centres": {"sample_rate": 0.5}}, {"method": {"name": "cosface"}}, {"model": {"name": "iresnet34"}},
     ):  # fmt: skip
         assert of(**changes) != of()
@@ -167,3 +167,41 @@ def test_terms_are_part_of_a_run_and_of_its_checkpoints(tmp_path: Path) -> None:
         open_run(as_begun_in_its_folder(begun, "auto"), "auto")
         with pytest.raises(ConfigError, match=r"--resume goes on with the run of .* only: student\.terms: must be \["):
             open_run(as_begun_in_its_folder(given, "auto"), "auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "longer", "problem"),
+    [
+        (["student.epochs=3"], ["student"], None),
+        (["student.max_steps=9"], ["student"], None),
+        (["student.epochs=1.5"], [], r"student\.epochs: must be 2\.0, got 1\.5$"),
+        (["student.max_steps=4"], [], r"student\.max_steps: must be 5, got 4$"),
+        (["student.epochs=3", "student.optimizer.lr=1.0"], [], r"student\.optimizer\.lr: must be 0\.1, got 1\.0$"),
+    ],
+)
+def test_a_phase_may_be_made_longer_where_that_is_asked_for(
+    changes: list[str], longer: list[str], problem: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        "[run]\nname = 'trial'\n[data]\nsource = 'synthetic'\npath = 'none'\n"
+        "[student]\nepochs = 2\nmax_steps = 5\nglobal_batch = 8\n"
+        "model = {name = 'iresnet18'}\nmethod = {name = 'arcface'}\n"
+    )
+    place = f"run.folder={tmp_path / 'runs'}"
+    folder = open_run(load_config(path, [place]), "never")
+    config = load_config(path, [place, *changes])
+    with pytest.raises(ConfigError, match=problem or r"got [39](\.0)? \(with --extend a phase may be made longer\)$"):
+        check_run(config, "auto")
+    with pytest.raises(ConfigError, match="--extend: only with --resume auto or a checkpoint's path"):
+        check_run(config, "never", extend=True)
+    if problem is not None:
+        with pytest.raises(ConfigError, match=problem):
+            check_run(config, "auto", extend=True)
+        return
+    assert check_run(config, "auto", extend=True) == longer
+    (folder / "student").mkdir()
+    (folder / "student" / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="student: --extend goes on from its last checkpoint, and there is none"):
+        open_run(config, "auto", extend=True)
+    assert (folder / "student" / "model.safetensors").exists()

@@ -45,10 +45,12 @@ def tree(folder: Path, **student: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def job(world: World, settings: dict[str, Any], resume: str = "never", exported: bool = False) -> dict[str, Any]:
+def job(
+    world: World, settings: dict[str, Any], resume: str = "never", exported: bool = False, extend: bool = False
+) -> dict[str, Any]:
     """The export takes several times as long as all the rest: only where it is asked for."""
     torch.manual_seed(world.rank)
     with pytest.MonkeyPatch.context() as patch:
         if not exported:
             patch.setattr(module, "export", lambda *_: None)
-        return run_job(parse_config(settings), world, resume)
+        return run_job(parse_config(settings), world, resume, extend)

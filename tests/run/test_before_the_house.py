@@ -15,7 +15,8 @@ import pytest
 
 from helpers.jobs import job
 from helpers.old_run import unpack
-from helpers.ranks import run
+from helpers.ranks import RankFailure, run
+from partialkd import checkpoint
 from partialkd.config.load import read_tree
 from partialkd.world.world import World
 
@@ -33,13 +34,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def gone_on(world: World, folder: Path, resume: str) -> dict[str, float]:
+def gone_on(world: World, folder: Path, resume: str, epochs: float = 3, extend: bool = False) -> dict[str, float]:
     """Seconds of the phases that were trained; the paths of the configuration are relative to `folder`."""
     before = Path.cwd()
     os.chdir(folder)
     try:
         settings = read_tree("runs/half/config.toml")  # without the keys that are new since then
-        return job(world, settings, resume)["phase_seconds"]
+        settings["student"]["epochs"] = float(epochs)
+        return job(world, settings, resume, extend=extend)["starts"][-1]["phase_seconds"]
     finally:
         os.chdir(before)
 
@@ -67,3 +69,20 @@ def test_the_student_goes_on_with_the_cache_and_the_centres_that_are_there(folde
 def test_trained_centres_go_on_with_their_moments(folder: Path) -> None:
     run(gone_on, 2, folder, "runs/half/teacher/checkpoints/step_000000003")
     assert losses(folder, "teacher") == pytest.approx(LOSSES["teacher"], rel=1e-4)
+
+
+def extended(world: World, folder: Path) -> list[list[str]]:
+    """The phases that were trained, in each of two extensions: of the unfinished student, and of the finished one."""
+    return [list(gone_on(world, folder, "auto", epochs, extend=True)) for epochs in (4, 5)]
+
+
+def test_a_run_is_extended(folder: Path) -> None:
+    """By two steps each time; the learning rate follows the schedule of the new length."""
+    with pytest.raises(RankFailure, match=r"student\.epochs: must be 3\.0, got 4\.0 \(with --extend a phase may be"):
+        run(gone_on, 2, folder, "auto", 4)
+    assert run(extended, 2, folder) == [[["student"], ["student"]]] * 2
+    assert list(losses(folder, "student")) == [4, 5, 6, 7, 8, 9, 10]
+    student = folder / "runs/half/student"
+    assert (student / "model.safetensors.1").exists()  # of eight steps
+    assert checkpoint.newest(student / "checkpoints") == student / "checkpoints" / "step_000000010"
+    assert read_tree(folder / "runs/half/config.toml")["student"]["epochs"] == 5

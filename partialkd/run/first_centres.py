@@ -1,0 +1,69 @@
+"""The centres that a phase starts from: random, or of the teacher, made once and kept in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from partialkd import checkpoint
+from partialkd.centres import CentreStore
+from partialkd.centres.store import DTYPES
+from partialkd.config import AdaDistillConfig, PhaseConfig
+from partialkd.context import RunContext
+from partialkd.data.order.plan import SequentialPlan
+from partialkd.teacher.cache import TeacherCache
+from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make
+from partialkd.teacher.classifier import classifier_rows, file_digest
+from partialkd.teacher.supervision import Teaching
+from partialkd.world.passes import counted
+from partialkd.world.shard import shard_of
+
+
+def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None, resumed: bool = False) -> CentreStore:
+    """Make the centres that a phase starts from."""
+    classes, world, method = context.source.num_classes, context.world, phase.method
+    shard = shard_of(classes, world.rank, world.size)
+    dim, dtype = phase.model.embedding_dim, DTYPES[phase.centres.store]
+    device = torch.device("cpu") if phase.centres.memory == "host" else world.device
+    kind = method.centre_kind
+    if kind == "trainable":
+        return CentreStore.random(shard, classes, dim, dtype, device, context.config.run.seed)
+    if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
+        exclude, seed = method.initial_centres == "exclude", context.config.run.seed
+        return CentreStore.random(shard, classes, dim, dtype, device, seed, skip_unseen=exclude)
+    assert teacher is not None
+    store = CentreStore.empty(shard, classes, dim, dtype, device, skip_unseen=True)
+    facts = {
+        "teacher": teacher.fingerprint,
+        "data": context.source.fingerprint,
+        "how": context.config.teacher.centres,
+        "classifier": file_digest(context.config.teacher.classifier),
+        "label_map": file_digest(context.config.teacher.label_map),
+        **teacher.how,
+    }
+    begun = resumed and world.on_main(lambda: checkpoint.newest(context.folder / "student" / "checkpoints") is not None)
+    make = lambda s: fill_from_teacher(context, s, teacher)
+    load_or_make(store, context.folder / "teacher_centres", facts, make, world, begun)
+    return store
+
+
+def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching) -> None:
+    """Fill the store with class means, rows of a classifier, or centres of the run's own teacher; collective."""
+    config = context.config.teacher
+    if config.centres == "means" and isinstance(teacher.kept, TeacherCache):
+        fill_means(store, teacher.kept.class_means(store.shard).to(store.device))
+    elif config.centres == "means":
+        plan = SequentialPlan(
+            len(context.source), context.config.evaluate.batch, context.world.rank, context.world.size
+        )
+        batches, embed = teacher.batches(context, plan)
+        heeded = context.stop.heeding(context.world, batches, "averaging the teacher's embeddings")
+        heeded = counted(heeded, "class means of the teacher", plan.micro_steps, "batches")
+        class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
+    elif config.source == "train":
+        load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)
+    else:
+        assert config.classifier is not None
+        assert config.label_map is not None
+        classifier_rows(store, Path(config.classifier), config.label_map, teacher.project, context.world)
