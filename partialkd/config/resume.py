@@ -38,6 +38,12 @@ def phase_identity(phase: PhaseConfig) -> dict[str, Any]:
     return _without(phase.model_dump(mode="json"), left_out)
 
 
+def phase_length(phase: PhaseConfig) -> dict[str, Any]:
+    """How long a phase is: what may grow where that is asked for."""
+    keys = keys_marked(OnResume.LENGTH, PhaseConfig)
+    return {key: value for key, value in flat(phase.model_dump(mode="json")).items() if key in keys}
+
+
 def _without(tree: dict[str, Any], keys: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
     kept = {name: value for name, value in tree.items() if f"{prefix}{name}" not in keys}
     return {

@@ -67,15 +67,15 @@ def phases_of(config: Config) -> dict[str, PhaseConfig]:
     return {name: phase for name, phase in found.items() if phase is not None}
 
 
-def check_job(context: RunContext, resume: str) -> Checked:
-    """Check everything, collectively. resume: as on the command line."""
+def check_job(context: RunContext, resume: str, longer: list[str]) -> Checked:
+    """Check everything, collectively. resume: as on the command line; longer: phases that are made longer."""
     config, world = context.config, context.world
     look_at_sets(config.evaluation, context.image_size, config.data.resize, world)
     for name, phase in phases_of(config).items():
         plan_of(name, phase, config, context.source, world)
         world.together(partial(_check_network, name, phase, context.image_size))
     _check_compilers(context)
-    _check_finished_phases(context, resume)
+    _check_finished_phases(context, resume, longer)
     return check_teacher(context, resume != "never") if config.teacher.source != "none" else Checked()
 
 
@@ -97,14 +97,14 @@ def _check_compilers(context: RunContext) -> None:
         world.together(partial(require_compiler, world.device, key))
 
 
-def _check_finished_phases(context: RunContext, resume: str) -> None:
-    """Check those that a resumed run would believe: all, or the ones before the phase that it goes back to."""
+def _check_finished_phases(context: RunContext, resume: str, longer: list[str]) -> None:
+    """Check what a resumed run would believe: all but what it makes longer, or what is before where it goes back to."""
     if resume == "never":
         return
     going_back = None if resume == "auto" else Path(resume).resolve().parent.parent.name
     for name in PHASES[: PHASES.index(going_back)] if going_back in PHASES else PHASES:
         phase = phases_of(context.config).get(name)
-        if phase is not None:
+        if phase is not None and name not in longer and not (name == "student" and "teacher" in longer):
             context.world.on_main(partial(check_finished, context, name, phase))
 
 

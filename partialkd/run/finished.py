@@ -1,8 +1,9 @@
 """Record of the job that made a finished phase's network: in its file, and compared before the file is believed.
 
 `<phase>/model.safetensors` carries in its metadata, under the checksum of the file, "made_from": the identity of its
-phase (training/state.py) with fingerprints of the data and of the teacher, and the seed. Files of earlier versions do
-not: then the phase's newest checkpoint says what made it; if that is gone, too, the run's saved configuration alone.
+phase (training/state.py) with fingerprints of the data and of the teacher, the seed, and its length. Files of earlier
+versions do not: then the phase's newest checkpoint says what made it; if that is gone, too, the run's saved
+configuration alone.
 Call on one rank. Errors: `CheckpointError` naming the file, the keys and both values.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from partialkd import checkpoint
 from partialkd.checkpoint.snapshot import PROGRESS
 from partialkd.config import PhaseConfig
-from partialkd.config.resume import FREE, covered, flat, identity_changes
+from partialkd.config.resume import FREE, covered, flat, identity_changes, phase_length
 from partialkd.context import RunContext
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import MODEL, read_description, read_metadata
@@ -37,7 +38,8 @@ def _facts(context: RunContext, name: str, phase: PhaseConfig, teacher: str | No
     if teacher is None:
         del sections["teacher"]
     settings = {key: value for key, value in flat(sections).items() if not covered(key, FREE)}
-    return {**identity(name, phase, context.config, context.source.fingerprint, teacher), "settings": settings}
+    same = identity(name, phase, context.config, context.source.fingerprint, teacher)
+    return {**same, **phase_length(phase), "settings": settings}
 
 
 def check_finished(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None = None) -> bool:

@@ -126,7 +126,7 @@ def prepare_job(
 
     began: when this start of the run did, by `time.perf_counter`.
     """
-    config, resume = world.on_main(lambda: _resumed(config, world, resume, extend))
+    config, resume, longer = world.on_main(lambda: _resumed(config, world, resume, extend))
     for name, phase in phases_of(config).items():
         check_batch(key_of(name), phase, world.size)
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
@@ -134,7 +134,7 @@ def prepare_job(
         _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
     source = world.together(lambda: open_source(config.data))
     context = RunContext(config, world, source, run_folder(config), stop)
-    checked = check_job(context, resume)
+    checked = check_job(context, resume, longer)
     folder = world.on_main(lambda: _open(config, world, resume, extend))
     if source.facts:
         world.on_main(lambda: _say_identities(source, folder))
@@ -156,12 +156,11 @@ def _say_identities(source: Source, folder: Path) -> None:
     save_class_ids(source, folder / CLASS_IDS)
 
 
-def _resumed(config: Config, world: World, resume: str, extend: bool) -> tuple[Config, str]:
-    """Find what to go on with, and how: always, where torchrun starts ranks again; on rank 0."""
+def _resumed(config: Config, world: World, resume: str, extend: bool) -> tuple[Config, str, list[str]]:
+    """Find what to go on with, how (always, where torchrun starts ranks again), and what is made longer; on rank 0."""
     resume = "auto" if world.remembers("begun") else resume
     config = as_begun_in_its_folder(config, resume)
-    check_run(config, resume, extend)
-    return config, resume
+    return config, resume, check_run(config, resume, extend)
 
 
 def _open(config: Config, world: World, resume: str, extend: bool) -> Path:

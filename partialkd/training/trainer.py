@@ -25,6 +25,7 @@ from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.config import Config, PhaseConfig
+from partialkd.config.resume import phase_length
 from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import open_loader
@@ -244,7 +245,7 @@ class Trainer:
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
         self.health.check(everything=True)
-        described = {**self._identity(), "image_size": self.config.data.image_size}
+        described = {**self._identity(), **phase_length(self.phase), "image_size": self.config.data.image_size}
         snapshot = capture(self._parts, described)
         self._saved_step, self._scored = snapshot.step, score is not None or not self.config.run.keep_best
         path = self.saver.save(snapshot, score)
