@@ -72,6 +72,8 @@ class StorageError(PartialKDError):
 class InUse(PartialKDError):
     """A folder belongs to another job that is at work in it."""
 
+    permanent = True  # as long as that job lives: ranks need not be started again
+
 
 class TeacherError(PartialKDError):
     """A teacher (or the centres made from it) cannot be used."""

@@ -29,6 +29,7 @@ def test_a_run_that_another_job_is_at_is_refused_before_anything_is_touched(tmp_
     (run / "result.json").write_text("of the other job")
     with claimed(run, IN_USE), pytest.raises(InUse, match=f"^{run}: in use by process .*choose another run.name$"):
         job(World(), tree(tmp_path), resume)
+    assert InUse.permanent  # torchrun need not try again
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["trial"]
     assert [path.name for path in run.iterdir()] == ["result.json"]
     assert not (tmp_path / "data").exists()
