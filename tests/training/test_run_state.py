@@ -24,6 +24,7 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.config import Config
 from partialkd.config.load import load_config, parse_config, save_config
 from partialkd.config.resume import check_same_run
+from partialkd.context import RunContext
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.synthetic import SyntheticSource
@@ -132,10 +133,11 @@ def opened(world: World, config: Config, dropout: float = 0.0) -> Iterator[Watch
     shard = shard_of(source.num_classes, world.rank, world.size)
     dtype, averaged = DTYPES[phase.centres.store], kind == "ema"
     store = CentreStore.random(shard, source.num_classes, DIM, dtype, world.device, seed=2, skip_unseen=averaged)
-    stop, build, folder = stopping.StopSignals(), trainer.build_model, Path(config.run.folder) / "student"
+    stop, build = stopping.StopSignals(), trainer.build_model
+    context = RunContext(config, world, source, Path(config.run.folder), stop)
     trainer.build_model = lambda *_: TinyNet(dropout)  # type: ignore[assignment]
     try:
-        made = Watched("student", phase, config, world, source, store, teacher, folder, stop)
+        made = Watched("student", phase, context, store, teacher)
         made.labels = []
         yield made
         made.close()
@@ -162,6 +164,7 @@ def train(world: World, configs: list[Config], dropout: float = 0.0) -> list[dic
 
 def losses_of(folder: Path, steps: int = STEPS) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]  # others are the scores of checkpoints
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     return [line["loss"] for line in lines]
 
