@@ -155,6 +155,7 @@ class Bench:
         size = {"size": config.data.image_size}
         path = self.folder / config.run.name / "teacher" / MODEL
         teacher = {"source": "checkpoint", "path": str(path), "model": self.train["model"], "input": size}
+        teacher["accept"] = True  # the same one for all, however good it is
         kept = self.folder / "kept"
         embed(self.config(0, teacher, self.student), self.world, kept, False, None)
         return {**teacher, "centres": "means", "cache": str(kept)}, scores

@@ -22,8 +22,9 @@ from pydantic import ValidationError
 from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
 from partialkd.commands.networks import add_choice
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
-from partialkd.errors import ConfigError
+from partialkd.errors import CheckpointError, ConfigError
 from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
+from partialkd.models.onnx_file import read_model
 from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher, wrap_teacher
@@ -100,13 +101,11 @@ def onnx_width(path: str) -> int:
 
 def _onnx_shapes(path: str, side: Literal["input", "output"]) -> list[list[int]]:
     """Read the shapes of an ONNX file's inputs or outputs, 0 where the file leaves a size open."""
-    import onnx
-
     try:
-        values = getattr(onnx.load(path, load_external_data=False).graph, side)
-        return [[size.dim_value for size in value.type.tensor_type.shape.dim] for value in values]
-    except Exception as error:  # protobuf's errors have no public base
-        raise ConfigError(f"{path}: not an ONNX file: {error}") from error
+        values = getattr(read_model(Path(path)).graph, side)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return [[size.dim_value for size in value.type.tensor_type.shape.dim] for value in values]
 
 
 def _described_size(options: argparse.Namespace) -> int | None:

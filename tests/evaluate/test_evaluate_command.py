@@ -155,7 +155,7 @@ def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pyte
             ["weights.pt", "--sets", "faces.bin"],
             "weights.pt: does not say which network it holds: name it with --",
         ),
-        (["faces.onnx", "--sets", "faces.bin"], "faces.onnx: not an ONNX file"),
+        (["faces.onnx", "--sets", "faces.bin"], "faces.onnx: cannot be read as ONNX"),
         (["faces.onnx", "--sets", "none.bin"], "none.bin: cannot be read"),
         (["x.onnx", "--sets", "faces.bin", "--folds", "1"], "folds: Input should be greater than or equal to 2, got 1"),
         (["x.onnx", "--sets", "faces.bin", "--json", "none/a.json"], "--json none/a.json: its folder must exist"),
