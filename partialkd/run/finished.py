@@ -32,6 +32,11 @@ def made_from(context: RunContext, name: str, phase: PhaseConfig, teacher: str |
     return {MADE_FROM: json.dumps(_facts(context, name, phase, teacher), sort_keys=True)}
 
 
+def record_of(path: Path) -> dict[str, str]:
+    """Read the record of a network's file, {} where an earlier version wrote it."""
+    return {key: text for key, text in read_metadata(path).items() if key == MADE_FROM}
+
+
 def _facts(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None) -> dict[str, Any]:
     """Collect what makes a phase's network: the identity of its checkpoints, and how images and teacher are read."""
     sections = context.config.model_dump(mode="json", include={"data": True, "teacher": {"centres", "cache_dtype"}})

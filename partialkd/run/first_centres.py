@@ -12,6 +12,8 @@ from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, PhaseConfig
 from partialkd.context import RunContext
 from partialkd.data.order.plan import SequentialPlan
+from partialkd.models.saved import MODEL
+from partialkd.run.finished import record_of
 from partialkd.teacher.cache import TeacherCache
 from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make
 from partialkd.teacher.classifier import classifier_rows, file_digest
@@ -62,7 +64,9 @@ def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching
         heeded = counted(heeded, "class means of the teacher", plan.micro_steps, "batches")
         class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
     elif config.source == "train":
-        load_centres(store, context.folder / "teacher" / "centres", teacher.project, context.world)
+        folder = context.folder / "teacher"
+        made = context.world.on_main(lambda: record_of(folder / MODEL))
+        load_centres(store, folder / "centres", teacher.project, context.world, made)
     else:
         assert config.classifier is not None
         assert config.label_map is not None

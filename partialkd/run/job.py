@@ -205,10 +205,10 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
             network = trainer.run(job.resumed)
         finally:
             job.times.move(name, f"{name} scoring", trainer.scoring.seconds)
-        if phase.method.centre_kind == "trainable":
-            facts = {"phase": name, "classes": store.num_classes}
-            save_centres(trainer.centres.store, folder / "centres", facts, world)
         more = made_from(context, name, phase, taught_by)
+        if phase.method.centre_kind == "trainable":
+            facts = {"phase": name, "classes": store.num_classes, **more}
+            save_centres(trainer.centres.store, folder / "centres", facts, world)
         world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size, more))
         trainer.close()
     return network

@@ -142,6 +142,12 @@ def _check_same(folder: Path, facts: dict[str, Any]) -> None:
         raise TeacherError(f"{folder}: {rule}: made from {'; '.join(changes)}")
 
 
+def _check_made(folder: Path, facts: dict[str, Any]) -> None:
+    saved = _manifest(folder)[0] or {}
+    if any(key in saved and saved[key] != value for key, value in facts.items()):
+        raise TeacherError(f"{folder}: these centres were not made together with the network beside them")
+
+
 def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world: World) -> None:
     """Collective. Write the centres, without moments, and then the manifest; what was there before stays until then."""
     problem = centre_problem(store)
@@ -157,8 +163,18 @@ def save_centres(store: CentreStore, folder: Path, facts: dict[str, Any], world:
             discard(hidden)
 
 
-def load_centres(store: CentreStore, folder: Path, project: Callable[[Tensor], Tensor], world: World) -> None:
-    """Collective. Fill the store with saved centres, projected as the teacher's embeddings are."""
+def load_centres(
+    store: CentreStore,
+    folder: Path,
+    project: Callable[[Tensor], Tensor],
+    world: World,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Fill the store with saved centres, projected as the teacher's embeddings are; collective.
+
+    facts: what their manifest must say, as far as it says anything of it.
+    """
+    world.on_main(lambda: _check_made(folder, facts or {}))
     saved = world.together(lambda: _saved_rows(folder, store.shard))
     rows = saved_centres(saved).to(store.device)
     store.fill(slice(None), world.together(lambda: checked_rows(project(rows), store.dim, folder)))

@@ -20,7 +20,8 @@ from partialkd.errors import CheckpointError, PartialKDError, TeacherError
 from partialkd.models import build_model
 from partialkd.models.saved import read_metadata, save_model
 from partialkd.run.finished import MADE_FROM, check_finished, made_from
-from partialkd.run.job import make_store, make_teacher, run_phase
+from partialkd.run.first_centres import make_store
+from partialkd.run.job import make_teacher, run_phase
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from partialkd.data.batch import FaceBatch
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.teacher import centres as teacher_centres
-from partialkd.teacher.centres import class_means, fill_means, load_or_make, save_centres
+from partialkd.teacher.centres import class_means, fill_means, load_centres, load_or_make, save_centres
 from partialkd.teacher.classifier import classifier_rows, read_label_map, read_matrix
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -193,3 +193,19 @@ def test_a_label_map_of_another_system(tmp_path: Path) -> None:
         TeacherError, match=rf"map\.txt: line 2: must be one class id per line, or -1, got '{'9' * 40}'$"
     ):
         read_label_map(str(tmp_path / "map.txt"), 2, 2)
+
+
+def test_trained_centres_belong_to_the_network_beside_them(tmp_path: Path) -> None:
+    """Those of another job, put there, would be taken for this one's; earlier versions wrote no record."""
+    world = World()
+    store = empty_store(world)
+    fill_means(store, torch.rand(len(store.shard), store.dim) + 0.1)
+    made = {"made_from": "this job"}
+    save_centres(store, tmp_path / "new", made, world)
+    save_centres(store, tmp_path / "old", {}, world)
+    for folder, facts in (("new", made), ("new", {}), ("old", made)):
+        again = empty_store(world)
+        load_centres(again, tmp_path / folder, lambda rows: rows, world, facts)
+        assert again.seen.all()
+    with pytest.raises(TeacherError, match="new: these centres were not made together with the network beside them"):
+        load_centres(empty_store(world), tmp_path / "new", lambda rows: rows, world, {"made_from": "another job"})
