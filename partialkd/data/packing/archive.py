@@ -30,7 +30,7 @@ from partialkd.data.formats.text_file import read_lines
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.images.decode import RESIZE, Wanted, decode, sized
 from partialkd.data.packing.pack import PackOptions, pack
-from partialkd.errors import ConfigError, DataError, printable
+from partialkd.errors import ConfigError, DataError
 from partialkd.storage.made_folder import make_once
 from partialkd.world.passes import counted
 
@@ -115,7 +115,7 @@ def _excluded(path: Path, found: dict[str, list[str]], facts: dict[str, Any]) ->
     there = {lookup.find(line.strip()) for _, line in read_lines(path)} - {None}
     facts["exclude_list"] = lookup.counts()
     if not there:
-        LOG.warning("%s: nobody is left out", printable(lookup.summary(path)))
+        LOG.warning(f"{lookup.summary(path)}: nobody is left out")
     return {identity for identity in there if identity is not None}
 
 

@@ -11,7 +11,8 @@ import logging
 import numpy as np
 
 from partialkd.data.sources.source import Source
-from partialkd.errors import DataError, printable
+from partialkd.errors import DataError
+from partialkd.world.messages import rank
 
 LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 18  # labels looked at in one go
@@ -37,4 +38,4 @@ def check_classes(source: Source, path: str) -> None:
     found = f"{path}: {len(empty)} of its {len(counts)} classes have no image, the first is {empty[0]}"
     if len(empty) > used:
         raise DataError(f"{found}; named under [[data.parts]] its classes are numbered anew, without those")
-    LOG.warning("%s", printable(found))
+    LOG.warning(found, extra={"shown": rank() == 0})  # once, not by every rank

@@ -25,7 +25,8 @@ import numpy as np
 from partialkd.data.formats.insightface_folder import read_names
 from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.text_file import read_lines
-from partialkd.errors import DataError, printable
+from partialkd.errors import DataError
+from partialkd.world.messages import rank
 
 LOG = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def excluded(path: Path, names: Names) -> tuple[np.ndarray, str | None]:
         if label is not None:
             found[label] = True
     if finder.lookup.listed and not found.any():
-        LOG.warning("%s: nobody is left out", printable(finder.lookup.summary(path)))
+        LOG.warning(f"{finder.lookup.summary(path)}: nobody is left out", extra={"shown": rank() == 0})
     return found, finder.lookup.counts() if finder.lookup.listed else None
 
 

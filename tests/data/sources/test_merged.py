@@ -117,13 +117,18 @@ def test_an_exclude_list_of_another_system(sets: Path, caplog: pytest.LogCapture
     assert not caplog.records
 
 
-def test_an_exclude_list_of_strangers_is_a_warning(sets: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exclude_list_of_strangers_is_a_warning_of_one_rank(
+    rank: int, sets: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
     path = text(sets, "somebody\n\x1b[31melse\n")
     source = merged(sets, {"path": "c", "exclude_identities": path})
     assert (len(source), source.facts["parts"][0]["excluded"]) == (5, 0)
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: 0 of 2 names found, not 'somebody': nobody is left out"
     ]
+    assert [getattr(record, "shown", None) for record in caplog.records] == [rank == 0]
 
 
 @pytest.fixture
