@@ -118,6 +118,13 @@ def test_names_that_would_collide_stay_apart(tmp_path: Path) -> None:
     assert {row[1] for row in read_journal(tmp_path / "out")} == {"a/1.png.jpg", "a/1.jpg.jpg"}
 
 
+def test_a_photograph_without_a_face_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "a" / "1.png")
+    (done,) = align_folder(tmp_path / "photos", tmp_path / "out", lambda *_: [], {}, AlignOptions())
+    assert (done.image, done.faces, done.reason) == ("a/1.png", [], "no face found")
+    assert read_journal(tmp_path / "out") == [["a/1.png", "", "no face found"]]
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no image in it"):
