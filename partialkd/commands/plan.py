@@ -33,12 +33,12 @@ _NUMBER = r"(\d+(?:\.\d*)?(?:e\d+)?)"
 
 @dataclass(frozen=True)
 class Device:
-    """As its maker says: memory that a program can have (bytes), dense bfloat16 products (flop/s), links (bytes/s)."""
+    """What a device has, as its maker says."""
 
-    memory: float
-    flops: float
-    link: float  # to other devices
-    host: float  # PCIe, one way
+    memory: float  # bytes that a program can have
+    flops: float  # dense bfloat16 products, flop/s
+    link: float  # to other devices, bytes/s
+    host: float  # PCIe, one way, bytes/s
 
 
 DEVICES = {
@@ -84,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def least_seconds(plan: Plan, device: Device) -> float:
-    """Of an optimiser step, if everything that can go on side by side does."""
+    """The least seconds of an optimiser step, reached if everything that can go on side by side does."""
     products, sent = sum(plan.flops.values()) / device.flops, sum(plan.wire.values()) / device.link
     return max(products, sent, *(size / device.host for size in plan.copied.values()))
 
 
 def memory_table(plan: Plan, memory: float) -> PrettyTable:
-    """Items of a rank's memory and their peak."""
+    """The items of a rank's memory and their peak."""
     table = PrettyTable(["memory of a rank", "GB"], align="r")
     table.align["memory of a rank"] = "l"
     for name, size in plan.resident.items():
@@ -124,7 +124,7 @@ def cost_table(plan: Plan, device: Device) -> PrettyTable:
 
 
 def _classes(data: DataConfig) -> int | None:
-    """As the configuration says, if it makes the data; else as the data do; None where there are none."""
+    """The number of classes: as the configuration says if it makes the data, else as the data do; None without data."""
     if data.source == "synthetic":
         return data.synthetic_identities
     if isinstance(data.prepare, ProceduralConfig):
@@ -156,7 +156,7 @@ def _size(size: float) -> str:
 
 
 def parse_size(text: str) -> float:
-    """ "80GB", "80GiB" or "141e9" -> bytes."""
+    """Bytes of "80GB", "80GiB" or "141e9"."""
     found = re.fullmatch(rf"{_NUMBER}\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
     if not found or (found[3] and not found[2]):
         raise argparse.ArgumentTypeError(f"must be a number of bytes like 80GB or 80GiB, got {text!r}")
@@ -167,7 +167,7 @@ def parse_size(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """ "2000000", "2_000_000", "2,000,000", "2M" or "2e6" -> the number."""
+    """The number that "2000000", "2_000_000", "2,000,000", "2M" or "2e6" says."""
     found = re.fullmatch(rf"{_NUMBER}\s*([kmg]?)", re.sub(r"(?<=\d)[_,](?=\d{3})", "", text.strip()), re.IGNORECASE)
     count = float(found[1]) * 1000 ** " kmg".index(found[2].lower() or " ") if found else 0.0
     if not 1 <= count <= 10**12 or count != int(count):

@@ -53,7 +53,7 @@ def _least(least: float) -> AfterValidator:
 MOST, LEAST = 1e30, 1e-30  # of floats: float32 holds both, and the inverse of each
 Positive = Annotated[int, Field(gt=0, le=10**12)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
-Seed = Annotated[int, Field(ge=0, le=18 * 10**12)]  # a million times this, for one seed a rank, fits into 64 bits
+Seed = Annotated[int, Field(ge=0, le=18 * 10**12)]  # a million times this, for one seed per rank, fits into 64 bits
 PositiveFloat = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False), _least(LEAST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Moderate = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False), _least(1e-12)]

@@ -25,7 +25,7 @@ class ArchiveConfig(Section):
 
     kind: Literal["archive"]
     images: Place  # archive or folder of the training identities
-    exclude_identities: Place | None = None  # text file, an identity a line: left out of training
+    exclude_identities: Place | None = None  # text file, one identity per line: left out of training
     pairs_images: Place | None = None  # archive or folder of the evaluated images
     pairs: Place | None = None  # CSV `a,b,same` in fold order, paths inside pairs_images
     max_identities: Positive | None = None
@@ -44,7 +44,7 @@ class PartConfig(Section):
     weight: Moderate = 1.0  # an epoch reads round(weight x records) of it; 2: every record twice
     label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
     label_map: Free[Place | None] = None  # text file `identity<TAB>new id`, -1: left out
-    exclude_identities: Free[Place | None] = None  # text file, an identity a line: left out
+    exclude_identities: Free[Place | None] = None  # text file, one identity per line: left out
 
 
 class AugmentConfig(Section):
@@ -73,6 +73,8 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
+    """The training images: where they are, how they are read, in what order, and how they are altered."""
+
     source: Literal[PartSource, "synthetic"] = "recordio"
     # Where files lie may change on resume: the fingerprint of what is in them is compared.
     path: Free[Place] = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
@@ -92,7 +94,7 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=16, le=512)] = 112
     resize: bool = False  # False: a record of another size is an error
     loader: Free[Literal["jpeg", "dali"]] = "jpeg"  # docs/data.md has the figures of both
-    workers: Free[Annotated[int, Field(gt=0, le=1024)]] = 2  # decoding threads a rank
+    workers: Free[Annotated[int, Field(gt=0, le=1024)]] = 2  # decoding threads per rank
     on_corrupt: Free[Literal["stop", "skip"]] = "stop"  # at an unreadable image; skip: another record takes its place
     max_corrupt: Free[Count] = 100  # skip: different unreadable records a rank may meet in a phase; one more ends it
     flip: bool = True  # mirror half of the images

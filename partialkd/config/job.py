@@ -16,6 +16,8 @@ from partialkd.config.training import PhaseConfig
 
 
 class EvaluateConfig(Section):
+    """Verification sets that networks are scored on, and how."""
+
     sets: tuple[Place, ...] = ()  # InsightFace .bin files; a name without a folder lies in data.path
     fars: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1e-1, 1e-2, 1e-3)
     folds: Annotated[int, Field(ge=2, le=10**6)] = 10
@@ -24,6 +26,8 @@ class EvaluateConfig(Section):
 
 
 class Config(Section):
+    """The configuration of one run."""
+
     run: RunConfig
     dist: Free[DistConfig] = DistConfig()
     data: DataConfig
@@ -35,7 +39,7 @@ class Config(Section):
 
     @property
     def evaluation(self) -> EvaluateConfig:
-        """`evaluate` with the place of every set."""
+        """The section `evaluate` with the place of every set."""
         sets = tuple(
             str(Path(self.data.path) / name) if Path(name).name == name else name for name in self.evaluate.sets
         )
@@ -65,7 +69,7 @@ class Config(Section):
         return self
 
     def _check_centres(self) -> None:
-        """A classifier that nothing would read is a mistake."""
+        """Refuse a classifier that nothing would read."""
         method = self.student.method
         if self.teacher.centres != "classifier" or not isinstance(method, AdaDistillConfig):
             return
@@ -74,7 +78,7 @@ class Config(Section):
             raise ValueError(f'student.method.initial_centres {rule}, got "{method.initial_centres}"')
 
     def _check_kept_embeddings(self) -> None:
-        """Embeddings that were made once are of the images as they are in the files, and of their mirrors."""
+        """Refuse changes of images for which no kept embedding was made: those are of plain and mirrored images."""
         teacher, altering = self.teacher, self.data.altering
         if teacher.source == "records" and self.data.embeddings is None:
             raise ValueError('data.embeddings is required with teacher.source = "records"')

@@ -12,6 +12,8 @@ Scale = Annotated[float, Field(gt=0, le=16)]  # of a published network: what is 
 
 
 class ModelConfig(Section):
+    """A network of ours."""
+
     name: Literal[
         "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
         "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc",

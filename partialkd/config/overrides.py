@@ -19,7 +19,7 @@ _ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,]*?)\s*(?:,|$)""")
 
 @dataclass(frozen=True)
 class Override:
-    """One of them, read."""
+    """An override that was read."""
 
     text: str  # as it was given, cut where it is long
     parts: tuple[str, ...]
@@ -72,7 +72,7 @@ def _value(key: str, text: str, given: str) -> Any:
 
 
 def _items(text: str, texts: bool) -> list[Any]:
-    """Of a list in brackets, bare words among them; `texts`: whatever is not quoted is a word."""
+    """Items of a list in brackets, bare words among them; `texts`: whatever is not quoted is a word."""
     return [_item(item, texts) for item in _ITEM.findall(text.strip()[1:-1]) if item]
 
 

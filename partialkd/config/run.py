@@ -10,11 +10,15 @@ from partialkd.config.base import Count, Free, NonNegativeFloat, Place, Positive
 
 
 class DistConfig(Section):
+    """Where ranks run and how long they wait for each other."""
+
     timeout_s: Annotated[float, Field(gt=0, le=1e7)] = 600.0  # a collective that waits longer than this ends the run
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class RunConfig(Section):
+    """The run's name, its folder, and what it keeps and says."""
+
     name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]  # results go to <folder>/<name>
     folder: Free[Place] = "runs"
     seed: Seed = 0

@@ -33,19 +33,21 @@ def sampled_share(rate: float) -> Fraction:
 
 
 class CentresConfig(Section):
+    """How class centres are sampled, stored and multiplied with."""
+
     sample_rate: Share = 1.0  # share of the rows compared with in a step, and the batch's own classes
     importance_correction: bool = False  # a sampled sum over other classes is scaled up to what all would give
-    # Rows of the centres: bf16 and int8 (with a float32 scale a row) are rounded stochastically where they move by
+    # Rows of the centres: bf16 and int8 (with a float32 scale per row) are rounded stochastically where they move by
     # steps. int8 is for centres that no gradient moves.
     store: Free[Literal["fp32", "bf16", "int8"]] = "fp32"
     moments: Free[Literal["fp32", "bf16"]] = "fp32"  # of trainable centres' optimiser; bf16: rounded stochastically
-    second_moment: Literal["full", "row"] = "full"  # adamw; row: one number a row, the mean square of its gradient
+    second_moment: Literal["full", "row"] = "full"  # adamw; row: one number per row, the mean square of its gradient
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
     # the device; for samples of less than half (a sample_rate under 0.487).
     memory: Free[Literal["device", "host"]] = "device"
     # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; fused: Triton kernels; both CUDA
-    # only; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and
-    # agreed with chunked when the shape first came up.
+    # only; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and agreed with chunked when
+    # the shape first came up.
     backend: Free[Literal["chunked", "graphed", "fused", "auto", "reference"]] = "chunked"
     # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;
     # in the Triton kernels as the store.
@@ -68,6 +70,8 @@ class CentresConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """What moves the student, and trained centres with it."""
+
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Moderate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
@@ -100,8 +104,8 @@ class PhaseConfig(Section):
     terms: Annotated[tuple[TermConfig, ...], Before(())] = ()  # added to the method's loss, each times its weight
     epochs: Length[Annotated[float, Field(gt=0, le=1e6)]]
     max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
-    global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images an optimiser step, over all ranks and micro-steps
-    accumulation: Free[Annotated[int, Field(gt=0, le=10**6)]] = 1  # micro-steps an optimiser step
+    global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images per optimiser step, over all ranks and micro-steps
+    accumulation: Free[Annotated[int, Field(gt=0, le=10**6)]] = 1  # micro-steps per optimiser step
     zero_stage: Free[Annotated[int, Field(ge=0, le=3)]] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batchnorm: bool = False
@@ -124,7 +128,7 @@ class PhaseConfig(Section):
 
     @model_validator(mode="after")
     def _compilable(self) -> PhaseConfig:
-        """What hooks into the network's layers, or leaves it in their middle, cannot be in one compiled whole."""
+        """Refuse what hooks into the network's layers, or leaves it in their middle: it cannot be compiled as one."""
         for key, value, hinders in (
             ("zero_stage", "3", self.zero_stage == 3),
             ("sync_batchnorm", "true", self.sync_batchnorm),

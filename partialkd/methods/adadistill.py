@@ -25,7 +25,10 @@ from partialkd.methods.margins import arc_margin, cos_margin, margin_softmax
 
 
 class AdaDistill:
-    """Reports alpha (or alpha'), near 0.87 (0.67) late in the published training."""
+    """Moves the centres, then compares with them.
+
+    Reports alpha (or alpha'), which is near 0.87 (0.67) late in the published training.
+    """
 
     def __init__(self, config: AdaDistillConfig) -> None:
         self.config: MethodSection = config

@@ -28,4 +28,4 @@ class Method(Protocol):
     config: MethodSection
 
     def loss(self, centres: Centres, student: Tensor, labels: Tensor, teacher: Tensor | None) -> Outcome:
-        """student (b, D) with gradient, labels (b,), teacher (b, D) or None -> the mean loss over these b samples."""
+        """The mean loss over these b samples: student (b, D) with gradient, labels (b,), teacher (b, D) or None."""

@@ -23,7 +23,7 @@ from partialkd.methods.margins import arc_margin, margin_softmax
 
 
 class MarginDistillation:
-    """Reports the margins used."""
+    """Margin softmax with a margin per sample; reports the margins used."""
 
     def __init__(self, config: MarginDistillationConfig) -> None:
         self.config: MethodSection = config
@@ -44,7 +44,7 @@ class MarginDistillation:
         return Outcome(loss, values)
 
     def margins(self, centres: Centres, certainty: Tensor) -> Tensor:
-        """c (b,) -> m (b,) radians."""
+        """The margins m (b,) in radians of cosines c (b,)."""
         largest = certainty.nan_to_num(0.0, 0.0, 0.0).max()  # what is not finite is one sample's, not the batch's
         if not self.per_rank_maximum:
             largest = centres.world.max(largest)

@@ -1,4 +1,4 @@
-"""Margins: functions of the target cosine (b,), differentiable, and the margin softmax they belong to.
+"""Margins, differentiable functions of the target cosine (b,), and the margin softmax that they belong to.
 
 Only the target's logit carries a margin, so a margin is a function on (b,), outside the sweep
 (docs/flows.md). Margins in radians. Gradients are the true derivatives unless a function is named
@@ -20,7 +20,7 @@ EDGE = 1e-6  # acos has an infinite slope at +-1
 
 
 def arc_margin(cosine: Tensor, radians: float | Tensor) -> Tensor:
-    """ArcFace: cos(theta + m); m one number or one a sample (b,)."""
+    """ArcFace: cos(theta + m); m one number, or one per sample (b,)."""
     return combined_margin(cosine, 1.0, radians, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What to change when a rank has too little memory, each with what a rank would need then; how many identities fit.
+"""What to change when a rank has too little memory, with what it would need then, and how many identities fit.
 
 Changes are single ones, and one of two keys: rows that few of a step are sampled of, kept in the host's memory.
 """
@@ -27,7 +27,7 @@ Part = TypeVar("Part", bound=BaseModel)
 def memory_advice(
     key: str, phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
 ) -> str:
-    """For a rank that ran out of memory: what it was planned to need, its largest items, what would lower it.
+    """The message for a rank that ran out of memory: what was planned, its largest items, what would lower it.
 
     `key`: the phase's name in the configuration.
     """
@@ -50,7 +50,7 @@ def memory_advice(
 def savings(
     phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None, memory: float
 ) -> Iterator[tuple[str, Plan]]:
-    """(what to set, the plan then) for each change that is allowed and makes a rank need 1 % less or better.
+    """Changes that are allowed and make a rank need at least 1 % less, each with the plan then.
 
     The last one is the smallest number of ranks at which `memory` bytes do, or the largest that the batch allows.
     """
@@ -82,7 +82,7 @@ def behind_the_step(
 def sampling(
     phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
 ) -> Iterator[tuple[str, Plan]]:
-    """(what to set, the plan then) for lower sample rates, where most of a step's products are those of the centres."""
+    """Lower sample rates with the plan then, where most of a step's products are those of the centres."""
     flops = plan_phase(phase, data, classes, ranks, teacher).flops
     if 2 * flops["centres"] <= sum(flops.values()):
         return
@@ -95,7 +95,7 @@ def sampling(
 def identities_that_fit(
     phase: PhaseConfig, data: DataConfig, ranks: Ranks, teacher: ModelConfig | None, memory: float
 ) -> int:
-    """The most for which `memory` bytes a rank do, as the plan says, a multiple of the ranks; 0 if none does."""
+    """The most identities for which `memory` bytes per rank suffice: a multiple of the ranks, 0 if none does."""
 
     def fits(rows: int) -> bool:
         return plan_phase(phase, data, rows * ranks.size, ranks, teacher).peak <= memory
@@ -121,7 +121,7 @@ def _changes(phase: PhaseConfig, size: int) -> Iterator[tuple[str, PhaseConfig]]
 
 
 def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
-    """Keys that may save something, with the value to try."""
+    """Keys that may save memory, with the value to try."""
     centres = phase.centres
     for store in STORES[STORES.index(centres.store) + 1 :]:
         yield {"centres.store": store}
@@ -147,7 +147,7 @@ def _values(phase: PhaseConfig, size: int) -> Iterator[dict[str, str | float]]:
 
 
 def _having(section: Part, key: str, value: str | float) -> Part:
-    """ValidationError where the configuration does not allow it."""
+    """The section with one key changed; ValidationError where the configuration does not allow it."""
     name, _, rest = key.partition(".")
     part = _having(getattr(section, name), rest, value) if rest else value
     return type(section).model_validate({**dict(section), name: part})
@@ -159,7 +159,7 @@ def _divides(phase: PhaseConfig, parts: int) -> bool:
 
 
 def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, ModelConfig | None]]:
-    """(key, phase, the network of ours that teaches in it) of every phase of a run."""
+    """Every phase of a run: its key, its section, and the network of ours that teaches in it."""
     if config.teacher.source == "train" and config.teacher.train:
         yield "teacher.train", config.teacher.train, None
     yield "student", config.student, beside_student(config)
@@ -176,7 +176,7 @@ def beside_student(config: Config) -> ModelConfig | None:
 
 
 def _under(key: str, change: str) -> str:
-    """With the phase's name before each of its keys."""
+    """The change with the phase's name before each of its keys."""
     if change == AT_ONCE or change.endswith("ranks"):
         return change
     return WITH.join(f"{key}.{part}" for part in change.split(WITH))

@@ -28,7 +28,7 @@ from partialkd.models import build_model
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """One forward, or one forward and backward, of a batch."""
+    """What one forward, or one forward and backward, of a batch costs."""
 
     parameters: int  # numbers
     buffers: int  # bytes
@@ -59,7 +59,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """These were there before."""
+        """Leave out storages that were there before."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = 0
 
@@ -102,7 +102,7 @@ def network_cost(model: ModelConfig, image_size: int, batch: int, precision: str
 
 
 def _run(network: nn.Module, images: Tensor, precision: str, training: bool, allocations: _Allocations) -> int:
-    """-> bytes alive after the forward."""
+    """Run it and return the bytes alive after the forward."""
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         embeddings = network(images).float()
     kept = allocations.alive
@@ -112,7 +112,7 @@ def _run(network: nn.Module, images: Tensor, precision: str, training: bool, all
 
 
 def _make_fake(network: nn.Module, mode: FakeTensorMode) -> None:
-    """Parameters and buffers become fake ones of the same shapes."""
+    """Replace parameters and buffers by fake ones of the same shapes."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

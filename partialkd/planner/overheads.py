@@ -31,7 +31,10 @@ KERNELS_A_CHUNK, BYTES_A_KERNEL = 15, 10_000  # of a graph, about; what the driv
 
 
 def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool) -> dict[str, int]:
-    """Of rank 0. `student`: bytes of its weights, moments and buffers; `locked`: centres leave a GPU."""
+    """Bytes that rank 0 keeps for checkpoints written in the background, by part.
+
+    student: bytes of its weights, moments and buffers; locked: centres leave a GPU.
+    """
     copies = {"copy for checkpoints: student": student}
     if phase.method.centre_kind != "fixed":  # those are made again from the teacher
         sizes = [rows * x.nbytes for x in _one_row(phase)[0].state().values()]
@@ -40,7 +43,10 @@ def checkpoint_copies(phase: PhaseConfig, rows: int, student: int, locked: bool)
 
 
 def captured_sums(phase: PhaseConfig, rows: int, chunk_rows: int, sweep: int, measuring: bool) -> int:
-    """A graph of a shard's full sums; 0 where there is none. `rows`: of it; `sweep`: bytes that the sums need."""
+    """Bytes of a CUDA graph of a shard's full sums, 0 where there is none.
+
+    rows: of the shard; sweep: bytes that the sums need.
+    """
     backend, chunks = phase.centres.backend, -(-rows // chunk_rows)
     wanted = backend == "graphed" or (backend == "auto" and measuring and rows >= TUNING_ROWS)
     if not wanted or phase.centres.sample_rate < 1 or chunks > MOST_CHUNKS:
@@ -49,7 +55,7 @@ def captured_sums(phase: PhaseConfig, rows: int, chunk_rows: int, sweep: int, me
 
 
 def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int, graph: bool) -> int:
-    """While the sweeps' sums are compared; 0 where they are not.
+    """Bytes needed while the sweeps' sums are compared; 0 where they are not.
 
     `sampled`: most rows of a step; `sweep`: its needs; `graph`: whether one is measured, for the memory that it keeps.
     """
@@ -58,7 +64,7 @@ def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int, graph: bool) ->
 
 
 def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
-    """While the movement of rows by both sweeps is compared; as `measuring_sums`.
+    """Bytes needed while the movement of rows by both sweeps is compared; as `measuring_sums`.
 
     Both sweeps have rows to move as often as they like, and keep the way that others went (float32). The second one
     adds others that go, and takes the way from two matrices; then results are compared, in float32, with one more.
@@ -82,7 +88,7 @@ def _measured(phase: PhaseConfig, sampled: int, store: CentreStore, graph: bool 
 
 
 def _copied(phase: PhaseConfig, store: CentreStore) -> int:
-    """The first rows, for each sweep, where they do not lie side by side."""
+    """Bytes of the copies of the first rows, one per sweep, where these rows do not lie next to each other."""
     apart = phase.centres.sample_rate < 1 and phase.centres.memory == "device"
     return 2 * TUNING_ROWS * sum(x.nbytes for x in store.state().values()) if apart else 0
 

@@ -37,7 +37,7 @@ STORE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one rank, the one with most rows."""
+    """What one rank needs, sends and computes: the rank with the most rows."""
 
     rows: int
     resident: dict[str, int]  # bytes held all the time, by item
@@ -45,21 +45,21 @@ class Plan:
     needs: dict[str, int]  # bytes beside both of these that one part of a step needs, by part
     update: dict[str, int]  # bytes that the movement of rows needs, when the activations are gone, by part
     backward: int  # most bytes of the student's forward and backward alone
-    wire: dict[str, int]  # bytes a rank sends in an optimiser step, by collective
+    wire: dict[str, int]  # bytes that a rank sends in an optimiser step, by collective
     flops: dict[str, int] = field(default_factory=dict)  # of an optimiser step, by part
     host: dict[str, int] = field(default_factory=dict)  # bytes of the host's memory that a GPU's rank holds, by item
     copied: dict[str, int] = field(default_factory=dict)  # bytes between the two in an optimiser step, by direction
 
     @property
     def peak(self) -> int:
-        """Most bytes at once."""
+        """The most bytes that are held at once."""
         beside_activations = self.activations + max(self.needs.values(), default=0)
         return sum(self.resident.values()) + max(beside_activations, self.backward, *self.update.values())
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Of a rank's shard, the largest."""
+    """Rows of the largest shard."""
 
     all: int
     used: int  # about so many in a step
@@ -78,14 +78,17 @@ class Ranks:
 
     @classmethod
     def of(cls, config: Config, size: int, cuda: bool) -> Ranks:
-        """Those of a run."""
+        """The ranks of a run with this configuration."""
         return cls(size, cuda, config.run.checkpoint_async, config.run.deterministic)
 
 
 def plan_phase(
     phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None = None
 ) -> Plan:
-    """`teacher`: the network that runs beside the student; None where there is none or a cache of its embeddings."""
+    """The plan of a phase for the rank with the most rows.
+
+    teacher: the network that runs with the student; None where there is none or a cache of its embeddings.
+    """
     local = phase.global_batch // phase.accumulation // ranks.size
     student = network_cost(phase.model, data.image_size, local, phase.precision, training=True)
     together = local if ranks.cuda else GROUP
@@ -124,7 +127,7 @@ def plan_phase(
 
 
 def bytes_a_row(phase: PhaseConfig) -> int:
-    """Of the store, moments included."""
+    """Bytes that the store keeps per row, moments included."""
     return sum(_row_items(phase).values())
 
 
@@ -157,7 +160,7 @@ def _rows(phase: PhaseConfig, classes: int, ranks: int) -> Rows:
 
 
 def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[dict[str, int], dict[str, int]]:
-    """-> the two windows on the device, with room for every micro-step's own classes; bytes copied a step.
+    """Two windows on the device, with room for every micro-step's own classes, and the bytes copied per step.
 
     Of the batch's classes a rank owns about `local` a micro-step; moving averages send back a row for every sample.
     """
@@ -175,7 +178,7 @@ def _windows(phase: PhaseConfig, rows: Rows, local: int, ranks: int) -> tuple[di
 def _centres(
     phase: PhaseConfig, rows: Rows, batch: int, ranks: Ranks
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """-> resident items; needs of the first sweep; of the second one with its optimiser.
+    """Items held all the time; what the first sweep needs; what the second one and its optimiser need.
 
     `batch`: N.
     """
@@ -208,7 +211,7 @@ def _centres(
 
 
 def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: int, cuda: bool) -> int:
-    """A chunk of logits, and float32 copies of its rows: `copies`, and one more where the store is not float32.
+    """Bytes of a chunk: its logits, and `copies` float32 copies of its rows, one more where the store is not float32.
 
     All but the gradient and what is multiplied with are copies of one piece at a time. Where rows are sampled, those of
     the batch that were not are listed, a chunk at a time: copies throughout, and where they move a second gradient and
@@ -233,12 +236,12 @@ def _chunk_rows(phase: PhaseConfig, batch: int, size: ChunkSize, cuda: bool) -> 
 
 
 def _copied_bytes(phase: PhaseConfig, cuda: bool) -> int:
-    """Of the copy that products take of a number."""
+    """Bytes per number of the copies that products work on."""
     return HALF if cuda and rounds(phase.centres.products, cuda) else 0
 
 
 def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int]:
-    """Weights, gradients and optimiser state of a rank, as DeepSpeed's ZeRO keeps them in float32."""
+    """Bytes of weights, gradients and optimiser state per rank, as DeepSpeed's ZeRO keeps them in float32."""
     stage, whole = phase.zero_stage, cost.parameters * FLOAT
     share = -(-whole // ranks)
     items = {
@@ -253,10 +256,10 @@ def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int
 
 
 def _moments(phase: PhaseConfig) -> int:
-    """Of each number of the student."""
+    """Moments that the optimiser keeps per parameter of the student."""
     return 2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)
 
 
 def _batches(data: DataConfig, local: int, cuda: bool) -> int:
-    """Decoded images on the device: all that are read ahead on the CPU, the current ones on CUDA."""
+    """Bytes of decoded images on the device: all that are read ahead on the CPU, the current ones on CUDA."""
     return local * 3 * data.image_size**2 * FLOAT * (1 if cuda else data.workers + 2)

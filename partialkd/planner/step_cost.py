@@ -9,14 +9,14 @@ FLOAT = 4
 
 
 def wire_of(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
-    """Bytes a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
+    """Bytes that a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
     centres = {name: phase.accumulation * sent for name, sent in centre_wire(phase, local, ranks).items()}
     passes = 3 if phase.zero_stage == 3 else 2
     return {**centres, "gradients of the student": passes * parameters * FLOAT * (ranks - 1) // ranks}
 
 
 def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
-    """The centres' part of a micro-step with `local` samples a rank."""
+    """Bytes that a rank sends for the centres in a micro-step of `local` samples per rank."""
     dim, others = phase.model.embedding_dim, ranks - 1
     both = 2 if phase.method.centre_kind == "ema" else 1  # which send the teacher's
     counts = phase.centres.importance_correction and phase.centres.sample_rate < 1
@@ -39,9 +39,9 @@ def flops_of(
     teacher: NetworkCost | None,
     teacher_calls: float,
 ) -> dict[str, int]:
-    """Of an optimiser step on one rank; the teacher's traced batch fits `teacher_calls` times into the local one.
+    """Floating-point operations of an optimiser step on one rank, by part.
 
-    Where rows are sampled the batch's classes that were not are multiplied with as well: on CUDA a row for each of the
+    The teacher's traced batch fits `teacher_calls` times into the local one. Where rows are sampled the batch's classes that were not are multiplied with as well: on CUDA a row for each of the
     N samples, whoever owns it; on the CPU the rank's own, some N / W.
     """
     sampled, batch = phase.centres.sample_rate < 1, local * ranks
