@@ -41,9 +41,9 @@ def flops_of(
 ) -> dict[str, int]:
     """Floating-point operations of an optimiser step on one rank, by part.
 
-    The teacher's traced batch fits `teacher_calls` times into the local one. Where rows are sampled, the batch's classes
-    that were not are multiplied with as well: on CUDA one row for each of the N samples, whoever owns it; on the CPU the
-    rank's own, some N / W.
+    The teacher's traced batch fits `teacher_calls` times into the local one. Where rows are sampled, the classes of the
+    batch that were not are multiplied with as well: on CUDA one row for each of the N samples, whoever owns it; on the
+    CPU the rank's own, some N / W.
     """
     sampled, batch = phase.centres.sample_rate < 1, local * ranks
     used = max(1, int(rows * sampled_share(phase.centres.sample_rate)))
