@@ -1,4 +1,4 @@
-"""What makes a folder a checkpoint: its name, its manifest, its sizes; publishing one and removing old ones.
+"""Folders that are checkpoints: name, manifest and sizes; publishing one and removing old ones.
 
 A checkpoint is called `step_000000123`, or `step_000000123-2` where one of that step was there already: nothing has to
 make way before its successor is there, and the higher number is the newer. It is written in a hidden folder,
@@ -29,7 +29,7 @@ NAME = re.compile(r"step_(\d{9,})(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """Facts that a checkpoint says of itself."""
 
     step: int
     world_size: int  # that saved it
@@ -47,12 +47,12 @@ def complete(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The complete checkpoint with the most steps; one process's view: let one rank choose and tell the others."""
+    """Find the complete checkpoint with the most steps; one process's view: let one rank choose and tell the others."""
     return next(reversed(complete(root)), None)
 
 
 def best(root: Path) -> Path | None:
-    """The complete checkpoint with the lowest score, the newest of equal ones; None if none has a score."""
+    """Find the complete checkpoint with the lowest score, the newest of equal ones; None if none has a score."""
     lowest, found = math.inf, None
     for path in complete(root):
         score = read_manifest(path).score
@@ -62,13 +62,13 @@ def best(root: Path) -> Path | None:
 
 
 def written(root: Path) -> list[Path]:
-    """Whatever is called like a checkpoint, by step, oldest first."""
+    """List whatever is called like a checkpoint, by step, oldest first."""
     found = [path for path in root.glob("step_*") if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: _order(path.name))
 
 
 def fault(path: Path) -> str | None:
-    """What keeps this folder from being a complete checkpoint; None if nothing does. Reads the manifest only."""
+    """Say what keeps a folder from being a complete checkpoint; None if nothing does. Reads the manifest only."""
     try:
         for name, expected in read_manifest(path).files.items():
             check_size(path / name, expected)
@@ -85,7 +85,7 @@ def verify(path: Path) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint `path`."""
+    """Read the manifest of the checkpoint `path`."""
     facts = read_checked(path, CheckpointError, FORMAT, required=True)
     try:
         del facts["format"]
@@ -106,7 +106,7 @@ def _order(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a checkpoint is written, and what it will be called."""
+    """Place where a checkpoint is written, and what it will be called."""
 
     partial: Path
     final: Path

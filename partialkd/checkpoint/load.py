@@ -8,7 +8,7 @@
       manifest.json              format, step, world size, classes, score, size and checksum of every file
 
 Each rank writes and checksums its own files into a hidden folder; when all are on the disk, rank 0 adds the manifest
-and renames the folder (checkpoint_saver.py, checkpoint_files.py). Killed at any byte of this, a run has the checkpoints
+and renames the folder (saver.py, folder.py). Killed at any byte of this, a run has the checkpoints
 that it had before. Loading reads each file once, on the ranks that need it, and compares what it read with the
 checksum; nothing is given out before everything has been checked on every rank. Nothing is pickled.
 `<root>` must be one folder seen by all ranks, and one run's own. Loaded tensors are on the CPU.
@@ -37,7 +37,7 @@ from partialkd.world.world import World
 
 
 def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
-    """Collective. What this rank needs of a checkpoint written at any world size.
+    """Load what this rank needs of a checkpoint written at any world size; collective.
 
     At the saved world size `local` is this rank's own. At another it is the same on every rank: floating-point
     "buffer.*" entries are the mean over all saved ranks, "rng.*" entries are absent, others are rank 0's.
@@ -47,7 +47,7 @@ def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
 
 
 def load_newest(root: Path, world: World, shard: range, num_classes: int) -> tuple[Path, Snapshot] | None:
-    """Collective. The newest checkpoint that is undamaged; None if there never was one.
+    """Load the newest checkpoint that is undamaged, collectively; None if there never was one.
 
     Rank 0 warns of each that it passes over, saying why. Raises CheckpointError if there are some and all are damaged:
     a run that has lost its checkpoints does not begin again by itself.
@@ -86,14 +86,14 @@ def _read(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
 
 
 def read_local(path: Path, files: Files, saved_by: int, world: World) -> dict[str, Tensor]:
-    """The local state of this rank, or what is to take its place on ranks that are not those that saved."""
+    """Read the local state of this rank, or what takes its place on ranks that are not those that saved."""
     ranks = [world.rank] if saved_by == world.size else range(saved_by)
     saved = [read_tensors(path / local_file(rank), files[local_file(rank)]) for rank in ranks]
     return saved[0] if saved_by == world.size else _shared_local(saved)
 
 
 def _shared_local(saved: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The local state for ranks that are not those that saved, from all of theirs."""
+    """Make the local state for ranks that are not those that saved, from all of theirs."""
     shared = {key: value for key, value in saved[0].items() if not key.startswith("rng.")}
     for key, value in shared.items():
         if key.startswith("buffer.") and value.is_floating_point():

@@ -35,12 +35,12 @@ CONFIG = "config.toml"  # of the run
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is called like a checkpoint and is a folder."""
+    """Say whether a path is a folder that is called like a checkpoint."""
     return path.is_dir() and NAME.fullmatch(path.resolve().name) is not None
 
 
 def chosen(path: Path, which: str | None = None, phase: str = "student") -> Path:
-    """The network file or checkpoint that a path stands for; a file and a checkpoint stand for themselves."""
+    """Find the network file or checkpoint that a path stands for; a file and a checkpoint stand for themselves."""
     if not path.is_dir() or is_checkpoint(path):
         if which is not None:
             raise CheckpointError(f"{path}: best, last or a step can be chosen in a run folder only")
@@ -65,7 +65,7 @@ def chosen(path: Path, which: str | None = None, phase: str = "student") -> Path
 
 
 def checkpoint_network(path: Path) -> tuple[Network, ModelConfig, int]:
-    """The network of a checkpoint on the CPU in eval mode, its configuration and image size."""
+    """Open the network of a checkpoint, on the CPU in eval mode, with its configuration and image size."""
     manifest = read_manifest(path)
     files = manifest.files
     progress = json.loads(read_bytes(path / PROGRESS, files[PROGRESS]))
@@ -84,7 +84,7 @@ def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _description(path: Path, progress: dict[str, Any]) -> tuple[ModelConfig, int]:
-    """What the checkpoint says of its network; of an earlier version, the run's configuration says the image size."""
+    """Read what a checkpoint says of its network; of an earlier version, the run's configuration has the image size."""
     config = ModelConfig.model_validate(progress["model"])
     if "image_size" in progress:
         return config, progress["image_size"]

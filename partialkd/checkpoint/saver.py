@@ -48,7 +48,7 @@ class Saver:
         self._pending: _Background | None = None
 
     def save(self, snapshot: Snapshot, score: float | None = None) -> Path:
-        """Collective. Write a checkpoint, or begin to -> what it is or will be called.
+        """Write a checkpoint, or begin to, collectively -> what it is or will be called.
 
         The snapshot's tensors may change once this returns. Raises what this save, or one before in the background,
         met. `score`: lower is better; with keep_best, the lowest one is kept beside the newest.
@@ -76,7 +76,7 @@ class Saver:
         return target.final
 
     def wait(self) -> None:
-        """Collective. Until the last save is complete; raises CheckpointError on every rank if it failed."""
+        """Wait until the last save is complete, collectively; CheckpointError on every rank if it failed."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -95,7 +95,7 @@ class Saver:
             pending.abandon()  # whatever else went wrong: a peer that died, say
 
     def close(self) -> None:
-        """Not collective: for the end of a run, failed or not. A save in the background gets `GRACE_S` to end in."""
+        """End, with the run, failed or not; not collective. A save in the background gets `GRACE_S` to end in."""
         if self._pending is not None:
             self._pending.join(GRACE_S)
             self._pending.abandon()
@@ -116,7 +116,7 @@ class _Work:
         return write_own(self.target.partial, self.snapshot, self.world.rank)
 
     def publish(self, everyone: list[Files]) -> None:
-        """On rank 0, given the files of all ranks."""
+        """Publish the checkpoint, given the files of all ranks; on rank 0."""
         if self.world.is_main:
             files = {name: total for files in everyone for name, total in files.items()}
             snapshot = self.snapshot

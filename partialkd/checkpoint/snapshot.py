@@ -1,4 +1,4 @@
-"""What a run saves, checked before anything is written; each rank's part of it as files.
+"""Snapshots, which are what a run saves: checked before anything is written; each rank's part of one as files.
 
 Shapes: centre tensors (len(shard), ...); everything else as it comes. Errors: `CheckpointError`.
 """
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class Snapshot:
-    """Everything a run needs to go on, as one rank has it."""
+    """All that a run needs to go on, as one rank has it."""
 
     step: int  # optimiser steps done
     student: dict[str, Tensor]  # full and flat; needed on rank 0 when saving, present on every rank after loading
@@ -46,7 +46,7 @@ def local_file(rank: int) -> str:
 
 
 def check(snapshot: Snapshot, score: float | None, world: World) -> None:
-    """Collective. CheckpointError on every rank if what the ranks have does not make one checkpoint.
+    """Raise CheckpointError on every rank if what the ranks have does not make one checkpoint; collective.
 
     Centres that are not finite are not looked for here: training has just done so, and names their classes.
     """
@@ -72,7 +72,7 @@ def check(snapshot: Snapshot, score: float | None, world: World) -> None:
 
 
 def write_own(folder: Path, snapshot: Snapshot, rank: int) -> Files:
-    """Not collective. Write what is this rank's to write -> its files."""
+    """Write what is this rank's to write -> its files; not collective."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not there: the folder must be shared by all ranks")
     files = {local_file(rank): write_tensors(folder / local_file(rank), snapshot.local)}
@@ -111,7 +111,7 @@ class Staging:
 
 
 def everywhere(world: World, doing: str, action: Callable[[], T]) -> T:
-    """Collective. Run `action` on every rank; CheckpointError on all of them if it fails on any."""
+    """Run `action` on every rank, collectively; CheckpointError on all of them if it fails on any."""
 
     def acting() -> T:
         try:

@@ -50,7 +50,7 @@ LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves is not alarmin
 
 
 def skipping(config: Config) -> bool:
-    """Whether a step that is not finite is left out instead of ending the phase."""
+    """Say whether a step that is not finite is left out instead of ending the phase."""
     return config.health.on_nonfinite == "skip"
 
 
@@ -84,14 +84,14 @@ class Health:
     def watch(
         self, batch: FaceBatch, student: Tensor, teacher: Tensor | None, loss: Tensor, gradient: Tensor
     ) -> Tensor:
-        """The gradient (b, D) of the embeddings to go on with: NaN in all of it if anything is not finite."""
+        """Return the gradient (b, D) of the embeddings to go on with: all NaN if anything is not finite."""
         kept, gradient = watched(batch, student, teacher, loss, gradient)
         self._micro_steps.append(kept)
         self._gradients.next_into(kept.names, kept.sums)
         return gradient
 
     def stepped(self) -> None:
-        """Collective. After an optimiser step that was taken."""
+        """Note an optimiser step that was taken, and check when that is due; collective."""
         if self.student.phase.zero_stage == 0 and not self.skipping:  # otherwise the norm has been looked at
             self._unseen.append((self.student.steps, self.student.norm, self._micro_steps))
         self._micro_steps = []
@@ -100,7 +100,7 @@ class Health:
             self.check()
 
     def failed(self) -> None:
-        """Collective. Instead of an optimiser step whose gradient is not finite: raises, or puts everything back."""
+        """Raise for an optimiser step whose gradient is not finite, or put everything back; collective."""
         micro_steps, self._micro_steps = self._micro_steps, []
         text = self._nonfinite(self.student.steps + 1, micro_steps)
         if not self.skipping:
@@ -112,7 +112,7 @@ class Health:
         self._warn(f"{text}; left out, {self.skipped} of at most {self.config.max_skipped}")
 
     def check(self, everything: bool = False) -> None:
-        """Collective. Whatever can be found wrong between two steps; `everything`: all centres, as before saving."""
+        """Look for all that can be wrong between two steps; `everything`: in all centres, before saving; collective."""
         unseen, self._unseen = self._unseen, []
         norms = torch.stack([norm for _, norm, _ in unseen]).tolist() if unseen else []
         for norm, (step, _, micro_steps) in zip(norms, unseen, strict=True):
@@ -126,7 +126,7 @@ class Health:
             self._end([problem] if problem else [])
 
     def logged(self, loss: float) -> dict[str, float]:
-        """With every logged loss -> counters for the log, those that are not zero."""
+        """Look at a logged loss -> counters for the log, those that are not zero."""
         alarm = self.spikes.look(loss)
         if alarm:
             self._warn(f"{self.name}: the loss of step {self.student.steps} is {alarm}")
@@ -134,7 +134,7 @@ class Health:
         return {key: value for key, value in counters.items() if value}
 
     def state(self) -> dict[str, int]:
-        """What a resumed phase goes on counting from."""
+        """Say what a resumed phase goes on counting from."""
         return {"skipped": self.skipped}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class Spikes:
         self._window: deque[float] = deque(maxlen=WINDOW)
 
     def look(self, loss: float) -> str | None:
-        """What is alarming about this loss, or None."""
+        """Say what is alarming about this loss, or None."""
         before, alarm = list(self._window), None
         self._window.append(loss)
         if self.factor and len(before) >= ENOUGH:

@@ -1,4 +1,4 @@
-"""Where NaN or infinity in a step came from: rank, samples, centres or parameter, told after the fact.
+"""Finding where NaN or infinity in a step came from: rank, samples, centres or parameter, told after the fact.
 
 While a step runs nothing here waits for the device: per micro-step it keeps which images, embeddings of teacher and
 student, and rows of the loss's gradient were not finite (4, b), and a sum for the gradient of every parameter (P,).
@@ -32,7 +32,7 @@ _PER_SAMPLE = ("image", "teacher's embedding", "student's embedding", "loss")
 
 @dataclass(frozen=True)
 class MicroStep:
-    """What is kept of one micro-step of this rank until its step is known to be good."""
+    """Traces of one micro-step of this rank, kept until its step is known to be good."""
 
     records: Tensor  # (b,) int64, CPU
     broken: Tensor  # (4, b) bool, rows as _PER_SAMPLE, on the device
@@ -50,7 +50,7 @@ class GradientWatch:
         self._handles = [p.register_hook(partial(self._see, name)) for name, p in parameters]
 
     def next_into(self, names: list[str], sums: list[Tensor]) -> None:
-        """The coming backward pass is noted in these lists."""
+        """Note the coming backward pass in these lists."""
         self._names, self._sums = names, sums
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def explain(micro_steps: Sequence[MicroStep], source: Source, store: CentreStore, world: World) -> str:
-    """Collective. The earliest cause, and the ranks that have it."""
+    """Name the earliest cause, and the ranks that have it; collective."""
     found = world.gather_objects(_cause(micro_steps, source, store))
     earliest = min(found, key=lambda one: CAUSES.index(one[0]))[0]
     if earliest == "nothing":

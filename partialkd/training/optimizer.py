@@ -24,14 +24,14 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 
 def moment_keys(config: OptimizerConfig) -> tuple[str, ...]:
-    """What the optimiser remembers of every parameter, by torch's names."""
+    """Name what the optimiser remembers of every parameter, as torch does."""
     if config.name == "adamw":
         return ("exp_avg", "exp_avg_sq")
     return ("momentum_buffer",) if config.momentum else ()
 
 
 def trained(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that an optimiser moves."""
+    """Give the parameters that an optimiser moves."""
     return (parameter for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: log lines or a bar, metrics.jsonl, TensorBoard. Rank 0 only.
+"""Log lines or a bar, metrics.jsonl and TensorBoard: what a run says of itself while it runs. Rank 0 only.
 
 metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
 (when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is

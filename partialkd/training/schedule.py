@@ -30,7 +30,7 @@ class Schedule:
 
     @classmethod
     def of_phase(cls, phase: PhaseConfig, micro_steps: int, key: str = "student") -> Schedule:
-        """The schedule of a phase whose epoch has `micro_steps` micro-steps. `max_steps` does not shorten it."""
+        """Lay the schedule over a phase whose epoch has `micro_steps`; `max_steps` does not shorten it."""
         steps_per_epoch = micro_steps // phase.accumulation
         if steps_per_epoch < 1:
             raise ConfigError(
@@ -41,7 +41,7 @@ class Schedule:
         return schedule
 
     def factor(self, step: int) -> float:
-        """What the learning rate is multiplied with at optimiser step `step`."""
+        """Factor on the learning rate at optimiser step `step`."""
         return warmup(self.config.warmup_steps, step) * self._decay(step)
 
     def _decay(self, step: int) -> float:
@@ -91,5 +91,5 @@ def progress(step: int, start: int, end: int) -> float:
 
 
 def milestones_passed(milestones: tuple[int, ...], step: int) -> int:
-    """How many of the milestones (in steps) have begun at `step`."""
+    """Count the milestones (in steps) that have begun at `step`."""
     return sum(step >= milestone for milestone in milestones)

@@ -23,7 +23,7 @@ class Scoring:
         self.seconds = 0.0  # of all scorings of this start
 
     def scores(self, network: nn.Module) -> tuple[dict[str, PairScores] | None, float]:
-        """Collective. Score a network in eval mode -> scores by set (None: asked to stop meanwhile), seconds."""
+        """Score a network in eval mode, collectively -> scores by set (None: asked to stop meanwhile), seconds."""
         context, data = self.context, self.context.config.data
         if context.world.device.type == "cuda":
             torch.cuda.synchronize(context.world.device)  # what is still to be computed is training

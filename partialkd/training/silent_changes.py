@@ -21,7 +21,7 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
-    """(n,) int64, one a tensor."""
+    """Sum the bits of each tensor -> (n,) int64."""
     sums = [x.detach().view(_WORDS[x.element_size()]).sum(dtype=torch.int64) for x in tensors]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
@@ -34,7 +34,7 @@ class Frozen:
         self._before = self._sums()
 
     def problem(self) -> str | None:
-        """What changed, or None."""
+        """Name what changed, or None."""
         now = self._sums()
         changed = [name for name in self._before if now.get(name) != self._before[name]]
         return f"the teacher changed while the student was trained: {first_few(changed)}" if changed else None
@@ -57,7 +57,7 @@ class CentreSweep:
         self._sums: dict[torch.device, Tensor] = {}  # NaN or infinity once a row was
 
     def step(self, working: CentreStore) -> None:
-        """After an optimiser step, with what it worked on. Does not wait for the device."""
+        """Look at a slice of what an optimiser step worked on, after it; does not wait for the device."""
         rows = slice(None)
         if working is self.store:
             rows = slice(self._next, self._next + self._rows)
@@ -65,7 +65,7 @@ class CentreSweep:
         self._add(working, rows)
 
     def problem(self, everything: bool) -> str | None:
-        """Of what was looked at since the last time, or of everything. The store must be up to date."""
+        """Name what is wrong in what was looked at since, or in everything; the store must be up to date."""
         if everything:
             self._add(self.store, slice(None))
         broken = not all(bool(total.isfinite()) for total in self._sums.values())

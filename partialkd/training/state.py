@@ -1,4 +1,4 @@
-"""What a run needs to go on from here, as a checkpoint's Snapshot: taken from a phase in training, put back into one.
+"""The state of a phase in training as a checkpoint's Snapshot: captured between two steps, and restored.
 
 The number of ranks, the micro-steps a step, the ZeRO stage and the precision in which centres are kept may all differ
 between the two. What must be equal stands in `identity`, and follows from the
@@ -50,7 +50,7 @@ class Counting(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a phase that have a state, each of which gives and takes its own."""
+    """Parts of a phase that have a state, each of which gives and takes its own."""
 
     student: Student
     centres: Centres
@@ -59,7 +59,7 @@ class Parts:
 
 
 def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
-    """What must be equal for a run to be the same run; `data`, `teacher`: fingerprints of its records and teacher."""
+    """List what must be equal in the same run; `data`, `teacher`: fingerprints of its records and teacher."""
     return {
         "phase": name,
         "seed": config.run.seed,
@@ -70,7 +70,7 @@ def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: 
 
 
 def capture(parts: Parts, facts: dict[str, Any]) -> Snapshot:
-    """Collective. The state of a phase between two optimiser steps; facts: its identity."""
+    """Take the state of a phase between two optimiser steps, collectively; facts: its identity."""
     student, store, centres = parts.student, parts.centres.store, parts.centres.state()
     return Snapshot(
         step=student.steps,
@@ -84,7 +84,7 @@ def capture(parts: Parts, facts: dict[str, Any]) -> Snapshot:
 
 
 def restore(snapshot: Snapshot, parts: Parts, facts: dict[str, Any], path: Path) -> None:
-    """Collective. Put a snapshot, loaded from `path`, into a phase of the same identity."""
+    """Put a snapshot, loaded from `path`, into a phase of the same identity; collective."""
     world, saved = parts.student.world, snapshot.progress
     changes = identity_changes(saved, facts).items()
     problem = "; ".join(f"{path}: made with {key} = {was!r}, this run has {now!r}" for key, (was, now) in changes)
@@ -97,7 +97,7 @@ def restore(snapshot: Snapshot, parts: Parts, facts: dict[str, Any], path: Path)
 
 
 def stream_seed(seed: int, rank: int, step: int) -> int:
-    """The seed of a rank's random numbers from `step` on: another one for each (seed, rank, step)."""
+    """Make the seed of a rank's random numbers from `step` on: another one for each (seed, rank, step)."""
     digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -98,7 +98,7 @@ class Student:
 
     @property
     def grad_norm(self) -> float | None:
-        """Of the last optimiser step, before clipping; NaN if it was not finite. Reading it waits for the device."""
+        """Norm of the last gradient before clipping; NaN if it was not finite. Reading it waits for the device."""
         if self.norm is None:
             return None
         norm = float(self.norm)
@@ -115,7 +115,7 @@ class Student:
         self.engine.backward((embeddings * gradient).sum())
 
     def step(self) -> bool:
-        """After each backward. True if this micro-step was the last of its optimiser step, which is then done."""
+        """Step, after each backward -> True if this micro-step was the last of its optimiser step, now done."""
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
             return False
@@ -133,7 +133,7 @@ class Student:
     # ------------------------------------------------------------------------------------------------ state
 
     def network(self) -> nn.Module:
-        """Collective. A plain float32 copy in eval mode on every rank, running statistics averaged over ranks."""
+        """Copy the network, collectively: plain float32, in eval mode, running statistics averaged over ranks."""
         network = copy.deepcopy(self._blank).to_empty(device=self.world.device).eval()
         averaged = {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
         with torch.no_grad():
@@ -145,7 +145,7 @@ class Student:
         return network
 
     def state(self) -> dict[str, Tensor]:
-        """Collective. On rank 0, on the CPU: "param.<name>", "moment.<key>.<name>", "counter.steps"; else {}."""
+        """Give the full state, collectively: "param.<name>", "moment.<key>.<name>", "counter.steps"; on rank 0."""
         self._between_steps("state")
         full = {"counter.steps": torch.tensor(self.steps)} if self.world.is_main else {}
         for key, value in self._entries():
@@ -154,12 +154,12 @@ class Student:
         return full
 
     def local_state(self) -> dict[str, Tensor]:
-        """This rank's buffers "buffer.<name>", on the CPU."""
+        """Give this rank's buffers "buffer.<name>", on the CPU."""
         buffers = self.engine.module.named_buffers()
         return {f"buffer.{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
 
     def load_state(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> None:
-        """Collective. Continue from `state` (given to every rank) and a rank's `local_state`."""
+        """Continue from `state` (given to every rank) and a rank's `local_state`; collective."""
         self._between_steps("load_state")
         self.world.agree(self._problem(full, local), CheckpointError)
         steps = int(full["counter.steps"])
@@ -177,7 +177,7 @@ class Student:
         self.steps = steps
 
     def _problem(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> str | None:
-        """What is wrong with a state, or None."""
+        """Say what is wrong with a state, or None."""
         given = full | local
         for key, shape in self._expected(started=bool(full.get("counter.steps", 0))):
             if key not in given:
@@ -219,7 +219,7 @@ class Student:
         return engine
 
     def _step_at(self, lr: float) -> bool:
-        """False if the gradient was not finite, and nothing changed."""
+        """Step at this learning rate -> False if the gradient was not finite, and nothing changed."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         applied = True
@@ -248,7 +248,7 @@ class Student:
         self.norm = None
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
-        """Collective. Every parameter and moment in full, one at a time."""
+        """Give every parameter and moment in full, one at a time; collective."""
         for name, parameter in self.engine.module.named_parameters():
             yield f"param.{name}", self._values.parameter(parameter)
             for key in self._moments if parameter.requires_grad and self.steps else ():

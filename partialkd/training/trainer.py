@@ -5,7 +5,7 @@ A micro-step: embeddings (b, D) of the student, of the teacher if the method ask
 the sharded centres, its gradient back to the embeddings and through the student. After `accumulation` of them
 the student takes its step and, at the same learning rate, trainable centres take theirs.
 
-When a rank is asked to stop (stopping.py), all ranks finish the step they agree on, save, and raise `Preempted`.
+When a rank is asked to stop (stop_signals.py), all ranks finish the step they agree on, save, and raise `Preempted`.
 The agreement costs a collective about once a second.
 
 A step whose loss or gradient is not finite ends the phase or is left out (health.py); so do other numbers gone wrong.
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
-    """The order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
+    """Plan the order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
     key, data = key_of(name), config.data
     check_batch(key, phase, world.size)
     order = make_order(data, source, phase.global_batch, config.run.seed)
@@ -87,7 +87,7 @@ def check_batch(key: str, phase: PhaseConfig, size: int) -> None:
 
 
 def key_of(name: str) -> str:
-    """Where a configuration has this phase."""
+    """Name the section of the configuration that has this phase."""
     return "teacher.train" if name == "teacher" else name
 
 
@@ -139,7 +139,7 @@ class Trainer:
         return min(self.student.total_steps, self.phase.max_steps or self.student.total_steps)
 
     def run(self, resume: bool = False) -> torch.nn.Module:
-        """Collective. Train to the end -> the trained network, in eval mode, equal on all ranks."""
+        """Train to the end, collectively -> the trained network, in eval mode, equal on all ranks."""
         if resume:
             self.resume()
         try:
@@ -153,14 +153,14 @@ class Trainer:
         return self.student.network()
 
     def _telling(self) -> Progress:
-        """What a run says of itself, from here on."""
+        """Begin to tell what the run does, from here on."""
         tensorboard, done = self.config.run.tensorboard, self.student.steps
         self._speed = Throughput(self.phase.global_batch, done)
         self._progress = Progress(self.context.folder, self.name, self.last_step, self.world, tensorboard, done)
         return self._progress
 
     def _save_last(self) -> None:
-        """Collective. The last step on the disk, and scored if `run.keep_best`: a resumed run makes up for it."""
+        """Save the last step, collectively, scored if `run.keep_best`: a resumed run makes up for it."""
         if self._saved_step != self.student.steps or not self._scored:
             self.save(self._score())
         self.saver.wait()
@@ -240,7 +240,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------- save and resume
 
     def save(self, score: float | None = None) -> Path:
-        """Collective. Everything the run needs to go on from here; refused if numbers went wrong.
+        """Save all that the run needs to go on from here, collectively; refused if numbers went wrong.
 
         Complete when `saver.wait` returns; with `run.checkpoint_async` not before.
         """
@@ -253,7 +253,7 @@ class Trainer:
         return path
 
     def _score(self) -> float | None:
-        """Collective. How bad the student is now, for `run.keep_best`: its mean share of wrong pairs in all sets."""
+        """Score the student now, collectively, for `run.keep_best`: its mean share of wrong pairs in all sets."""
         if not self.config.run.keep_best:
             return None
         scores, seconds = self.scoring.scores(self.student.network())
@@ -264,7 +264,7 @@ class Trainer:
         return share_wrong(scores)
 
     def resume(self) -> None:
-        """Collective. Go on from the newest undamaged checkpoint, saved on any number of ranks, if there is one."""
+        """Go on from the newest undamaged checkpoint, of any number of ranks, if there is one; collective."""
         shard, classes = self.store.shard, self.store.num_classes
         found = checkpoint.load_newest(self._checkpoints, self.world, shard, classes)
         if found is None:

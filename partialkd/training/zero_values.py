@@ -18,13 +18,13 @@ from partialkd.world.world import World
 
 
 class FullValues:
-    """Of the parameters of one optimiser under one DeepSpeed engine."""
+    """Values of the parameters of one optimiser under one DeepSpeed engine."""
 
     def __init__(self, deepspeed: Any, optimizer: torch.optim.Optimizer, stage: int, world: World) -> None:
         self.deepspeed, self.optimizer, self.stage, self.world = deepspeed, optimizer, stage, world
 
     def parameter(self, parameter: nn.Parameter) -> Tensor:
-        """Its value, on every rank."""
+        """Give a parameter's value, on every rank."""
         value = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
         if value is not None:
             return value
@@ -32,13 +32,13 @@ class FullValues:
             return parameter.detach().clone()
 
     def moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """What the optimiser remembers of it under `key`, on every rank."""
+        """Give what the optimiser remembers of a parameter under `key`, on every rank."""
         if self.stage == 0:
             return self.optimizer.state[parameter][key]
         return self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Given on every rank."""
+        """Set a parameter's value, given on every rank."""
         value = value.to(self.world.device, torch.float32).contiguous()
         if self.stage == 3:
             self.deepspeed.utils.safe_set_local_fp32_param(parameter, self._own_part(parameter, value))
@@ -47,7 +47,7 @@ class FullValues:
         self._refresh(parameter, value)
 
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Given on every rank; the optimiser must have made its state."""
+        """Set what the optimiser remembers, given on every rank; it must have made its state."""
         value = value.to(self.world.device, torch.float32).contiguous()
         if self.stage == 0:
             self.optimizer.state[parameter][key].copy_(value)
@@ -57,12 +57,12 @@ class FullValues:
             self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
 
     def _refresh(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """The working copy."""
+        """Set the working copy."""
         with torch.no_grad(), self.deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(value)
 
     def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """What stage 3 keeps of a value on this rank: equal parts, the last ones padded.
+        """Cut out what stage 3 keeps of a value on this rank: equal parts, the last ones padded.
 
         DeepSpeed would cut this part out of a full value itself, but fails where it has padding.
         """
@@ -72,5 +72,5 @@ class FullValues:
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of its value: a parameter that stage 3 has sharded is empty itself."""
+    """Tell the shape of a parameter's value: one that stage 3 has sharded is empty itself."""
     return getattr(parameter, "ds_shape", parameter.shape)
