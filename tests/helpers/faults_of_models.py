@@ -271,7 +271,7 @@ TEACHERS = (
     Fault(
         "teacher cache, manifest of junk",
         make.teacher_cache(lambda cache: put(cache / "manifest.json", "{")),
-        r"manifest\.json: damaged: JSONDecodeError",
+        r"manifest\.json: damaged: not the JSON of a manifest",
         TeacherError,
     ),
     Fault(
