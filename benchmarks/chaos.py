@@ -1,8 +1,8 @@
 """Faults until the job is done, at random moments: kill -9 of ranks and of the launcher, SIGSTOP of ranks, SIGHUP to
 all, and a standard output that nobody reads any more, which must not end the job.
 
-    python benchmarks/chaos.py [--faults 100] [--pairs 10] [--damages 60] [--minutes 60] [--seed 0] [--ranks 2]
-                               [--folder FOLDER] [--out FILE]
+    python benchmarks/chaos.py [--faults 100] [--kinds KIND ...] [--pairs 10] [--damages 60] [--minutes 60] [--seed 0]
+                               [--ranks 2] [--folder FOLDER] [--out FILE]
 
 Short: --faults 5 --pairs 2 --damages 6.
 
@@ -89,7 +89,8 @@ class Soak:
                 check(self.job)
                 self.job = self.next_job()
                 continue
-            self.deck = self.deck or self.rng.sample([*KINDS], sum(KINDS.values()), counts=[*KINDS.values()])
+            counts = [KINDS[kind] for kind in self.args.kinds]
+            self.deck = self.deck or self.rng.sample(self.args.kinds, sum(counts), counts=counts)
             kind = self.deck.pop()
             doing = self.job.doing()
             if make_fault(self.job, kind, self.rng):
@@ -136,6 +137,7 @@ def say(text: str) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="of faults (default: all)")
     parser.add_argument("--pairs", type=int, default=10, help="times that two jobs are started at once")
     parser.add_argument("--damages", type=int, default=60, help="files that are damaged, one a start")
     parser.add_argument("--minutes", type=float, default=60.0, help="no more faults after this long")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from partialkd.world.command import command
 
-from partialkd.commands.align import main
+
+def main() -> int:
+    """Exit status."""
+    from partialkd.commands.align import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command(main, progress="stderr"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from partialkd.align.template import SIDE
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import DataError, PartialKDError, printable
 from partialkd.storage.atomic_files import refuse_existing
+from partialkd.world.command import say_error
+from partialkd.world.messages import output
 
 EXAMPLES = """examples:
   python launch/align.py photos/ aligned/ --detector face_detection_yunet.onnx
@@ -48,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total = len(list_images(args.folder))
         for _ in align_folder(args.folder, args.out, find, made_with, options):
             pass
-        print(summary(args.out, total))
+        output(*summary(args.out, total).split("\n"))
         if args.rec:
             count, _ = pack(args.out, args.rec, PackOptions(workers=args.workers))
-            print(f"{args.rec}: {count} images packed")
+            output(f"{args.rec}: {count} images packed")
     except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
+        say_error(error)
         return 1
     return 0
 

@@ -8,7 +8,6 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from partialkd.errors import PartialKDError
 from partialkd.export.onnx import TOLERANCE, export
 from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
+from partialkd.world.command import say_error
+from partialkd.world.messages import output
 
 
 def described(path: Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         done = export(*described(chosen(args.model, args.checkpoint, args.phase)), args.folder, args.tolerance)
     except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
+        say_error(error)
         return 1
-    print(f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
+    output(f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
     return 0

@@ -6,12 +6,13 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.errors import PartialKDError
 from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
+from partialkd.world.command import say_error
+from partialkd.world.messages import output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = import_checkpoint(args.symbol, args.params, args.folder, args.image_size)
     except (PartialKDError, OSError) as error:
-        print(error, file=sys.stderr)
+        say_error(error)
         return 1
-    print(f"{args.folder / MODEL_FILE}: {found.config.name}, images of {found.image_size} pixels")
+    output(f"{args.folder / MODEL_FILE}: {found.config.name}, images of {found.image_size} pixels")
     if found.classifier is not None:
-        print(
+        output(
             f"{args.folder / CLASSIFIER_FILE}: {len(found.classifier)} classes of {found.config.embedding_dim} numbers"
         )
     if found.unused:
-        print(f"not part of either: {', '.join(found.unused)}")
+        output(f"not part of either: {', '.join(found.unused)}")
     return 0

@@ -6,22 +6,23 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.data.formats.pair_lists import FORMS, LFW_NAMES, read_pair_list
 from partialkd.data.packing.verification_sets import PAIRS, build_bin, extract_bin
-from partialkd.errors import PartialKDError, printable, text_of
+from partialkd.errors import PartialKDError
+from partialkd.world.command import say_error
+from partialkd.world.messages import output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build or extract as the command line says; the exit status."""
     args = _parser().parse_args(arguments)
     try:
-        print(printable(_build(args) if args.command == "build" else _extract(args)))
+        output(_build(args) if args.command == "build" else _extract(args))
     except (PartialKDError, OSError) as error:
-        print(text_of(error), file=sys.stderr)
+        say_error(error)
         return 1
     return 0
 

@@ -6,22 +6,23 @@ Errors: every problem on the error output and status 1, nothing written; wrong o
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.data.packing.image_list import Gaps
 from partialkd.data.packing.pack import PackOptions, pack, unpack
-from partialkd.errors import PartialKDError, printable, text_of
+from partialkd.errors import PartialKDError
+from partialkd.world.command import say_error
+from partialkd.world.messages import output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pack or unpack as the command line says; the exit status."""
     args = _parser().parse_args(arguments)
     try:
-        print(printable(_unpack(args) if args.direction == "unpack" else _pack(args)))
+        output(_unpack(args) if args.direction == "unpack" else _pack(args))
     except (PartialKDError, OSError) as error:
-        print(text_of(error), file=sys.stderr)
+        say_error(error)
         return 1
     return 0
 

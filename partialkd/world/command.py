@@ -16,7 +16,7 @@ from pathlib import Path
 
 from partialkd.errors import PartialKDError, text_of
 from partialkd.storage.launcher_notes import launched
-from partialkd.world.messages import NOT_SHOWN, PACKAGE, Screen, Stream, begin, rank
+from partialkd.world.messages import NOT_SHOWN, PACKAGE, Screen, Stream, begin, begun, rank
 
 FAILED, INTERRUPTED = 1, 130
 _log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def say_error(error: BaseException, where: str = "") -> None:
 
     where: the rank, named where the error does not do so itself. The log file has the traceback of either.
     """
+    if not begun():
+        begin()
     Screen.show("")
     Screen.ended = True
     lines = explained(error, where)

@@ -358,4 +358,4 @@ def test_sizes_have_bounds(tmp_path: Path, images: Path, capsys: pytest.CaptureF
     (tmp_path / "pairs.csv").write_text("a,b,same\nAnn/1.jpg,Ann/2.jpg,1\n")
     arguments = [str(tmp_path / "pairs.csv"), str(images), str(tmp_path / "a.bin"), "--image-size", size, "--resize"]
     assert main(["build", "csv", *arguments]) == 1
-    assert capsys.readouterr().err == f"--image-size must be in 16..512, got {size}\n"
+    assert capsys.readouterr().err == f"error: --image-size must be in 16..512, got {size}\n"
