@@ -34,7 +34,7 @@ from partialkd.errors import DataError
 
 ATTEMPTS = 100  # records drawn in the place of one
 _log = logging.getLogger(__name__)
-_SALT = 3  # order.py has 1 and 2, augment.py 100 and above
+_SALT = 3  # order/plan.py has 1 and 2, augment.py 100 and above
 
 Item = TypeVar("Item")
 
