@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 
 from partialkd.config import ModelConfig
@@ -26,6 +28,7 @@ def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
     return f"{' or '.join(resembling)} of another width or image size"
 
 
+@cache
 def _of_network(name: str, embedding_dim: int, image_size: int) -> dict[str, tuple[int, ...]]:
     config = ModelConfig.model_validate({"name": name, "embedding_dim": embedding_dim})
     return _without_counters(build_empty(config, image_size).state_dict())
