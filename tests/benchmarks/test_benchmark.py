@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,22 +84,26 @@ def test_unknown_backend_is_refused() -> None:
     [
         ("chunked", "auto", "fp32", False, True),
         ("auto", "fp32", "bf16", False, False),
-        ("chunked", "bf16", "fp32", True, True),
+        ("chunked", "bf16", "fp32", "rounds", True),
         ("graphed", "auto", "fp32", False, True),
         ("fused", "auto", "fp32", False, False),
         ("fused", "auto", "bf16", True, True),
         ("fused", "auto", "int8", False, True),
-        ("fused", "bf16", "fp32", True, True),
+        ("fused", "bf16", "fp32", "rounds", True),
         ("reference", "auto", "bf16", False, False),
     ],
 )
 def test_floor_and_reference_multiply_as_the_step_does(
-    backend: str, products: str, store: str, on_cpu: bool, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
+    backend: str, products: str, store: str, on_cpu: bool | str, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`on_cpu`: also "rounds", where it hangs on what the processor does."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    rounded: Any = importlib.import_module("centre_cases").rounded
+    cases: Any = importlib.import_module("centre_cases")
     case = SimpleNamespace(backend=backend, products=products, store=store)
-    assert [rounded(case, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_cuda]
+    for effect in ("rounds", "another kernel", "nothing"):
+        monkeypatch.setattr(cases, "effect_of_setting", lambda effect=effect: effect)
+        found = [cases.rounded(case, torch.device(name)) for name in ("cpu", "cuda")]
+        assert found == [effect == on_cpu if isinstance(on_cpu, str) else on_cpu, on_cuda]
 
 
 @pytest.mark.slow
@@ -196,18 +199,18 @@ def test_one_ranks_share_alone() -> None:
     assert share["seconds"] > 0 < share["peak_extra_bytes"]
 
 
-@pytest.mark.parametrize(("made", "status"), [(99, 1), (100, 0)])
-def test_a_soak_of_too_few_faults_has_failed(
-    made: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("made", "differences", "status"), [(99, [], 1), (100, [], 0), (100, ["student: bytes"], 1)])
+def test_a_soak_of_too_few_faults_or_another_result_has_failed(
+    made: int,
+    differences: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """chaos.py, with a job that is done at once and a soak that makes `made` faults before the time is up."""
+    """chaos.py: what its exit status is made of."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     chaos: Any = importlib.import_module("chaos")
-    job = SimpleNamespace(start=lambda: None, launcher=SimpleNamespace(wait=lambda: 0, kill=lambda: None))
-    soak = SimpleNamespace(run=lambda check: None, job=job, counts=chaos.Counts(Counter({"kill a rank": made})))
-    monkeypatch.setattr(chaos, "Job", lambda *_: job)
-    monkeypatch.setattr(chaos, "Soak", lambda _: soak)
-    monkeypatch.setattr(chaos, "results", lambda _: {})
-    monkeypatch.setattr(sys, "argv", ["chaos.py", "--faults", "100", "--folder", str(tmp_path)])
-    assert chaos.main() == status
-    assert ("the time was up (--minutes) after 99 of 100 faults" in capsys.readouterr().out) == bool(status)
+    assert chaos.status(made, 100, differences) == status
+    said = capsys.readouterr().out
+    assert ("the time was up (--minutes) after 99 of 100 faults" in said) == (made < 100)
+    assert ("not as undisturbed: student: bytes" in said) == bool(differences)
