@@ -34,6 +34,7 @@ from partialkd.data.images.decode import decode, encode_jpeg
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import naming, write_bytes, write_json
+from partialkd.world.passes import counted
 
 JOURNAL, SETTINGS = "alignment.csv", "alignment.json"
 NO_FACE, NOT_LISTED = "no face found", "no landmarks given"
@@ -108,7 +109,8 @@ def align_folder(
     todo = [path for path in paths if path not in done]
     job = lambda path: _align(images, out, path, stems[path], find, options)
     with naming(out / JOURNAL), (out / JOURNAL).open("a", encoding="utf-8", newline="", buffering=1) as journal:
-        for _, result in in_order(job, todo, options.workers, ahead=4 * options.workers):
+        results = in_order(job, todo, options.workers, ahead=4 * options.workers)
+        for _, result in counted(results, "aligning", len(todo), "images"):
             lines = io.StringIO()
             csv.writer(lines, lineterminator="\n").writerows(result.rows())
             journal.write(lines.getvalue())

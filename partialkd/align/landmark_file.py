@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.errors import DataError
 
 
@@ -49,10 +50,8 @@ class LandmarkFile:
 
 
 def _text(path: Path) -> Iterator[tuple[int, str, list[float]]]:
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         words = line.split()
-        if not words:
-            continue
         if len(words) not in (11, 12):
             rule = "must be a path, ten coordinates and possibly a score, separated by blanks"
             raise DataError(f"{path}: line {number}: {rule}, got {len(words)} words")
@@ -60,7 +59,7 @@ def _text(path: Path) -> Iterator[tuple[int, str, list[float]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, str, list[float]]]:
-    rows = csv.reader(line for _, line in _lines(path))
+    rows = csv.reader(read_text(path).split("\n"))
     header = next(rows, [])
     if len(header) < 11:
         raise DataError(f"{path}: line 1: must name a path column and ten coordinates, got {len(header)} columns")
@@ -69,14 +68,6 @@ def _csv(path: Path) -> Iterator[tuple[int, str, list[float]]]:
             raise DataError(f"{path}: line {number}: must have {len(header)} columns, got {len(row)}")
         if row:
             yield number, row[0].removeprefix("./"), _numbers(row[1:11], path, number)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    yield from enumerate(text.splitlines(), start=1)
 
 
 def _numbers(words: list[str], path: Path, number: int) -> list[float]:

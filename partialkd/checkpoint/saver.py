@@ -7,7 +7,7 @@ store of the World, what they wrote. No thread calls a collective, and nobody wa
 by the collective, which has a timeout. Until then the checkpoint is invisible and the one before stands.
 
 Errors: `CheckpointError` naming rank and file, on every rank: of a failure in the background at the next `save` or
-`wait`. A failed save leaves the earlier checkpoints as they were. The page-locked copies from a GPU never ran on one.
+`wait`. A failed save leaves the earlier checkpoints as they were.
 """
 
 from __future__ import annotations

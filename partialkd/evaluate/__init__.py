@@ -1,0 +1,1 @@
+"""Score networks on verification sets: whether two images show one person."""

@@ -1,15 +1,15 @@
 """Memory per rank, bytes on the wire and the floor of the step time of one phase, from its configuration.
 
 Counts what the code allocates, item by item: the store (unit rows, lengths, scales, seen, moments), the student with
-its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (trace.py), the teacher, what
-the sweep needs beside the store, and the batches that the loader reads ahead; copies for checkpoints and the measuring
-of sweeps (beside.py); bytes sent and flops (work.py). With `centres.memory = "host"` the store is counted apart, as
-memory of the host, and its two windows as the device's; without CUDA both are one. C classes, D embedding, W ranks,
-R = rows of the largest shard, b local batch, N global batch of a micro-step.
+its gradients and optimiser state as ZeRO shards them, DeepSpeed's buckets, activations (network_cost.py), the teacher,
+what the sweep needs beside the store, and the batches that the loader reads ahead; copies for checkpoints and the
+measuring of sweeps (overheads.py); bytes sent and flops (step_cost.py). With `centres.memory = "host"` the store is
+counted apart, as memory of the host, and its two windows as the device's; without CUDA both are one. C classes, D
+embedding, W ranks, R = rows of the largest shard, b local batch, N global batch of a micro-step.
 
 Not counted: workspaces inside libraries and the allocator's fragments. CONTEXT_BYTES stands for CUDA's context and
-NCCL's buffers; like every figure for CUDA here it has not been compared with a GPU yet. With activation
-checkpointing the true peak may be a quarter higher: what Python's garbage collector has not met yet is still held.
+NCCL's buffers. With activation checkpointing the true peak may be a quarter higher: what Python's garbage collector has
+not met yet is still held.
 """
 
 from __future__ import annotations

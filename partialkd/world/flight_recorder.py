@@ -7,7 +7,7 @@ and says where it goes; `dump` writes <folder>/rank_<rank>.json, oldest first, a
 for it, innermost first, without torch's own. NCCL's watchdog writes <folder>/rank_<rank> by itself when a collective
 outlasts the timeout, before it ends the process; that is for torch's reader,
 `python -m torch.distributed.flight_recorder.fr_trace <folder> --prefix rank_`, which in torch 2.13 fails on gloo's
-lists: hence our own form. Neither of NCCL's lists has been written here, where there was no GPU.
+lists: hence our own form.
 What a user has set in the environment stands: TORCH_FR_BUFFER_SIZE = 0: no list; TORCH_FR_DUMP_TEMP_FILE: the prefix.
 Errors: `dump` raises OSError from the disk; `note`, made for the text of another error, says it instead.
 """

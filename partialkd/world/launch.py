@@ -8,7 +8,7 @@ starts again after one leave at once.
 A collective that fails is another rank's doing. Each rank that it fails on reports so into the store, and the first
 one waits `GRACE_S` for the others and names those that did not: dead, stopped or out of reach. Stopped ones of the
 same machine are killed, so that they do not keep the job alive. On NCCL a collective that outlasts the timeout ends
-the process from within (torch's watchdog), and torchrun names the rank; that has not been run here, without a GPU.
+the process from within (torch's watchdog), and torchrun names the rank (docs/gpu.md).
 """
 
 from __future__ import annotations

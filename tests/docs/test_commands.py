@@ -26,6 +26,7 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
+from partialkd.training.schedule import Schedule
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:make|python|torchrun|sbatch|docker)\b")
@@ -228,3 +229,14 @@ def test_a_wrong_command_would_be_found() -> None:
     assert docker.words == ("docker", "run", "x")
     with pytest.raises(Exception, match="lrr"):
         load_config(ROOT / "configs" / "quickstart.toml", arguments_of(train)[1:])
+
+
+def test_the_look_at_photographs_fits_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortened training must still be longer than its warm-up: 414 images of PubFig's first 8 identities."""
+    monkeypatch.chdir(ROOT)
+    (look,) = (command for command in TRAININGS if "data/faces_look" in " ".join(command.words))
+    file, *overrides = arguments_of(look)
+    config = load_config(file, overrides)
+    assert config.alone is not None
+    for name, phase in (("student", config.student), ("alone", config.alone)):
+        Schedule.of_phase(phase, 414 // phase.global_batch * phase.accumulation, name)

@@ -12,7 +12,9 @@ from helpers.places import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?!https?:)([^)\s]+)\)")
 _NOT_ON_A_GPU = re.compile(
-    r"not (?:been )?run on a GPU|never (?:been )?run on a GPU|has run on a GPU|on a GPU yet", re.IGNORECASE
+    r"not (?:been )?run on a GPU|never (?:been )?run on a GPU|has run on a GPU|on a GPU yet|with a GPU yet|ran on one\b"
+    r"|run on CUDA|CUDA\W* have not been run|without a GPU\.$|there was no GPU",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

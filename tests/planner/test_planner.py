@@ -137,7 +137,7 @@ def test_peak_of_real_ranks_is_within_ten_percent(world_size: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_peak_of_a_gpu_is_within_ten_percent() -> None:
-    """Of what torch allocates, so without CUDA's context. Never run on a GPU yet."""
+    """Compared with what torch allocates, so without CUDA's context."""
     off = {}
     with World.start(DistConfig(device="cuda")) as world:
         for name in ("activations", *CASES):  # the first one twice: what libraries keep is then there
