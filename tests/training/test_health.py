@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import logging
 import re
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from helpers.ranks import run
 from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.training.health import Spikes
-from partialkd.world.messages import begin
 from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed
@@ -160,17 +158,21 @@ def test_a_spike_is_an_alarm_and_a_drop_is_not() -> None:
 def test_a_spike_is_logged(tmp_path: Path) -> None:
     counters, said = run(logged, 1, config_of(tmp_path, health={"spike_factor": 5.0}))[0]
     assert counters == [{}] * 8 + [{"spikes": 1.0}]
-    assert "warning: student: the loss of step 0 is 4, more than 5 deviations above 2" in said
+    rule = "the loss of step 0 is 4, more than 5 deviations above 2, the recent median"
+    assert said == [f"WARNING: student: {rule}"]
 
 
-def logged(world: World, config: Config) -> tuple[list[dict[str, float]], str]:
-    begin()
+def logged(world: World, config: Config) -> tuple[list[dict[str, float]], list[str]]:
     one, stop = make(world, config)
-    with redirect_stderr(io.StringIO()) as said:
-        counters = [one.health.logged(loss) for loss in [2.0] * 8 + [4.0]]
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(f"{record.levelname}: {record.getMessage()}")
+    logging.getLogger("partialkd").addHandler(handler)
+    counters = [one.health.logged(loss) for loss in [2.0] * 8 + [4.0]]
+    logging.getLogger("partialkd").removeHandler(handler)
     one.close()
     stop.forget()
-    return counters, said.getvalue()
+    return counters, said
 
 
 # ------------------------------------------------------------------------------------------------------- cost
