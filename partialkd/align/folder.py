@@ -29,7 +29,7 @@ import numpy as np
 from partialkd.align.detector import Detector, Face, the_one_meant
 from partialkd.align.landmark_file import LandmarkFile
 from partialkd.align.template import aligned
-from partialkd.data.formats.image_tree import IMAGE_SUFFIXES
+from partialkd.data.formats.image_tree import IMAGE_SUFFIXES, is_hidden, read_file
 from partialkd.data.images.decode import decode, encode_jpeg
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError, printable
@@ -123,9 +123,9 @@ def list_images(folder: Path) -> list[str]:
         raise DataError(f"{folder}: must be a folder of photographs")
     found = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inside = Path(place).relative_to(folder)
-        names = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)]
         found += [(inside / name).as_posix() for name in names]
     if not found:
         raise DataError(f"{folder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
@@ -175,7 +175,7 @@ def _finished(out: Path) -> set[str]:
 def _align(images: Path, out: Path, path: str, stem: str, find: Finder, options: AlignOptions) -> Aligned:
     where = str(images / path)
     try:
-        pixels = decode((images / path).read_bytes(), where)
+        pixels = decode(read_file(images / path), where)
         faces = find(path, pixels)
     except OSError as error:
         return Aligned(path, [], f"cannot be read: {error.strerror or error}")

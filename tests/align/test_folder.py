@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ def photos(tmp_path: Path) -> Path:
         picture(folder / name, seed=number)
     (folder / "bob" / "broken.jpg").write_bytes(b"\xff\xd8 no more")
     picture(folder / ".hidden" / "1.png")
+    picture(folder / "anna" / "@eaDir" / "1.png")  # what a network disk leaves
     (tmp_path / "points.txt").write_text(
         "".join(map(line, ["anna/1.png", "anna/2.jpg", "bob/broken.jpg", "bob/1.png"]))
     )
@@ -123,6 +125,13 @@ def test_a_photograph_without_a_face_is_said(tmp_path: Path) -> None:
     (done,) = align_folder(tmp_path / "photos", tmp_path / "out", lambda *_: [], {}, AlignOptions())
     assert (done.image, done.faces, done.reason) == ("a/1.png", [], "no face found")
     assert read_journal(tmp_path / "out") == [["a/1.png", "", "no face found"]]
+
+
+def test_a_pipe_is_a_line_and_not_waited_for(photos: Path) -> None:
+    os.mkfifo(photos / "bob" / "2.png")
+    assert align(photos) == 0
+    rows = {row[0]: row[1:] for row in read_journal(photos.parent / "out")}
+    assert rows["bob/2.png"] == ["", "cannot be read: is not a file"]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def _path_of(member: tarfile.TarInfo, tree: Path) -> str | None:
     if member.size > _MOST_BYTES:  # tarfile would believe it: skip for hours, or fill the memory
         rule = f"a member has at most {_MOST_BYTES} bytes"
         raise DataError(f"{tree}: {member.name}: {rule}, its header says {member.size}")
-    if member.isdir() or len(parts) < 2 or any(_is_hidden(part) and part != ".." for part in parts):
+    if member.isdir() or len(parts) < 2 or any(is_hidden(part) and part != ".." for part in parts):
         return None
     if not member.isfile() or member.issparse() or len(parts) != 2 or ".." in parts or member.name.startswith("/"):
         raise DataError(f"{tree}: {member.name}: must be a file <identity>/<image>")
@@ -145,13 +145,14 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Tell files and folders that are not looked at: hidden ones, and what systems leave beside pictures."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
