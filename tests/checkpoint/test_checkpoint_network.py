@@ -13,7 +13,9 @@ from partialkd.checkpoint.folder import read_manifest
 from partialkd.checkpoint.network import checkpoint_network, chosen
 from partialkd.commands.evaluate import main
 from partialkd.commands.export import described
+from partialkd.commands.export import main as export
 from partialkd.errors import CheckpointError
+from partialkd.models.saved import open_model
 from partialkd.storage.tensor_file import read_tensors
 
 STEP = Path("checkpoints", "step_000000003")
@@ -92,3 +94,14 @@ def test_a_stopped_run_is_evaluated(folder: Path, tmp_path: Path, monkeypatch: p
     assert found["model"] == str(folder / "student" / STEP)
     assert 0 <= found["sets"]["faces"]["step_000000003"]["accuracy"] <= 1
     assert main([str(folder), "--checkpoint", "best", *arguments]) == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_exported(folder: Path, tmp_path: Path) -> None:
+    assert export([str(folder), str(tmp_path / "out"), "--checkpoint", "last"]) == 0
+    exported, ours = (
+        open_model(tmp_path / "out" / "model.safetensors")[0],
+        checkpoint_network(folder / "student" / STEP)[0],
+    )
+    assert all(torch.equal(x, exported.state_dict()[name]) for name, x in ours.state_dict().items())
+    assert (tmp_path / "out" / "model.onnx").is_file()
