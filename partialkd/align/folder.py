@@ -139,8 +139,11 @@ def read_journal(out: Path) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{out / JOURNAL}: cannot be read: {error}") from error
     whole = text[: text.rfind("\n") + 1]
-    rows = list(csv.reader(io.StringIO(whole)))
-    if not rows or rows[0] != HEADER:
+    try:
+        rows = list(csv.reader(io.StringIO(whole)))
+    except csv.Error as error:
+        raise DataError(f"{out / JOURNAL}: damaged: {error}") from error
+    if not rows or rows[0] != HEADER or any(len(row) < 3 for row in rows):
         raise DataError(f"{out / JOURNAL}: not written by this program")
     return rows[1:]
 
@@ -155,12 +158,24 @@ def _begin(out: Path, made_with: dict[str, Any]) -> set[str]:
         write_bytes(out / JOURNAL, (",".join(HEADER) + "\n").encode())
         write_json(out / SETTINGS, made_with)
         return set()
-    before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    before = _settings(out / SETTINGS)
     differ = sorted(key for key in {*before, *made_with} if before.get(key) != made_with.get(key))
     if differ:
         changes = "; ".join(f"{key} is {before.get(key)!r} there, {made_with.get(key)!r} here" for key in differ)
         raise DataError(f"{out}: was made with other settings; choose another folder: {changes}")
     return _finished(out)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds a {type(before).__name__}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: not the settings of a folder: {error}") from error
+    return before
 
 
 def _finished(out: Path) -> set[str]:

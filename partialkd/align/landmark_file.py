@@ -59,7 +59,7 @@ def _text(path: Path) -> Iterator[tuple[int, str, list[float]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, str, list[float]]]:
-    rows = csv.reader(read_text(path).split("\n"))
+    rows = _rows(path)
     header = next(rows, [])
     if len(header) < 11:
         raise DataError(f"{path}: line 1: must name a path column and ten coordinates, got {len(header)} columns")
@@ -68,6 +68,14 @@ def _csv(path: Path) -> Iterator[tuple[int, str, list[float]]]:
             raise DataError(f"{path}: line {number}: must have {len(header)} columns, got {len(row)}")
         if row:
             yield number, row[0].removeprefix("./"), _numbers(row[1:11], path, number)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    rows = csv.reader(read_text(path).split("\n"))
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num}: {error}") from error
 
 
 def _numbers(words: list[str], path: Path, number: int) -> list[float]:

@@ -70,15 +70,15 @@ def check_finished(context: RunContext, name: str, phase: PhaseConfig, teacher: 
 
 def _said(path: Path) -> dict[str, Any]:
     """Read the identity that made the file, as far as it or the newest checkpoint beside it says."""
-    text = read_metadata(path).get(MADE_FROM)
+    text: str | bytes | None = read_metadata(path).get(MADE_FROM)
     newest = checkpoint.newest(path.parent / "checkpoints") if text is None else None
     if newest is not None:
-        text = (newest / PROGRESS).read_text(encoding="utf-8")
+        text = (newest / PROGRESS).read_bytes()
     if text is None:
         _log.warning(f"{path}: does not say what made it (an earlier version wrote it); {path.parents[1]} is believed")
         return {}
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{newest or path}: damaged: {error}") from error
     return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,11 +91,14 @@ def earlier_starts(folder: Path) -> list[dict[str, Any]]:
     try:
         said = json.loads(path.read_bytes())
         return [_checked(start) for start in said.get("starts", [said])]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         _log.warning(f"{path}: cannot be read, earlier starts are not counted: {type(error).__name__}: {error}")
         return []
 
 
 def _checked(start: dict[str, Any]) -> dict[str, Any]:
     phases = {str(name): float(seconds) for name, seconds in start["phase_seconds"].items()}
-    return {"seconds": float(start["seconds"]), "phase_seconds": phases}
+    seconds = float(start["seconds"])
+    if not all(map(math.isfinite, (seconds, *phases.values()))):
+        raise ValueError("seconds must be finite numbers")
+    return {"seconds": seconds, "phase_seconds": phases}

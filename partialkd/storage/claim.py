@@ -15,6 +15,7 @@ The file is made with O_EXCL, which shared file systems hold to as well. Errors:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -209,7 +210,10 @@ def _read(path: Path) -> tuple[Owner, str] | None:
 def _remove(path: Path, dead: Owner) -> None:
     """Take a dead owner's claim away. Of several starts that do so at once, the rename lets one."""
     aside = hidden_name(path)
-    with naming(path, "removed"):
+    with naming(path, "removed"), _alone_in(path.parent):
+        now = _read(path)
+        if now is None or now[0].token != dead.token:  # another start was faster: it is its claim
+            return
         try:
             os.replace(path, aside)
         except FileNotFoundError:
@@ -219,6 +223,18 @@ def _remove(path: Path, dead: Owner) -> None:
             os.replace(aside, path)  # another start took over in between: it is its claim
         else:
             aside.unlink()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process after the other in, where the file system can do that: between a look and a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # shared file systems need not know it; there the rename decides
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _digits(counter: int) -> bytes:

@@ -210,7 +210,7 @@ def drop_later_lines(path: Path, phase: str, resume_step: int) -> None:
         try:
             line = json.loads(text)
             later = line["phase"] == phase and line["step"] > resume_step
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not a line of metrics: {error!r}") from error
         if not later:
             kept.append(text)

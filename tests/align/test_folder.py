@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers.places import FACES
-from partialkd.align.folder import JOURNAL, AlignOptions, align_folder, given, read_journal
+from partialkd.align.folder import HEADER, JOURNAL, SETTINGS, AlignOptions, align_folder, given, read_journal
 from partialkd.align.landmark_file import LandmarkFile
 from partialkd.align.open import detector_maker
 from partialkd.align.template import TEMPLATE, moved
@@ -95,6 +95,21 @@ def test_other_settings_are_refused(photos: Path, capsys: pytest.CaptureFixture[
     assert align(photos) == 0
     assert align(photos, "--size", "96") == 1
     assert "was made with other settings; choose another folder: size is 112 there, 96 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000], ids=["empty", "cut", "list", "too deep"])
+def test_damaged_settings_are_named(text: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert align(photos) == 0
+    (photos.parent / "out" / SETTINGS).write_text(text)
+    assert align(photos) == 1
+    assert f"{photos.parent / 'out' / SETTINGS}: damaged: not the settings of a folder: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", ["\n", "a.png\n", f"{'x' * 200_000},,\n"], ids=["empty", "short", "long"])
+def test_a_damaged_journal_is_named(lines: str, photos: Path) -> None:
+    (photos.parent / JOURNAL).write_text(f"{','.join(HEADER)}\n{lines}")
+    with pytest.raises(DataError, match=f"{JOURNAL}: (damaged: field larger|not written by this program)"):
+        read_journal(photos.parent)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ def test_shares_become_pixels(tmp_path: Path) -> None:
         ("a.txt", f"a.jpg {ROW}\na.jpg {ROW}\n", r"line 2: landmarks of a\.jpg stand there twice"),
         ("a.csv", "path,x\n", "line 1: must name a path column and ten coordinates, got 2 columns"),
         ("a.csv", "p," + ",".join("xyxyxyxyxy") + "\na.jpg,1,2\n", "line 2: must have 11 columns, got 3"),
+        ("a.csv", "p," + ",".join("xyxyxyxyxy") + f"\n{'x' * 200_000}\n", "line 2: field larger than field limit"),
         ("a.txt", "\n", "no landmarks in it"),
     ],
 )

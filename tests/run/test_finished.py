@@ -95,6 +95,10 @@ def test_a_student_of_an_earlier_version_is_believed_if_its_checkpoint_is_this_j
     other = phase.model_copy(update={"epochs": 5.0})
     with pytest.raises(CheckpointError, match=r"epochs = 2\.0, this run has 5\.0"):
         check_finished(context, "student", other)
+    for progress in (context.folder / "student" / "checkpoints").glob("*/progress.json"):
+        progress.write_bytes(b"\xff" * progress.stat().st_size)  # of a manifest, sizes alone are compared
+    with pytest.raises(CheckpointError, match=r"step_\d+: damaged: "):
+        check_finished(context, "student", phase)
     shutil.rmtree(context.folder / "student" / "checkpoints")
     assert check_finished(context, "student", phase)
     assert caplog.text.count("does not say what made it") == 1

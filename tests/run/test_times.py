@@ -66,7 +66,11 @@ def test_the_result_of_an_earlier_version_is_one_start(tmp_path: Path) -> None:
     assert earlier_starts(tmp_path) == [{"seconds": 12.5, "phase_seconds": {"student": 11.0}}]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": 3}', '{"starts": [{"seconds": "x"}]}', "\xff"])
+DAMAGED = ["", "{", "[]", '{"starts": 3}', '{"starts": [{"seconds": "x"}]}', "\xff", "[" * 100_000]
+DAMAGED += ['{"seconds": 1e999, "phase_seconds": {}}', '{"seconds": 1, "phase_seconds": {"student": NaN}}']
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_ends_no_run(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "times.json").write_text(content, encoding="latin-1")
     with caplog.at_level(logging.WARNING):

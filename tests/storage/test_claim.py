@@ -106,6 +106,15 @@ def test_one_of_many_starts_follows_a_dead_owner(tmp_path: Path) -> None:
     dead.release()
 
 
+def test_who_has_taken_over_is_left_alone_by_one_that_saw_the_dead_owner(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even moved away for a moment, in which a third could take the name: then two would go on."""
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("moved"))
+    module._remove(foreign.with_name(".run.owner"), Owner(token="dead"))
+    module._remove(foreign.with_name(".other.owner"), Owner(token="dead"))
+
+
 def test_an_owner_elsewhere_is_dead_when_its_counter_stands_still(
     foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

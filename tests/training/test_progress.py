@@ -106,11 +106,12 @@ def test_a_phase_that_starts_afresh_replaces_its_lines(tmp_path: Path) -> None:
     assert got == [("teacher", 1, 1.0), ("teacher", 2, 1.0), ("teacher", 3, 1.0), ("student", 1, 2.0)]
 
 
-def test_a_foreign_file_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"phase": "student", "step": 1}\nnot ours\n')
+@pytest.mark.parametrize("line", ["not ours", "[" * 100_000], ids=["words", "too deep"])
+def test_a_foreign_file_is_not_touched(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"phase": "student", "step": 1}}\n{line}\n')
     with pytest.raises(DataError, match=r"metrics.jsonl, line 2: not a line of metrics"):
         _run(tmp_path, range(1))
-    assert (tmp_path / "metrics.jsonl").read_text().endswith("not ours\n")
+    assert (tmp_path / "metrics.jsonl").read_text().endswith(f"{line}\n")
 
 
 def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,13 +61,13 @@ class Tuner:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self._read(), key: value})
-        except (OSError, StorageError) as error:
+        except (OSError, StorageError, ValueError) as error:  # ValueError: NaN in the file
             warnings.warn(f"{self.path}: the tuning of {key} is not kept: {error}", PartialKDWarning, stacklevel=2)
 
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):  # not there yet, not readable or damaged: as good as not there
+        except (OSError, ValueError, RecursionError):  # not there yet, not readable or damaged: as good as not there
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -99,6 +99,15 @@ def test_ranks_that_measure_at_once_take_the_choice_of_the_first(tmp_path: Path)
     assert list(json.loads((tmp_path / "tuning.json").read_text()).values()) == ["own"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"a": NaN}'], ids=["empty", "list", "too deep", "nan"])
+@pytest.mark.filterwarnings("ignore:.*is not kept")
+def test_a_damaged_file_of_choices_is_as_good_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text(text)
+    tuner = Tuner(tmp_path / "tuning.json")
+    assert tuner.kept("b") is None
+    tuner.keep("b", "own")
+
+
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("factor", [1.002, float("nan")])
 def test_what_is_not_exact_is_not_used(factor: float, tmp_path: Path) -> None:
