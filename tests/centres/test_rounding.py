@@ -124,6 +124,7 @@ def test_long_writes_are_as_short_ones_and_random_bits_follow_the_class(
 ERRORS = {"bf16": 0.015, "int8": 0.035}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_small_steps_add_up_and_are_lost_by_rounding_to_nearest(name: str) -> None:
     torch.manual_seed(0)

@@ -95,6 +95,7 @@ def test_everything_is_equal_bit_for_bit() -> None:
     compare(3, cases, tolerance=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_chunks_of_many_rows_and_several_micro_steps() -> None:
     """To the rounding of sums in float64. The second micro-step, which nobody announced, makes the windows grow."""

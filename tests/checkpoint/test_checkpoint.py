@@ -35,6 +35,7 @@ def _expect(results: list[Snapshot], num_classes: int, saved_by: int, step: int)
         expect(got, num_classes, rank, len(results), saved_by, step)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("num_classes", "piece_bytes"), [(10, 120), (11, 64 << 20), (2, 120), (1, 1)])
 def test_any_world_size_to_any_other(tmp_path: Path, num_classes: int, piece_bytes: int) -> None:

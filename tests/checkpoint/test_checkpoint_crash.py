@@ -122,6 +122,7 @@ def _survivor(root: Path, saved_by: int = 1) -> int:
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_killed_at_every_call(tmp_path: Path, asynchronous: bool) -> None:
     """At every write, flush, rename, new folder and removal, in one folder, until a writer comes through."""
@@ -141,6 +142,7 @@ def test_killed_at_every_call(tmp_path: Path, asynchronous: bool) -> None:
     assert [path.name[:14] for path in tmp_path.iterdir()] == [f"step_{survivors[-1]:09d}"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_byte(tmp_path: Path) -> None:
     _save_steps(tmp_path, World(), [1], asynchronous=False)
     draw, step, killed = random.Random(0), 1, 0
@@ -154,6 +156,7 @@ def test_killed_at_any_byte(tmp_path: Path) -> None:
     assert killed > 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_killed_at_any_time(tmp_path: Path, asynchronous: bool) -> None:
     _save_steps(tmp_path, World(), [1], asynchronous=False)
@@ -188,6 +191,7 @@ def _two_ranks(root: Path, steps: list[int], asynchronous: bool, fuses: dict[int
     return [_status(pid) for pid in pids]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_one_of_two_ranks_is_killed(tmp_path: Path, asynchronous: bool) -> None:

@@ -80,6 +80,7 @@ def test_a_file_that_describes_itself(tmp_path: Path, faces: Path, capsys: pytes
     assert "TAR % @ FAR 0.3" in table
 
 
+@pytest.mark.slow
 def test_a_state_dict_with_its_model_named(tmp_path: Path, faces: Path) -> None:
     network = _network()
     torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "student.pt")
@@ -137,6 +138,7 @@ def test_two_processes_of_torchrun_say_the_same(tmp_path: Path, faces: Path) -> 
     assert two == alone
 
 
+@pytest.mark.slow
 def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "student.safetensors", build_model(MODEL, 2 * SIZE), MODEL, 2 * SIZE)
     arguments = [str(tmp_path / "student.safetensors"), "--sets", str(faces), "--device", "cpu"]

@@ -79,6 +79,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(python(package, READ, root))
 
 
+@pytest.mark.slow
 def test_the_format_gives_what_the_folder_gives(said: dict[str, Any]) -> None:
     """From a position in mid-epoch on: same records, labels and mirrors, same pixels; also beside another data set."""
     assert said["zip"]
@@ -86,17 +87,20 @@ def test_the_format_gives_what_the_folder_gives(said: dict[str, Any]) -> None:
     assert said["classes"] == 5  # three identities each
 
 
+@pytest.mark.slow
 def test_the_loader_gives_what_the_others_give(said: dict[str, Any]) -> None:
     assert said["plain"]
     assert said["state"] == {"epoch": 2, "samples": 12}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_named_or_replaced(said: dict[str, Any]) -> None:
     assert "torn.zip: b/1.jpg: " in said["torn"]
     assert "0.jpg: not a zip file that can be read" in said["no zip"]
     assert said["skipped"] == 10
 
 
+@pytest.mark.slow
 def test_every_name_of_the_configuration_has_its_row() -> None:
     def names(section: Any, key: str) -> set[str]:
         return set(get_args(section.model_fields[key].annotation))

@@ -81,6 +81,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(python(package, PROGRAM))
 
 
+@pytest.mark.slow
 def test_loss_gradient_and_centres_are_those_of_the_formulas(said: dict[str, Any]) -> None:
     assert said["loss"] < 1e-9
     assert said["gradient"] < 1e-9
@@ -88,12 +89,14 @@ def test_loss_gradient_and_centres_are_those_of_the_formulas(said: dict[str, Any
     assert said["centres"] < 1e-9
 
 
+@pytest.mark.slow
 def test_the_term_on_two_ranks_is_the_mean_of_its_parts(said: dict[str, Any]) -> None:
     assert said["halves"] < 1e-10
     assert said["length"] < 1e-10
     assert said["values"] == ["cosine", "term_0_length", "term_1_embedding"]
 
 
+@pytest.mark.slow
 def test_configuration_plan_and_resume_know_them(said: dict[str, Any]) -> None:
     assert said["identity"] == {"name": "length", "weight": 0.5}
     assert said["moments"]  # of centres that are trained

@@ -48,6 +48,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_with(["A sweep backend"], tmp_path_factory.mktemp("example"))
 
 
+@pytest.mark.slow
 def test_the_backend_gives_what_the_reference_gives(package: Path) -> None:
     """Losses, gradients and moved centres; scales, samples, unseen centres, two micro-steps."""
     found = dict(json.loads(python(package, STEPS)))

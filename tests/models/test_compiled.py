@@ -29,6 +29,7 @@ from partialkd.config.load import parse_config, save_config
 from partialkd.config.resume import check_same_run
 from partialkd.errors import ConfigError
 from partialkd.models import compiled
+from partialkd.run import checks
 from partialkd.run import job as module
 from partialkd.run.job import prepare_job, run_job
 from partialkd.teacher.network import GROUP, LARGEST_PART, part_of, wrap_teacher
@@ -223,6 +224,7 @@ def untried() -> Iterator[None]:
     compiled._problem.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untried")
 def test_a_machine_without_a_compiler_is_told_before_anything_is_made(tmp_path: Path) -> None:
     config = parse_config(settings(tmp_path, True))
@@ -251,7 +253,7 @@ def test_the_teacher_wants_a_compiler_where_its_network_embeds(
     )
     with (
         patch("torch._inductor.config.cpp.cxx", ("no-such-compiler",)),
-        patch.object(module, "look_at_sets"),
+        patch.object(checks, "look_at_sets"),
         StopSignals() as stop,
         refused,
     ):

@@ -319,6 +319,7 @@ def test_a_saved_model_describes_itself(tmp_path: Path) -> None:
     assert rest == expected
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_saved_model_is_found(tmp_path: Path) -> None:
     """In header or tensors; a flip in the name of the checksum leaves a file without one, and this network."""
     path, config = tmp_path / "m.safetensors", small("mobilefacenet_gdc")

@@ -253,6 +253,7 @@ def test_image_size_must_fit_the_last_layer(tmp_path: Path) -> None:
         read_checkpoint(*files, image_size=33)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     files = write(tmp_path, nodes(), PARAMETERS | {"arg:extra": np.ones(3, "<f4")})
     script = ROOT / "launch" / "import_mxnet.py"

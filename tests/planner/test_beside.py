@@ -93,6 +93,7 @@ KEPT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 def test_measuring_is_planned_as_it_allocates(

@@ -67,6 +67,7 @@ def test_so_many_identities_fit_and_two_percent_more_do_not(keys: list[str], mem
     assert plan_phase(phase, DATA, int(1.02 * room), RANKS).peak > memory
 
 
+@pytest.mark.slow
 def test_identities_are_asked_for_where_none_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(CONFIG), *SMALL, f"data.path={tmp_path}"]
     assert main(arguments) == 0

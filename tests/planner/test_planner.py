@@ -206,6 +206,7 @@ def test_bytes_of_a_row_with_momentum() -> None:
     assert bytes_a_row(load_config(CONFIGS / "ms1mv2_arcface.toml").student) == 512 * 4 * 2 + 5
 
 
+@pytest.mark.slow
 def test_savings_name_keys_and_the_ranks_that_would_do() -> None:
     config = load_config(CONFIGS / "ms1mv2_arcface.toml")
     found = dict(savings(config.student, config.data, 50_000_000, Ranks(2, True), None, 80e9))
@@ -270,6 +271,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "student.global_batch: must leave every rank two images a micro-step" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_identities_of_data_that_the_run_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No data are needed for it; where there are others' data, they say how many."""
     config, place = str(CONFIGS / "quickstart.toml"), f"data.path={tmp_path}"

@@ -44,6 +44,7 @@ def finished(place: Path, settings: dict[str, Any]) -> None:
     assert "student" not in started.times.this_start()["phase_seconds"]  # nothing was trained
 
 
+@pytest.mark.slow
 def test_this_jobs_student_is_believed_and_says_what_made_it(place: Path) -> None:
     finished(place, named(place, "done"))
     said = json.loads(read_metadata(place / "runs" / "done" / "student" / "model.safetensors")[MADE_FROM])
@@ -54,6 +55,7 @@ def test_this_jobs_student_is_believed_and_says_what_made_it(place: Path) -> Non
     assert not [key for key in said["settings"] if "path" in key]  # places of files are nobody's business
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -82,6 +84,7 @@ def context_of(place: Path, name: str) -> RunContext:
     return start(named(place, name)).context
 
 
+@pytest.mark.slow
 def test_a_student_of_an_earlier_version_is_believed_if_its_checkpoint_is_this_jobs(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +110,7 @@ def test_a_student_of_an_earlier_version_is_believed_if_its_checkpoint_is_this_j
         check_finished(context, "student", wider)
 
 
+@pytest.mark.slow
 def test_a_network_for_images_of_another_size_is_refused(place: Path) -> None:
     context = context_of(place, "sizes")
     phase = context.config.student
@@ -116,6 +120,7 @@ def test_a_network_for_images_of_another_size_is_refused(place: Path) -> None:
         check_finished(context, "student", phase)
 
 
+@pytest.mark.slow
 def test_moved_files_are_the_same_files(place: Path, tmp_path: Path) -> None:
     """Data, teacher and run folder under other names; the run goes on as if nothing had happened."""
     for name in ("data", "runs", "t.safetensors", "pairs.bin", "rows.npy"):
@@ -124,6 +129,7 @@ def test_moved_files_are_the_same_files(place: Path, tmp_path: Path) -> None:
     finished(tmp_path, named(tmp_path, "done"))
 
 
+@pytest.mark.slow
 def test_a_begun_student_does_not_go_on_with_another_teachers_centres(place: Path) -> None:
     """Fixed centres are in no checkpoint: they are made again from the teacher, which must be the same."""
     started = start(named(place, "centres"))
@@ -138,6 +144,7 @@ def test_a_begun_student_does_not_go_on_with_another_teachers_centres(place: Pat
     make_store(context, phase, other)  # not begun: made again
 
 
+@pytest.mark.slow
 def test_parts_may_lie_elsewhere_but_not_weigh_otherwise(place: Path) -> None:
     folder = place / "runs" / "parts"
     folder.mkdir(parents=True)

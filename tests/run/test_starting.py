@@ -56,6 +56,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, Any]], type[PartialKDError], s
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_a_start_that_fails_leaves_the_run_as_it_was(what: str, place: Path) -> None:
     """A good run of the same name stays under it, and where there was none there is none afterwards."""
@@ -70,6 +71,7 @@ def test_a_start_that_fails_leaves_the_run_as_it_was(what: str, place: Path) -> 
     assert not new.exists()
 
 
+@pytest.mark.slow
 def test_other_parts_of_a_start_come_first_too(place: Path) -> None:
     before = sorted(path.name for path in (place / "runs").iterdir())
     settings = named(place, "first")
@@ -84,6 +86,7 @@ def test_other_parts_of_a_start_come_first_too(place: Path) -> None:
     assert sorted(path.name for path in (place / "runs").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_run_may_be_begun_after_a_failed_start(place: Path) -> None:
     """Resumed: nothing of the failed one stands in its way."""
     settings = named(place, "again", path=str(place / "typo.safetensors"))
@@ -96,6 +99,7 @@ def test_a_run_may_be_begun_after_a_failed_start(place: Path) -> None:
 # ------------------------------------------------------------------------------------------ the teacher's score
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_accepted_is_warned_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="partialkd")
     job = start(named(place, "accepted"))
@@ -105,6 +109,7 @@ def test_a_teacher_that_is_accepted_is_warned_of(place: Path, caplog: pytest.Log
     assert job.checked.scores["pairs"].accuracy < 0.7
 
 
+@pytest.mark.slow
 def test_its_scores_are_computed_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept in the run's folder, for this teacher and these sets only, and not believed when damaged."""
     settings = named(place, "kept")
@@ -128,6 +133,7 @@ def test_its_scores_are_computed_once(place: Path, monkeypatch: pytest.MonkeyPat
     assert calls == ["teacher"] * 3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_said(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = {**named(place, "unjudged", accept=False), "evaluate": {"sets": []}}
     caplog.set_level("INFO", logger="partialkd")
@@ -135,6 +141,7 @@ def test_what_cannot_be_judged_is_said(place: Path, caplog: pytest.LogCaptureFix
     assert "could not be judged before training: evaluate.sets names no verification set" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_student_that_has_begun_is_not_stopped_by_its_teachers_score(place: Path) -> None:
     settings = named(place, "begun")
     start(settings)

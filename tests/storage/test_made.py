@@ -43,6 +43,7 @@ def maker(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     folder, neighbour = tmp_path / "faces", tmp_path / "faces.2"
     with maker(folder) as (process, left), maker(neighbour) as (_, other):

@@ -119,6 +119,7 @@ def test_training_mode_and_changed_buffers_are_noticed(network: nn.Module) -> No
     assert teacher.buffers_digest() != digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_embedding_does_not_depend_on_its_batch(network: nn.Module, threads: int) -> None:
     """Bit for bit, on the CPU: any size, any place, any company."""
@@ -270,6 +271,7 @@ def test_check_sees_what_the_data_does_to_the_teacher() -> None:
 # ------------------------------------------------------------------------------------------------ real faces
 
 
+@pytest.mark.slow
 @pytest.mark.faces
 def test_real_teacher_tells_real_people_apart() -> None:
     if not (FACES / "sface_128d.onnx").is_file():

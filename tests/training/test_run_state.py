@@ -198,6 +198,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Told]]
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("undisturbed", ["1", "2"])

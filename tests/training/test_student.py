@@ -228,6 +228,7 @@ def real_networks(world: World) -> list[tuple[float, float | None]]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_networks_with_recomputed_blocks_train_at_stage_3() -> None:
     losses = run(real_networks, 2)[0]

@@ -50,6 +50,7 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_continuation_is_exact_at_every_stage() -> None:
     """Bit for bit: losses, norms, network and state; BatchNorm per rank, so that buffers count; accumulation too."""
@@ -107,6 +108,7 @@ def resume_without(world: World, left_out: str, saved: Saved) -> list[list[float
             setattr(FullValues, left_out, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_every_part_of_loading_counts() -> None:
     """Without the working weights, which the forward pass uses, or without moments, training is another one."""

@@ -12,6 +12,7 @@ from helpers.places import TESTS
 pytestmark = pytest.mark.distributed
 
 
+@pytest.mark.slow
 def test_finished_ranks_end_with_status_0() -> None:
     """Without an interpreter that ends while threads of gloo still let go of tensors; else 8 of 10 repeats fail."""
     command = [sys.executable, str(TESTS / "helpers" / "rank_ends.py"), "3"]

@@ -63,6 +63,7 @@ def run(folder: Path, timeout_s: float, how: str, *environments: dict[str, str])
     return [first.strip(), second.strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "timeout_s"), [("SIGKILL", 100.0), ("SIGSTOP", 2.0)])
 def test_the_list_is_there_when_a_peer_is_gone(how: str, timeout_s: float, tmp_path: Path) -> None:
     said, _ = run(tmp_path / "run", timeout_s, how)
@@ -76,6 +77,7 @@ def test_the_list_is_there_when_a_peer_is_gone(how: str, timeout_s: float, tmp_p
     assert [line.rpartition(" ")[2] for line in found[2]["lines"][:3]] == ["start_all_gather", "all_gather", "step"]
 
 
+@pytest.mark.slow
 def test_what_the_user_set_stands(tmp_path: Path) -> None:
     """On rank 0 a prefix of the user's own, on rank 1 a recorder switched off; nothing fails here."""
     mine, off = {"TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/mine_"}, {"TORCH_FR_BUFFER_SIZE": "0"}

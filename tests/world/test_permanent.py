@@ -80,7 +80,7 @@ def test_the_status_is_left_for_a_batch_script(tmp_path: Path, monkeypatch: pyte
 
 SRUN = """#!/usr/bin/env bash
 trap : USR1
-sleep 0.5
+until (((0x$(sed -n 's/^SigCgt:\\s*//p' "/proc/$PPID/status") >> 9) & 1)); do sleep 0.1; done # it hears USR1
 kill -USR1 "$PPID"
 sleep 0.5
 [[ -z ${FAKE_STATUS:-} ]] || echo "$FAKE_STATUS" > "$PARTIALKD_STATUS_FILE"

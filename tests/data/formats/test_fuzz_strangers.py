@@ -37,6 +37,7 @@ def _look(content: bytes) -> None:
     assert decode(content, "here", wanted=Wanted(SIZE)).shape == (SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=400)
 @given(st.sampled_from(sorted(IMAGES)), CHANGES)
 def test_changed_images(name: str, changes: list[Change]) -> None:
@@ -127,6 +128,7 @@ READERS = _readers()
 ENDS = st.sampled_from(["\n", "\r\n", "\0", "\x85"])
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=200)
 @given(st.sampled_from(sorted(READERS)), LINES, ENDS, CHANGES, st.booleans())
 def test_any_list(

@@ -267,6 +267,7 @@ def test_nothing_is_overwritten_or_half_written(tmp_path: Path, images: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "odd.bin", "pairs.txt"]
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build = ["build", "lfw", str(write(tmp_path, LFW)), str(images), str(tmp_path / "lfw.bin"), "--image-size", "16"]
     assert main(build) == 1

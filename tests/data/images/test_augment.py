@@ -182,6 +182,7 @@ def pixels_by_record(
     return found
 
 
+@pytest.mark.slow
 def test_loaders_and_world_sizes_give_the_same_pixels(folder: Path) -> None:
     """Against the definition too: the plain image of the record, then what `draw` says."""
     plain = pixels_by_record(folder, "jpeg", 1, AugmentConfig())
