@@ -4,8 +4,8 @@ Two jobs: of the same run (one of them is refused and told who has it, or finds 
 same data (one makes them, the other waits); a random time after one another.
 Damage: a bit flipped, the file cut, emptied, overwritten with noise or removed, of each kind of file in a run that has
 a teacher, a student half trained, and data. The run is then gone on with. It must either end with an error that names
-the file, or with the results of the undisturbed run, bit for bit; never with a traceback. Not damaged inside: the
-images in train.rec (of which only the size is known), and what nobody reads again (logs, TensorBoard's files).
+the file, or with the results of the undisturbed run, bit for bit; never with a traceback. Left alone is what nobody
+reads again (logs, TensorBoard's files).
 """
 
 from __future__ import annotations
@@ -152,8 +152,7 @@ def _deck(saved: Path, rng: random.Random) -> list[tuple[Path, str]]:
         if (path.suffix == ".txt" and len(path.parts) == 1) or any(part in path.as_posix() for part in NOT_READ_AGAIN):
             continue
         for damage in DAMAGE:
-            if path.name != "train.rec" or damage not in ("flipped", "noise"):
-                kinds.setdefault(re.sub(r"\d+", "N", path.as_posix()), []).append((path, damage))
+            kinds.setdefault(re.sub(r"\d+", "N", path.as_posix()), []).append((path, damage))
     for cards in kinds.values():
         rng.shuffle(cards)
     deck: list[tuple[Path, str]] = []

@@ -49,8 +49,11 @@ def save_model(
 def open_model(path: str | Path) -> tuple[Network, ModelConfig, int]:
     """Open a file -> the network on the CPU in eval mode, its configuration and image size."""
     config, image_size = read_description(path)
+    state = read_tensors(path)
+    if problem := not_finite(state):
+        raise CheckpointError(f"{path}: {problem}")  # earlier versions have saved such
     model = build_empty(config, image_size)
-    put_weights(model, read_tensors(path), str(path), assign=True)
+    put_weights(model, state, str(path), assign=True)
     return in_memory_format(model).eval(), config, image_size
 
 

@@ -20,7 +20,7 @@ from partialkd.storage.claim import claimed
 from partialkd.storage.listed_files import check_listed, sums_of
 from partialkd.storage.manifest import read_manifest, write_manifest
 
-LARGE = (".rec",)  # compared by size alone: damage inside a record is met by the decoder, which names the record
+LARGE = (".rec",)  # above 256 MiB compared by size alone: it would be read whole at every start
 Fill = Callable[[Path, dict[str, Any]], None]  # puts files into the folder and facts into the dictionary
 
 

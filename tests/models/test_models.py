@@ -367,6 +367,9 @@ def test_a_network_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"{tmp_path}\S*: not written: NaN or infinity in {name}$"):
             act()
     assert not list(tmp_path.iterdir())
+    save_file(model.state_dict(), tmp_path / "m.safetensors", describe(config, 32))  # an earlier version did
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path / 'm.safetensors'}: NaN or infinity in {name}$"):
+        open_model(tmp_path / "m.safetensors")
 
 
 def test_saving_under_a_wrong_description_keeps_the_old_file(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from helpers.jobs import ENVIRONMENT, TORCHRUN, job, tree
 from helpers.places import ROOT
 from helpers.ranks import RankFailure, run
 from partialkd.config.load import load_config, parse_config, save_config
-from partialkd.errors import CheckpointError, ConfigError, Preempted
+from partialkd.errors import CheckpointError, ConfigError, DataError, Preempted
 from partialkd.run import job as module
+from partialkd.storage.manifest import read_manifest, write_manifest
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World
 
@@ -264,6 +265,8 @@ def test_failure_of_one_rank_ends_all_and_is_said_once(tmp_path: Path) -> None:
     start = content.index(b"\xff\xd8\xff")  # the first JPEG
     content[start : start + 64] = bytes(64)
     records.write_bytes(content)
+    facts = read_manifest(tmp_path / "data", DataError)
+    write_manifest(tmp_path / "data", {key: value for key, value in facts.items() if key != "files"})  # no checksums
     got = torchrun(str(tmp_path / "runs" / "trial" / "config.toml"), "run.name=broken", "dist.timeout_s=60")
     assert got.returncode != 0
     errors = [line for line in got.stderr.splitlines() if line.startswith(("error:", "rank "))]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from partialkd.errors import CheckpointError, DataError
+from partialkd.storage import listed_files
 from partialkd.storage.listed_files import check_exported, write_export_manifest
 from partialkd.storage.made_folder import make_once
 from partialkd.storage.manifest import MANIFEST, write_manifest
@@ -37,7 +38,7 @@ def fill(new: Path, facts: dict[str, Any]) -> None:
     facts["images"] = 1
 
 
-@pytest.mark.parametrize("name", ["train.idx", "faces.bin"])
+@pytest.mark.parametrize("name", ["train.rec", "train.idx", "faces.bin"])
 @pytest.mark.parametrize("said", DAMAGE)
 def test_damaged_prepared_data_are_named(tmp_path: Path, name: str, said: str) -> None:
     assert make_once(tmp_path / "faces", {}, fill) == make_once(tmp_path / "faces", {}, fill)
@@ -47,9 +48,12 @@ def test_damaged_prepared_data_are_named(tmp_path: Path, name: str, said: str) -
         make_once(tmp_path / "faces", {}, fill)
 
 
-def test_records_are_compared_by_size_and_folders_of_earlier_versions_not_at_all(tmp_path: Path) -> None:
+def test_large_records_are_compared_by_size_and_folders_of_earlier_versions_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listed_files, "SUMMED_BYTES", 7)
     make_once(tmp_path / "faces", {}, fill)
-    flip(tmp_path / "faces" / "train.rec")  # its images are a decoder's business
+    flip(tmp_path / "faces" / "train.rec")
     assert make_once(tmp_path / "faces", {}, fill) == {"images": 1}
     cut(tmp_path / "faces" / "train.rec")
     with pytest.raises(DataError, match=r"train\.rec: must have 8 bytes, got 7"):

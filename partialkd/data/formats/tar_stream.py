@@ -14,22 +14,34 @@ import bz2
 import gzip
 import lzma
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Self, cast
+from typing import IO, Self, TypeVar, cast
 
 HEADER_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 def read_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Read the members of an archive in its order, each with the archive, from which it can be extracted meanwhile."""
     with _opened(path) as file:
         guard = _Guard(file)
-        with tarfile.open(fileobj=guard, mode="r|", tarinfo=_Member) as archive:  # type: ignore[call-overload]
-            while (member := archive.next()) is not None:
+        opening = lambda: tarfile.open(fileobj=guard, mode="r|", tarinfo=_Member)  # type: ignore[call-overload]
+        with _headers(opening) as archive:  # it reads the first member's
+            while (member := _headers(archive.next)) is not None:
                 archive.members.clear()  # else it keeps every one, a kilobyte each
                 guard.allow(member.size)
                 yield archive, member
+
+
+def _headers(read: Callable[[], T]) -> T:
+    """Read headers; whatever tarfile makes of damaged ones is an error of the archive."""
+    try:
+        return read()
+    except (ValueError, IndexError, OverflowError) as error:  # tarfile reads numbers of sparse files as they come
+        raise tarfile.ReadError(f"invalid header: {error}") from error
+    except RecursionError as error:
+        raise tarfile.ReadError("too many headers of one member") from error
 
 
 def _opened(path: Path) -> IO[bytes]:
