@@ -24,7 +24,7 @@ def sums_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_listed(folder: Path, files: Any, kind: type[PartialKDError], by_size: tuple[str, ...] = ()) -> None:
-    """Compare files with its manifest; `by_size`: suffixes of files whose size alone is compared where they are large."""
+    """Compare files with its manifest; `by_size`: suffixes of files of which, if large, the size alone."""
     try:
         for name, expected in sums_from_json(files).items():
             large = name.endswith(by_size) and expected.size > SUMMED_BYTES

@@ -16,7 +16,7 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Self, TypeVar, cast
+from typing import IO, Any, Self, TypeVar, cast
 
 HEADER_BYTES = 1 << 20
 T = TypeVar("T")
@@ -26,12 +26,15 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
     """Read the members of an archive in its order, each with the archive, from which it can be extracted meanwhile."""
     with _opened(path) as file:
         guard = _Guard(file)
-        opening = lambda: tarfile.open(fileobj=guard, mode="r|", tarinfo=_Member)  # type: ignore[call-overload]
-        with _headers(opening) as archive:  # it reads the first member's
+        with _headers(lambda: _archive(guard)) as archive:  # it reads the first member's
             while (member := _headers(archive.next)) is not None:
                 archive.members.clear()  # else it keeps every one, a kilobyte each
                 guard.allow(member.size)
                 yield archive, member
+
+
+def _archive(guard: _Guard) -> Any:
+    return tarfile.open(fileobj=guard, mode="r|", tarinfo=_Member)  # type: ignore[call-overload]
 
 
 def _headers(read: Callable[[], T]) -> T:
