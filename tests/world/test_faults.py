@@ -23,6 +23,7 @@ from helpers.places import ROOT
 from helpers.ranks import run
 from partialkd.config.load import parse_config, save_config
 from partialkd.errors import Preempted
+from partialkd.run import first_centres, scores
 from partialkd.run import job as job_module
 from partialkd.storage.atomic_files import write_text
 from partialkd.storage.process import Place
@@ -281,8 +282,9 @@ def _slow(world: World) -> list[int]:
 
 
 def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -> str:
-    """A signal to the last rank at the call of a function of job.py that takes a network, or of its `prepare`."""
-    original = getattr(job_module, name)
+    """A signal to the last rank at the call of a function of run/ that takes a network, or of its `prepare`."""
+    place = next(module for module in (job_module, first_centres, scores) if hasattr(module, name))
+    original = getattr(place, name)
 
     def hit() -> None:
         if world.rank == (0 if name == "prepare" else world.size - 1):
@@ -295,12 +297,12 @@ def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -
         arguments = tuple(_hit_in_call(a, hit, after) if callable(a) else a for a in arguments)
         return original(*arguments)
 
-    setattr(job_module, name, wrapped)
+    setattr(place, name, wrapped)
     try:
         with pytest.raises(Preempted) as stop:
             job(world, settings, "auto")
     finally:
-        setattr(job_module, name, original)
+        setattr(place, name, original)
         for number in SIGNALS:
             assert signal.getsignal(number) == signal.SIG_IGN  # the process is about to end
             signal.signal(number, signal.SIG_DFL)

@@ -39,7 +39,7 @@ def test_a_killed_rank_and_a_broken_link(tmp_path: Path) -> None:
     settings["dist"] = {"timeout_s": 15.0}
     settings["teacher"]["train"]["epochs"] = 10
     save_config(parse_config(settings), tmp_path / "run.toml")
-    script = [str(ROOT / "tests" / "two_hosts.sh"), str(tmp_path), str(tmp_path / "run.toml"), sys.executable]
+    script = [str(ROOT / "tests" / "world" / "two_hosts.sh"), str(tmp_path), str(tmp_path / "run.toml"), sys.executable]
     got = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
     assert got.returncode == 0, got.stdout + got.stderr + (tmp_path / "b.log").read_text()
     killed, down_a, down_b = (line for line in got.stdout.splitlines() if " says: " in line)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Two hosts on one machine, each a network namespace with a torchrun of its own: tests/two_hosts.sh FOLDER CONFIG PYTHON
+# Two hosts on one machine, each a network namespace with a torchrun of its own: tests/world/two_hosts.sh FOLDER CONFIG PYTHON
 #
 # In the middle of the run a rank of the second host is killed; later the link goes down, and up again when both ranks
 # have noticed. Both times the launchers must find each other again and the run go on to its end: status 0, and in
 # FOLDER/events one line an event. Root and iproute2 (ip netns); needs dist.timeout_s well under 100 in CONFIG.
 set -euo pipefail
 folder=$1 config=$2 python=$3
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 id=$$
 a="pkd-a-$id" b="pkd-b-$id"
 declare -A pid=()
@@ -31,7 +31,8 @@ done
 event() { echo "$(date +%s) $*" | tee -a "$folder/events"; }
 ranks() { pgrep -P "${pid[$1]}" -f -- "-u launch/train.py"; }
 steps() { cat "$folder"/runs/*/metrics.jsonl 2>/dev/null | wc -l; }
-errors() { grep -c '^error:' "$folder/$1.log" || true; }
+error='^([0-9-]+ [0-9:]+ )?error:' # with or without the time
+errors() { grep -cE "$error" "$folder/$1.log" || true; }
 
 until_true() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
@@ -63,15 +64,15 @@ before=$(steps)
 event "at step $before: kill -9 of the rank on host b"
 kill -KILL "$(ranks b)"
 until_true 60 noticed a 0
-event "host a says: $(grep '^error:' "$folder/a.log" | tail -n 1)"
+event "host a says: $(grep -E "$error" "$folder/a.log" | tail -n 1)"
 until_true 200 further "$before"
 
 before=$(steps) seen_a=$(errors a) seen_b=$(errors b)
 event "at step $before: the link goes down"
 ip -n "$a" link set "va$id" down
 until_true 120 both_noticed "$seen_a" "$seen_b"
-event "host a says: $(grep '^error:' "$folder/a.log" | tail -n 1)"
-event "host b says: $(grep '^error:' "$folder/b.log" | tail -n 1)"
+event "host a says: $(grep -E "$error" "$folder/a.log" | tail -n 1)"
+event "host b says: $(grep -E "$error" "$folder/b.log" | tail -n 1)"
 ip -n "$a" link set "va$id" up
 event "the link is up"
 until_true 200 further "$before"
