@@ -13,15 +13,17 @@ import torch
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves
 
-# A shell starts what runs in its background with SIGINT and SIGQUIT ignored, nohup with SIGHUP, and children inherit
-# that: the program then does not hear them, as it should, and tests of these signals would wait for ever.
-for _number, _usual in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGQUIT, signal.SIG_DFL),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, _usual)
+
+def hear_signals() -> None:
+    """Give signals that are ignored their usual handlers.
+
+    A shell starts what runs in its background with SIGINT and SIGQUIT ignored, nohup with SIGHUP, and a job that ends
+    ignores all of its own. Children inherit that and do not hear them, as they should: their tests would wait for ever.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,14 @@ def messages_as_before() -> Iterator[None]:
     yield
     logger.propagate, logger.handlers[:] = propagate, handlers
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard() -> Iterator[None]:
+    """Whatever tests and fixtures before this one, or the shell, have left ignored."""
+    hear_signals()
+    yield
+    hear_signals()
 
 
 @pytest.fixture
