@@ -188,7 +188,6 @@ raise SystemExit(command(body))
 """
 
 
-@pytest.mark.slow
 def test_an_interrupted_start_is_one_line() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", IMPORTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT

@@ -91,7 +91,6 @@ if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$FAKE_QUEUE"; fi
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("said", "queued", "status"), [("2", False, 2), ("", True, 0)], ids=["wrong", "time is up"])
 def test_the_batch_script_queues_no_wrong_job_again(said: str, queued: bool, status: int, tmp_path: Path) -> None:
     """Its time is up in both cases; srun and scontrol are stood in for."""
