@@ -84,6 +84,7 @@ Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(expanded)]
 
 
 TeacherUse = Literal["none", "centres", "every batch"]  # from nothing to its embedding of each image
+Sampler = Literal["shuffle", "balanced", "pk"]  # `data.sampler`: each record once; each identity alike; P x K batches
 
 
 class Section(BaseModel):

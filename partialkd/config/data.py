@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Count, Free, Moderate, Place, Positive, Probability, Section, Share
+from partialkd.config.base import Count, Free, Moderate, Place, Positive, Probability, Sampler, Section, Share
 
 
 class ProceduralConfig(Section):
@@ -86,7 +86,7 @@ class DataConfig(Section):
     # D: records carry D floats of a teacher's embedding, then the class id
     embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None
     index_cache: Free[Place | None] = None  # folder for parsed indices of .rec files; None: parsed at each start
-    sampler: Literal["shuffle", "balanced", "pk"] = "shuffle"  # each record once; each identity alike; P x K batches
+    sampler: Sampler = "shuffle"
     images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 4  # pk: K; P = global_batch / K
     shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files
     block_records: Positive = 256  # blocks: consecutive records read together

@@ -56,10 +56,11 @@ class Config(Section):
             emitted, wanted = teacher.known_dim, self.student.model.embedding_dim
             if teacher.source == "records":
                 emitted = self.data.embeddings
-            if emitted not in (None, wanted):
+            if self.student.same_dim and emitted not in (None, wanted):
                 rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
                 raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
         self._check_centres()
+        self._check_sampler()
         self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
             if phase is not None and (part := phase.taught_part):
@@ -76,6 +77,16 @@ class Config(Section):
         if method.initial_centres != "teacher_means":
             rule = 'must be "teacher_means" with teacher.centres = "classifier"'
             raise ValueError(f'student.method.initial_centres {rule}, got "{method.initial_centres}"')
+
+    def _check_sampler(self) -> None:
+        """Refuse a sampler that cannot give a term the batches that it needs."""
+        phases = {"teacher.train": self.teacher.train, "student": self.student, "alone": self.alone}
+        for where, phase in phases.items():
+            for at, term in enumerate(phase.terms if phase else ()):
+                if term.samplers and self.data.sampler not in term.samplers:
+                    fitting = " or ".join(f'"{sampler}"' for sampler in term.samplers)
+                    wanting = f'{where}.terms.{at}.name = "{term.name}"'
+                    raise ValueError(f'data.sampler must be {fitting} with {wanting}, got "{self.data.sampler}"')
 
     def _check_kept_embeddings(self) -> None:
         """Refuse changes of images for which no kept embedding was made: those are of plain and mirrored images."""

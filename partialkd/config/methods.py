@@ -28,6 +28,7 @@ class MethodSection(Section):
 
     centre_kind: ClassVar[CentreKind]  # moved by gradient, by nobody, or by a moving average of teacher embeddings
     teacher_use: ClassVar[TeacherUse]  # nothing, its centres alone, or its embedding of each image as well
+    same_dim: ClassVar[bool] = True  # with a teacher: the student's embedding must be as long as the teacher's
 
     name: str
     scale: Moderate = 64.0

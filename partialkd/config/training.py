@@ -126,6 +126,12 @@ class PhaseConfig(Section):
         wanting = (f'{key}.name = "{part.name}"' for key, part in parts.items() if part.teacher_use != "none")
         return next(wanting, None)
 
+    @property
+    def same_dim(self) -> bool:
+        """Whether the student's embedding must be as long as the teacher's: it is compared with it, or its centres."""
+        parts: list[MethodSection | TermSection] = [self.method, *self.terms]
+        return any(part.same_dim for part in parts if part.teacher_use != "none")
+
     @model_validator(mode="after")
     def _compilable(self) -> PhaseConfig:
         """Refuse what hooks into the network's layers, or leaves it in their middle: it cannot be compiled as one."""
@@ -156,4 +162,8 @@ class PhaseConfig(Section):
         if whole and self.accumulation > 1:  # D_max is taken over the global batch, which must be there at once
             rule = "must be 1 with margindistillation (unless method.per_rank_maximum = true)"
             raise ValueError(f"accumulation {rule}, got {self.accumulation}")
+        for at, term in enumerate(self.terms):
+            if term.whole_batch and self.accumulation > 1:
+                rule = f'must be 1 with terms.{at}.name = "{term.name}", which looks at the global batch at once'
+                raise ValueError(f"accumulation {rule}, got {self.accumulation}")
         return self

@@ -89,9 +89,9 @@ def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None
 
 
 def check_width(config: Config, emitted: int) -> None:
-    """Raise ConfigError unless the student's embedding is as long as the teacher's."""
+    """Raise ConfigError where the student's embedding must be as long as the teacher's, and is not."""
     wanted = config.student.model.embedding_dim
-    if emitted != wanted:
+    if config.student.same_dim and emitted != wanted:
         rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
         raise ConfigError(f"student.model.embedding_dim: {rule}, got {wanted}")
 

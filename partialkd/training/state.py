@@ -24,7 +24,7 @@ Errors: CheckpointError naming the path, the entry and both values; nothing has 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import identity_changes, phase_identity
 from partialkd.errors import CheckpointError
+from partialkd.methods.stateful import States, without_states
+from partialkd.storage.finite import not_finite
 from partialkd.training.student import Student
 from partialkd.world.world import World
 
@@ -56,6 +58,7 @@ class Parts:
     centres: Centres
     centres_move: bool  # where they do not, they are made again from the teacher
     counting: tuple[Counting, ...] = ()
+    states: States = field(default_factory=lambda: States({}))  # tensors of the method and its terms
 
 
 def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
@@ -72,11 +75,12 @@ def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: 
 def capture(parts: Parts, facts: dict[str, Any]) -> Snapshot:
     """Take the state of a phase between two optimiser steps, collectively; facts: its identity."""
     student, store, centres = parts.student, parts.centres.store, parts.centres.state()
+    student.world.agree(not_finite(parts.states.rows()), CheckpointError)
     return Snapshot(
         step=student.steps,
-        student=student.state(),
+        student=student.state() | parts.states.state(),
         local={**student.local_state(), **_random_state(student.world)},
-        centres=centres.rows if parts.centres_move else {},
+        centres=(centres.rows if parts.centres_move else {}) | parts.states.rows(),
         shard=store.shard,
         num_classes=store.num_classes,
         progress={**facts, **{key: value for part in parts.counting for key, value in part.state().items()}},
@@ -88,11 +92,15 @@ def restore(snapshot: Snapshot, parts: Parts, facts: dict[str, Any], path: Path)
     world, saved = parts.student.world, snapshot.progress
     changes = identity_changes(saved, facts).items()
     problem = "; ".join(f"{path}: made with {key} = {was!r}, this run has {now!r}" for key, (was, now) in changes)
+    tensors = snapshot.student | snapshot.centres
+    if not problem and (unfit := parts.states.problem(tensors)):
+        problem = f"{path}: {unfit}"
     world.agree(problem or None, CheckpointError)
     for part in parts.counting:
         part.load_state(saved)
     parts.student.load_state(snapshot.student, snapshot.local)
-    parts.centres.load_state(CentresState(snapshot.step, snapshot.centres))
+    parts.centres.load_state(CentresState(snapshot.step, without_states(snapshot.centres)))
+    parts.states.load_state(tensors)
     _set_random_state(snapshot, facts["seed"], world)
 
 

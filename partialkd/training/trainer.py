@@ -36,7 +36,8 @@ from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.methods import Outcome, make_method
-from partialkd.methods.terms import TermInputs, Terms
+from partialkd.methods.stateful import States
+from partialkd.methods.terms import TermInputs, Terms, TermSetting
 from partialkd.models import build_model
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
@@ -110,7 +111,9 @@ class Trainer:
         self.folder = context.folder / name
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
-        self.method, self.terms = make_method(phase.method), Terms(phase.terms)
+        self.method = make_method(phase.method)
+        self.terms = Terms(phase.terms, TermSetting(world, store.num_classes))
+        self.states = States({"method": self.method, **self.terms.named})
         teacher = teacher if phase.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
@@ -129,7 +132,7 @@ class Trainer:
         newest = lambda: checkpoint.newest(self._checkpoints)
         self.health = Health(name, context, self.student, self.centres, self.teacher, newest)
         moving = phase.method.centre_kind != "fixed"
-        self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health))
+        self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health), self.states)
         self.scoring, self._on_save = Scoring(context), on_save
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -196,7 +199,8 @@ class Trainer:
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
-        outcome = self.terms.added_to(outcome, TermInputs(student, batch.labels, teacher, self.world))
+        inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres)
+        outcome = self.terms.added_to(outcome, inputs)
         outcome.loss.backward()
         assert student.grad is not None
         gradient = self.health.watch(batch, embeddings, teacher, outcome.loss, student.grad)
@@ -205,9 +209,11 @@ class Trainer:
         try:
             if self.student.step():
                 self.centres.step(lr)
+                self.states.stepped()
                 self.health.stepped()
         except FloatingPointError:
             self.health.failed()
+            self.states.skipped()
         return outcome
 
     def _after_step(self, lr: float) -> None:

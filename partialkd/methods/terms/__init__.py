@@ -7,28 +7,30 @@ from typing import Any
 
 from partialkd.config import EmbeddingTermConfig, TermSection
 from partialkd.methods.base import Outcome
-from partialkd.methods.terms.base import Term, TermInputs
+from partialkd.methods.terms.base import GlobalBatch, Term, TermInputs, TermSetting
 from partialkd.methods.terms.embedding import EmbeddingDistance
 
-TERMS: dict[type[TermSection], Callable[[Any], Term]] = {
+TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     EmbeddingTermConfig: EmbeddingDistance,
 }
 
 
 class Terms:
-    """The terms of a phase, in the order of its configuration."""
+    """The terms of a phase, in the order of its configuration, by the name that is logged: `term_0_embedding`."""
 
-    def __init__(self, configs: Sequence[TermSection]) -> None:
-        self._terms = [TERMS[type(config)](config) for config in configs]
+    def __init__(self, configs: Sequence[TermSection], setting: TermSetting | None = None) -> None:
+        setting = setting or TermSetting()
+        made = [TERMS[type(config)](config, setting) for config in configs]
+        self.named: dict[str, Term] = {f"term_{at}_{term.config.name}": term for at, term in enumerate(made)}
 
     def added_to(self, outcome: Outcome, inputs: TermInputs) -> Outcome:
         """The method's outcome with the terms in its loss, and their values (without weights) among those logged."""
         loss, values = outcome.loss, dict(outcome.values)
-        for at, term in enumerate(self._terms):
+        for name, term in self.named.items():
             value = term.loss(inputs)
             loss = loss + term.config.weight * value
-            values[f"term_{at}_{term.config.name}"] = value.detach()
+            values[name] = value.detach()
         return Outcome(loss, values)
 
 
-__all__ = ["TERMS", "Term", "TermInputs", "Terms"]
+__all__ = ["TERMS", "GlobalBatch", "Term", "TermInputs", "TermSetting", "Terms"]

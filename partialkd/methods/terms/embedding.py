@@ -10,15 +10,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from partialkd.config import EmbeddingTermConfig, TermSection
-from partialkd.methods.terms.base import TermInputs
+from partialkd.config import EmbeddingTermConfig
+from partialkd.methods.terms.base import Term, TermInputs, TermSetting
 
 
-class EmbeddingDistance:
+class EmbeddingDistance(Term):
     """Mean distance over this rank's images."""
 
-    def __init__(self, config: EmbeddingTermConfig) -> None:
-        self.config: TermSection = config
+    def __init__(self, config: EmbeddingTermConfig, setting: TermSetting) -> None:
+        super().__init__(config, setting)
         self.distance = l2 if config.distance == "l2" else cosine
 
     def loss(self, inputs: TermInputs) -> Tensor:
