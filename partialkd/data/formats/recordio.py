@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError, Where
 from partialkd.storage.atomic_files import replacing
 from partialkd.storage.launcher_notes import note_mapped
+from partialkd.storage.open_file import OpenFile
 from partialkd.world.passes import counted
 
 MAGIC = 0xCED7230A
@@ -41,8 +42,8 @@ _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _USUAL = 1 << 13  # bytes of a record read at once: most images of 112 x 112 pixels are shorter
 _SCAN_CHUNK = 1 << 16  # records a thread looks at in one go
-_READAHEAD = 1 << 17  # bytes: Linux cuts longer wishes down to its read-ahead window, 128 KiB as it comes
-_READAHEAD_MOST = 1 << 30  # bytes: neighbours by key that lie further apart are no run
+READAHEAD = 1 << 17  # bytes: Linux cuts longer wishes down to its read-ahead window, 128 KiB as it comes
+READAHEAD_MOST = 1 << 30  # bytes: neighbours by key that lie further apart are no run
 _SCAN_THREADS = 8  # of a cold file: they wait for the disk, not for a core
 
 
@@ -76,13 +77,12 @@ def unpack_payload(payload: bytes, where: str | Where) -> tuple[np.ndarray, byte
     return np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32), payload[start:]
 
 
-class RecordReader:
+class RecordReader(OpenFile):
     """Reads the records of a .rec by position in the sorted keys of its .idx."""
 
     def __init__(self, rec: Path, idx: Path) -> None:
-        self.path = Path(rec)
         self.numbers, self.offsets = read_index(Path(idx))
-        self.size = self._open()
+        super().__init__(rec)
         for chunk in self._chunks():
             offsets = self.offsets[chunk]
             wrong = (offsets % 4 != 0) | (offsets > self.size - _PART.size - _HEADER.size)
@@ -95,8 +95,8 @@ class RecordReader:
     def parsed(cls, rec: Path, numbers: range | np.ndarray, offsets: np.ndarray) -> RecordReader:
         """Make a reader of an index that was read and checked before."""
         reader = cls.__new__(cls)
-        reader.path, reader.numbers, reader.offsets = Path(rec), numbers, offsets
-        reader.size = reader._open()
+        reader.numbers, reader.offsets = numbers, offsets
+        OpenFile.__init__(reader, rec)
         return reader
 
     @property
@@ -110,28 +110,6 @@ class RecordReader:
 
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, min(at + _SCAN_CHUNK, len(self))) for at in range(0, len(self), _SCAN_CHUNK))
-
-    def _open(self) -> int:
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return os.fstat(self._fd).st_size
-
-    def close(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    __del__ = close
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_fd"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._open() != self.size:
-            raise DataError(f"{self.path}: the file changed while it was in use")
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -184,7 +162,7 @@ class RecordReader:
 
     def scan(self) -> Iterator[tuple[int, Headers]]:
         """Read the same in pieces, each with the position of its first record, a few pieces at a time."""
-        self._check_whole()
+        self.check_whole()
         mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
         note_mapped(self.path)
         words = np.frombuffer(mapped, "<u4", self.size // 4)
@@ -192,12 +170,6 @@ class RecordReader:
         doing = f"reading the headers of {self.path.name}"
         read = counted(scanned, doing, len(self), "records", lambda found: found[0].stop - found[0].start)
         yield from ((chunk.start, headers) for chunk, headers in read)
-
-    def _check_whole(self) -> None:
-        """Raise DataError if the file was cut: touching what is mapped of it would end the process without a word."""
-        found = os.fstat(self._fd).st_size
-        if found < self.size:
-            raise DataError(f"{self.path}: had {self.size} bytes when it was opened, now it has {found}")
 
     def first_header(self) -> Headers:
         """Read what `headers` says of the first record."""
@@ -207,7 +179,7 @@ class RecordReader:
         return Headers(flag, labels[:1], labels[-1:], np.array([len(image)], np.int64))
 
     def _scan(self, words: np.ndarray, chunk: slice) -> Headers:
-        self._check_whole()
+        self.check_whole()
         at = self.offsets[chunk] // 4
         kind, length = words[at + 1] >> 29, (words[at + 1] & MAX_PART).astype(np.int64)
         flags, several = words[at + 2], kind == FIRST
@@ -233,10 +205,9 @@ class RecordReader:
         """Have the system read the records start..stop-1 into its page cache, where they lie one after the other."""
         begin, last = int(self.offsets[start]), int(self.offsets[stop - 1])
         following = int(self.offsets[stop]) if stop < len(self) else self.size
-        end = min(following if following > last else self.size, last + _READAHEAD)  # images are not larger
-        if begin < end <= begin + _READAHEAD_MOST and hasattr(os, "posix_fadvise"):
-            for at in range(begin, end, _READAHEAD):
-                os.posix_fadvise(self._fd, at, min(_READAHEAD, end - at), os.POSIX_FADV_WILLNEED)
+        end = min(following if following > last else self.size, last + READAHEAD)  # images are not larger
+        if begin < end <= begin + READAHEAD_MOST:
+            self.will_need(begin, end, READAHEAD)
 
 
 class RecordWriter:

@@ -11,10 +11,7 @@ Errors: `DataError` with file, and record key where there is one.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -22,57 +19,27 @@ import numpy as np
 from partialkd.data.formats.insightface_folder import IDX, NAMES, PROPERTY, REC
 from partialkd.data.formats.property_file import read_property
 from partialkd.data.formats.recordio import RecordReader
+from partialkd.data.sources.files import FilesSource
 from partialkd.data.sources.identities import Names
-from partialkd.data.sources.index_cache import open_file
 from partialkd.data.sources.record_file import RecordFile
-from partialkd.data.sources.source import Source, check_index
 from partialkd.errors import DataError
 
 _PART = re.compile(r"train\.(\d+)\.(rec|idx)")
 
 
-class RecordIOSource(Source):
+class RecordIOSource(FilesSource[RecordFile]):
     """Reads an unmodified InsightFace folder of one or more .rec files, with or without header records."""
 
     def __init__(self, folder: Path, cache: Path | None = None, embeddings: int | None = None) -> None:
         folder, self.embeddings = Path(folder), embeddings
-        self.num_classes, self.height, self.width = read_property(folder / PROPERTY)
-        self.names = Names(self.num_classes, None, folder / NAMES)
-        self.files = [open_file(rec, idx, self.num_classes, cache, embeddings) for rec, idx in record_files(folder)]
-        self._starts = [0, *accumulate(len(file) for file in self.files)]
-        self.sizes: tuple[int, ...] = (len(self),)
-        digests = [file.digest for file in self.files]
-        self.fingerprint = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        classes, self.height, self.width = read_property(folder / PROPERTY)
+        files = [RecordFile.opened(rec, idx, classes, cache, embeddings) for rec, idx in record_files(folder)]
+        super().__init__(files, classes, Names(classes, None, folder / NAMES))
 
     @property
     def reader(self) -> RecordReader:
         """Return the reader of the first file."""
         return self.files[0].reader
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        stop = len(self) if stop is None else stop
-        for file in self.files:
-            file.check()
-        parts = [
-            file.labels[max(start - first, 0) : max(stop - first, 0)]
-            for file, first in zip(self.files, self._starts, strict=False)
-        ]
-        return np.concatenate(parts).astype(np.int64)
-
-    def locate(self, index: int) -> tuple[RecordFile, int]:
-        """Find the file of an image, and its place among the file's images."""
-        check_index(index, len(self))
-        number = bisect_right(self._starts, index) - 1
-        self.files[number].check()
-        return self.files[number], index - self._starts[number]
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        file, at = self.locate(index)
-        _, image = file.reader.read(int(file.positions[at]))
-        return image, int(file.labels[at])
 
     def embedding(self, index: int) -> np.ndarray:
         if self.embeddings is None:
@@ -81,23 +48,11 @@ class RecordIOSource(Source):
         labels, _ = file.reader.read(int(file.positions[at]))
         return labels[: self.embeddings]
 
-    def name(self, index: int) -> str:
-        file, at = self.locate(index)
-        return file.reader.where(int(file.positions[at]))
-
     def stem(self, index: int) -> str:
         """Give every image a file name of its own: its key, behind the part's number where there are several."""
         file, at = self.locate(index)
         key = f"{file.reader.key(int(file.positions[at])):08d}"
         return key if len(self.files) == 1 else f"{self.files.index(file):02d}_{key}"
-
-    def readahead(self, start: int, stop: int) -> None:
-        """Have the system read images start..stop-1, which may lie in several files, into its page cache."""
-        while start < stop:
-            file, at = self.locate(start)
-            count = min(stop - start, len(file) - at)
-            file.reader.readahead(int(file.positions[at]), int(file.positions[at + count - 1]) + 1)
-            start += count
 
 
 def record_files(folder: Path) -> list[tuple[Path, Path]]:

@@ -15,56 +15,53 @@ import numpy as np
 
 from partialkd.data.formats.insightface_folder import image_positions
 from partialkd.data.formats.recordio import Headers, RecordReader, unpack_payload
+from partialkd.data.sources.files import DataFile, add_numbers
+from partialkd.data.sources.index_cache import Index, open_index
 from partialkd.data.sources.source import sampled_bytes
 from partialkd.errors import DataError
-from partialkd.storage.mapped_file import MappedFile
-
-_CHUNK = 1 << 20  # elements hashed in one go
 
 
-class RecordFile:
-    """The images of one .rec: `positions` among its records and `labels` (n,) int32, both in the order of keys.
+class RecordFile(DataFile):
+    """The images of one .rec: `positions` among its records and `labels` (n,) int32, both in the order of keys."""
 
-    digest: the SHA-256 of index, labels and some images.
-    """
-
-    def __init__(
-        self,
-        reader: RecordReader,
-        positions: range | np.ndarray,
-        labels: np.ndarray,
-        digest: str,
-        mapped: tuple[MappedFile, ...] = (),
-    ) -> None:
-        self.reader, self.positions, self.labels, self.digest = reader, positions, labels, digest
-        self._mapped = mapped  # what offsets, positions and labels are views of, where they are kept in files
-
-    def check(self) -> None:
-        """Raise DataError if a kept index was cut while it is in use; before every read of it."""
-        for file in self._mapped:
-            file.check()
-
-    def __len__(self) -> int:
-        return len(self.positions)
+    def __init__(self, reader: RecordReader, index: Index) -> None:
+        super().__init__(index)
+        self.reader, self.positions = reader, index.arrays["positions"]
 
     @classmethod
-    def scanned(cls, rec: Path, idx: Path, num_classes: int, embeddings: int | None = None) -> RecordFile:
-        """Read the index and every record's header; DataError naming the first record that no training can use."""
-        reader = RecordReader(rec, idx)
-        found = image_positions(reader.numbers, reader.first_header(), str(rec))
-        positions, labels = _labels(reader, found, num_classes, embeddings)
-        digest = hashlib.sha256(np.array([reader.size, num_classes]).data)
-        for values in (reader.numbers, reader.offsets, labels):
-            digest.update(b"|")
-            for start in range(0, len(values), _CHUNK):
-                some = values[start : start + _CHUNK]
-                some = np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some)
-                digest.update(some.data)
-        digest.update(b"|")
-        payload: Callable[[int], bytes] = lambda index: reader.payload(int(positions[index]))
-        for content in sampled_bytes(payload, len(positions), lambda record: unpack_payload(record, str(rec))[1]):
-            digest.update(content)
-        return cls(reader, positions, labels, digest.hexdigest())
+    def opened(
+        cls, rec: Path, idx: Path, num_classes: int, cache: Path | None = None, embeddings: int | None = None
+    ) -> RecordFile:
+        """Open a .rec file, its index from the cache where it has been opened before."""
+        find = lambda: _find(rec, idx, num_classes, embeddings)
+        index = open_index((rec, idx), ("rec", num_classes, embeddings), cache, find)
+        return cls(RecordReader.parsed(rec, index.arrays["numbers"], index.arrays["offsets"]), index)
+
+    def image(self, at: int) -> bytes:
+        _, image = self.reader.read(int(self.positions[at]))
+        return image
+
+    def where(self, at: int) -> str:
+        return self.reader.where(int(self.positions[at]))
+
+    def readahead(self, start: int, stop: int) -> None:
+        self.reader.readahead(int(self.positions[start]), int(self.positions[stop - 1]) + 1)
+
+
+def _find(rec: Path, idx: Path, num_classes: int, embeddings: int | None) -> Index:
+    """Read the index and every record's header; DataError naming the first record that no training can use."""
+    reader = RecordReader(rec, idx)
+    found = image_positions(reader.numbers, reader.first_header(), str(rec))
+    positions, labels = _labels(reader, found, num_classes, embeddings)
+    digest = hashlib.sha256(np.array([reader.size, num_classes]).data)
+    for values in (reader.numbers, reader.offsets, labels):
+        add_numbers(digest, values)
+    digest.update(b"|")
+    payload: Callable[[int], bytes] = lambda index: reader.payload(int(positions[index]))
+    for content in sampled_bytes(payload, len(positions), lambda record: unpack_payload(record, str(rec))[1]):
+        digest.update(content)
+    arrays = {"numbers": reader.numbers, "offsets": reader.offsets, "positions": positions, "labels": labels}
+    return Index(digest.hexdigest(), arrays)
 
 
 def _labels(
