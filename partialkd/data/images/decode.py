@@ -150,8 +150,10 @@ def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterat
             how = UPRIGHT if image.format == "TIFF" else orientation(encoded)  # Pillow turns TIFF by itself
             if wanted is not None:
                 wanted.check(*upright_size(*image.size, how), where)
-            if _several(image) or image.mode in _DEEP_MODES:
-                raise DataError(f"{where}: must be one image of 8 bits a channel, got {image.format} mode {image.mode}")
+            halved = _loses_bits(image)
+            if _several(image) or halved or image.mode in _DEEP_MODES:
+                what = f"{image.format} mode {image.mode}{' of 16 bits' if halved else ''}"
+                raise DataError(f"{where}: must be one image of 8 bits a channel, got {what}")
             yield image, how
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image of {', '.join(FORMATS)} (starts with {encoded[:8]!r})") from error
@@ -159,6 +161,11 @@ def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterat
         raise
     except Exception as error:  # damaged files raise many kinds in Pillow, TypeError and KeyError among them
         raise DataError(f"{where}: broken image: {error or type(error).__name__}") from error
+
+
+def _loses_bits(image: Image.Image) -> bool:
+    """Say whether Pillow would drop, without a word, the lower half of 16 bits a channel."""
+    return image.mode not in _DEEP_MODES and any(";16" in str(tile.args) for tile in image.tile)
 
 
 def _several(image: Image.Image) -> bool:

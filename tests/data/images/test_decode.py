@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,30 @@ def animation() -> bytes:
     return encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
 
 
+def deep_png(colour: int, channels: int) -> bytes:
+    """A PNG of 16 bits a channel; colour 2: RGB, 4: grey and alpha, 6: RGB and alpha."""
+    rows = b"".join(b"\0" + bytes([18, 52] * 8 * channels) for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    written = [
+        struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def deep_tiff() -> bytes:
+    """A TIFF of 16 bits a channel, RGB, not compressed."""
+    shorts = {256: 8, 257: 8, 259: 1, 262: 2, 277: 3, 278: 8}
+    bits_at = 8 + 2 + 12 * 9 + 4
+    longs = {273: bits_at + 6, 279: 8 * 8 * 6}
+    entries = {tag: (3, 1, value) for tag, value in shorts.items()} | {tag: (4, 1, at) for tag, at in longs.items()}
+    entries[258] = (3, 3, bits_at)
+    tags = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + tags + struct.pack("<I3H", 0, 16, 16, 16) + bytes(8 * 8 * 6)
+
+
 JPEG = encoded(photo(), "JPEG")
 PNG = encoded(photo(), "PNG")
 
@@ -90,6 +116,10 @@ PNG = encoded(photo(), "PNG")
         (PNG[: len(PNG) // 2], "broken image"),
         (PNG[:60] + b"\0\0\0\0" + PNG[64:], "broken image"),
         (encoded(np.zeros((8, 8), np.uint16), "PNG"), "must be one image of 8 bits a channel, got PNG mode I;16"),
+        (deep_png(2, 3), "must be one image of 8 bits a channel, got PNG mode RGB of 16 bits"),
+        (deep_png(4, 2), "must be one image of 8 bits a channel, got PNG mode RGBA of 16 bits"),
+        (deep_png(6, 4), "must be one image of 8 bits a channel, got PNG mode RGBA of 16 bits"),
+        (deep_tiff(), "must be one image of 8 bits a channel, got TIFF mode RGB of 16 bits"),
         (with_hole(), "the image has transparent pixels"),
         (animation(), "must be one image"),
         (encoded(Image.new("1", (9000, 9000)), "PNG"), "an image has at most 67108864 pixels, got 9000 x 9000"),
