@@ -24,10 +24,11 @@ class ArchiveConfig(Section):
     """Real images: `<identity>/<image>` in a .tar.gz or folder, packed once into `data.path`."""
 
     kind: Literal["archive"]
-    images: Place  # archive or folder of the training identities
-    exclude_identities: Place | None = None  # text file, one identity per line: left out of training
-    pairs_images: Place | None = None  # archive or folder of the evaluated images
-    pairs: Place | None = None  # CSV `a,b,same` in fold order, paths inside pairs_images
+    # Where files lie may change on resume: what is in them is compared.
+    images: Free[Place]  # archive or folder of the training identities
+    exclude_identities: Free[Place | None] = None  # text file, one identity per line: left out of training
+    pairs_images: Free[Place | None] = None  # archive or folder of the evaluated images
+    pairs: Free[Place | None] = None  # CSV `a,b,same` in fold order, paths inside pairs_images
     max_identities: Positive | None = None
     min_images: Positive = 1  # identities with fewer are left out
     max_pairs: Positive | None = None  # evenly from every fold; for short runs

@@ -11,6 +11,7 @@ from partialkd.centres import CentreStore
 from partialkd.centres.store import DTYPES
 from partialkd.config import AdaDistillConfig, PhaseConfig
 from partialkd.context import RunContext
+from partialkd.data.images.decode import DECODING
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.models.saved import MODEL
 from partialkd.run.finished import record_of
@@ -39,6 +40,7 @@ def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None
     facts = {
         "teacher": teacher.fingerprint,
         "data": context.source.fingerprint,
+        "decoding": DECODING,
         "how": context.config.teacher.centres,
         "classifier": file_digest(context.config.teacher.classifier),
         "label_map": file_digest(context.config.teacher.label_map),

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from partialkd.context import RunContext
+from partialkd.data.images.decode import DECODING
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import evaluate_sets
@@ -106,7 +107,7 @@ def _facts(context: RunContext, teacher: str) -> dict[str, Any]:
     config, data = context.config.evaluation, context.config.data
     sets = {Path(path).stem: _digest(Path(path)) for path in config.sets}
     protocol = {"folds": config.folds, "fars": list(config.fars), "flip": config.flip}
-    images = {"image_size": data.image_size, "resize": data.resize}
+    images = {"decoding": DECODING, "image_size": data.image_size, "resize": data.resize}
     return {"teacher": teacher, "sets": sets, **protocol, **images}
 
 

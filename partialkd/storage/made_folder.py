@@ -2,7 +2,8 @@
 
 manifest.json holds {"made_from": settings, "facts": what came out, "files": size and CRC-32 of each file}. A folder
 made from equal settings is used as it is, once its files have been compared with that; one made from others, or not
-made here at all, is never touched. Errors: `DataError` naming the folder and the difference, or the damaged file.
+made here at all, is never touched. What is equal, the caller may say.
+Errors: `DataError` naming the folder and the difference, or the damaged file.
 While it is made it is a hidden folder beside its later name (atomic_files.py), and claimed (claim.py): of several jobs
 that want the same folder at once the first makes it, the others wait, saying for whom, and take what is equal.
 """
@@ -22,16 +23,28 @@ from partialkd.storage.manifest import read_manifest, write_manifest
 
 LARGE = (".rec",)  # above 256 MiB compared by size alone: it would be read whole at every start
 Fill = Callable[[Path, dict[str, Any]], None]  # puts files into the folder and facts into the dictionary
+Changes = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], list[str]]  # settings there, here, facts there
 
 
-def make_once(folder: Path, made_from: dict[str, Any], fill: Fill) -> dict[str, Any]:
+def setting_changes(there: dict[str, Any], here: dict[str, Any], _: dict[str, Any] | None = None) -> list[str]:
+    """Say which settings differ, key by key."""
+    return [
+        f"{key} is {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+
+
+def make_once(
+    folder: Path, made_from: dict[str, Any], fill: Fill, changes: Changes = setting_changes
+) -> dict[str, Any]:
     """The facts of a folder made from these settings, made by `fill` if it is not there."""
-    facts = made_before(folder, made_from)
+    facts = made_before(folder, made_from, changes)
     if facts is not None:
         return facts
     folder = followed(folder)
     with claimed(folder, waiting_for="making it"):
-        facts = made_before(folder, made_from)  # by the one that was waited for
+        facts = made_before(folder, made_from, changes)  # by the one that was waited for
         return _made(folder, made_from, fill) if facts is None else facts
 
 
@@ -46,7 +59,7 @@ def _made(folder: Path, made_from: dict[str, Any], fill: Fill) -> dict[str, Any]
     return json.loads(json.dumps(facts))
 
 
-def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+def made_before(folder: Path, made_from: dict[str, Any], changes: Changes = setting_changes) -> dict[str, Any] | None:
     """The facts of a folder made from equal settings; None if the folder is absent or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -58,12 +71,7 @@ def made_before(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | Non
     except (DataError, KeyError, TypeError) as error:
         rule = "exists and was not made by this program; choose another data.path or leave out data.prepare"
         raise DataError(f"{folder}: {rule} ({error})") from error
-    wanted = json.loads(json.dumps(made_from))
-    differences = [
-        f"{key} is {json.dumps(before.get(key))} there, {json.dumps(wanted.get(key))} here"
-        for key in sorted(before.keys() | wanted.keys())
-        if before.get(key) != wanted.get(key)
-    ]
+    differences = changes(before, json.loads(json.dumps(made_from)), facts)
     if differences:
         rule = "was made from other settings; remove it or choose another data.path"
         raise DataError(f"{folder}: {rule}: {'; '.join(differences)}")

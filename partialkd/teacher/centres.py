@@ -10,8 +10,9 @@ always said: `label_map` is a text file whose line k holds the class id of row k
 used, or the word "identity" where row k is class k. A folder of arcface_torch is one too (classifier.py reads both).
 
 Saved as <folder>/{centres/, manifest.json}, the manifest written last: teacher and data fingerprints, how the
-centres were made, their shape, size and checksum of every file. Centres whose manifest says something else are made
-again, never reused; damaged ones are an error.
+centres were made and images decoded, their shape, size and checksum of every file. Centres whose manifest says
+something else are made again, never reused (one of earlier versions does not say the decoding and is believed); damaged
+ones are an error.
 Errors: TeacherError or CheckpointError naming the file, on every rank.
 """
 
@@ -126,12 +127,18 @@ def load_or_make(
     if begun:
         world.on_main(lambda: _check_same(folder, facts))
     facts = {**facts, "classes": store.num_classes, "dim": store.dim, "store": str(store.unit.dtype)}
-    if world.on_main(lambda: _manifest(folder)[0] == facts):
+    if world.on_main(lambda: _are_of(folder, facts)):
         saved = world.together(lambda: _saved_rows(folder, store.shard))
         store.load_state({name: rows.to(store.device) for name, rows in saved.items()})
         return
     make(store)
     save_centres(store, folder, facts, world)
+
+
+def _are_of(folder: Path, facts: dict[str, Any]) -> bool:
+    saved = _manifest(folder)[0]
+    silent = {key: facts[key] for key in ("decoding",) if key in facts}
+    return saved is not None and {**silent, **saved} == facts
 
 
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:

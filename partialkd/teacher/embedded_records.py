@@ -9,12 +9,14 @@ The payload of an image record, little-endian (data/formats/recordio.py says wha
   the rest      the encoded image, byte for byte as it was
 Header and identity records, .idx and `property` are those of any InsightFace folder (insightface_folder.py there). With
 D = 512 these are the 513 labels that MarginDistillation writes; there the class id is the last one, too. Images cannot
-be mirrored in training, since only one embedding is there.
+be mirrored in training, since only one embedding is there. Beside ours stands manifest.json, {"format", "teacher",
+"decoding"}: embeddings of images that are decoded otherwise now are refused; files without it are believed.
 Errors: DataError naming the record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,12 +25,26 @@ import torch
 from torch import Tensor
 
 from partialkd.data.formats.insightface_folder import pack_records
+from partialkd.data.images.decode import DECODING
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
+from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.world.passes import counted
 
+EMBEDDED = "partialkd-embedded-1"
 _CHUNK = 1 << 18  # labels looked at in one go
+
+
+def check_decoding(folders: Iterable[Path]) -> None:
+    """Raise DataError for a folder whose embeddings are of images as an earlier version decoded them."""
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            said = read_manifest(folder, DataError)
+            made = said.get("decoding", DECODING) if said.get("format") == EMBEDDED else DECODING
+            if made != DECODING:
+                rule = f"embeddings are of images as decoding {made} made them, now it is {DECODING}"
+                raise DataError(f"{folder}: {rule}; write these records again (launch/embed.py --records)")
 
 
 class RecordEmbeddings:
@@ -72,4 +88,6 @@ def write_embedded(out: Path, source: Source, kept: KeptEmbeddings, image_size: 
     plain = torch.zeros(1, dtype=torch.bool)
     embed = lambda index: kept.rows(torch.tensor([index]), plain)[0].tolist()
     images = (source.read(index) for index in counted(range(len(source)), "writing records", len(source), "records"))
-    return pack_records(out, images, source.num_classes, image_size, source.names.known(), embed)
+    count = pack_records(out, images, source.num_classes, image_size, source.names.known(), embed)
+    write_manifest(out, {"format": EMBEDDED, "teacher": kept.fingerprint, "decoding": DECODING})
+    return count

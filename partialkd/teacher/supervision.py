@@ -31,7 +31,7 @@ from partialkd.storage.atomic_files import remove_folder
 from partialkd.teacher.cache import CacheFacts, KeptEmbeddings, TeacherCache, kept_before
 from partialkd.teacher.cache_pass import embed_records
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
-from partialkd.teacher.embedded_records import RecordEmbeddings
+from partialkd.teacher.embedded_records import RecordEmbeddings, check_decoding
 from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
 from partialkd.world.shard import shard_of
 
@@ -73,6 +73,8 @@ def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None
     config, data = context.config.teacher, context.config.data
     if config.source == "records":
         dim = data.embeddings or 0
+        folders = [Path(part.path) for part in data.parts or (data,)]
+        context.world.together(lambda: check_decoding(folders))
         kept = context.world.together(lambda: RecordEmbeddings(context.source, dim))
         teaching = Teaching(kept.fingerprint, dim, lambda rows: rows, kept=kept)
     elif config.cache is None:

@@ -30,6 +30,7 @@ def test_keys_that_are_free_on_resume() -> None:
         "dist", "evaluate", "health",
         *(f"teacher.{key}" for key in ("path", "classifier", "label_map", "cache", "compile", "accept")),
         *(f"data.{key}" for key in ("path", "label_map", "exclude_identities")),  # what is in them is compared
+        *(f"data.prepare.{key}" for key in ("images", "exclude_identities", "pairs_images", "pairs")),
         *(f"data.parts.{key}" for key in ("path", "label_map", "exclude_identities")),
         *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
                                    "keep_best", "checkpoint_async", "tensorboard")),
@@ -205,3 +206,14 @@ def test_a_phase_may_be_made_longer_where_that_is_asked_for(
     with pytest.raises(CheckpointError, match="student: --extend goes on from its last checkpoint, and there is none"):
         open_run(config, "auto", extend=True)
     assert (folder / "student" / "model.safetensors").exists()
+
+
+def test_the_sources_of_prepared_data_may_have_been_moved(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(SAVED + '[data.prepare]\nkind = "archive"\nimages = "a.tar"\n')
+    place = f"run.folder={tmp_path / 'runs'}"
+    folder = open_run(load_config(path, [place]), "never")
+    moved = load_config(path, [place, "data.prepare.images=b/a.tar"])
+    assert open_run(moved, "auto") == folder
+    with pytest.raises(ConfigError, match=r"data\.prepare\.min_images: must be 1, got 2"):
+        open_run(load_config(path, [place, "data.prepare.min_images=2"]), "auto")

@@ -131,6 +131,9 @@ def test_its_scores_are_computed_once(place: Path, monkeypatch: pytest.MonkeyPat
     kept.write_text(kept.read_text().replace('"pairs": 40', '"pairs": 41'))
     start(settings, "auto")
     assert calls == ["teacher"] * 3
+    monkeypatch.setattr("partialkd.run.scores.DECODING", -1)  # images have other pixels now
+    start(settings, "auto")
+    assert calls == ["teacher"] * 4
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 
 from partialkd.config import DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.decode import DECODING, encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import BatchCut
@@ -19,7 +19,8 @@ from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError
-from partialkd.teacher.embedded_records import RecordEmbeddings, check_writable, write_embedded
+from partialkd.storage.manifest import read_manifest, write_manifest
+from partialkd.teacher.embedded_records import RecordEmbeddings, check_decoding, check_writable, write_embedded
 from partialkd.teacher.loader import TaughtLoader
 
 DIM, SIZE = 5, 32
@@ -128,3 +129,8 @@ def test_merged_records_are_written_as_one_set(merged: tuple[DataConfig, Rows], 
     again = open_source(ascending.model_copy(update={"parts": (), "path": str(tmp_path / "new")}))
     assert torch.equal(carried(again), carried(source))
     assert [again.read(index) for index in range(16)] == [source.read(index) for index in range(16)]
+    check_decoding([tmp_path / "new", tmp_path / "a"])  # a is another program's, which says nothing
+    said = read_manifest(tmp_path / "new", DataError)
+    write_manifest(tmp_path / "new", {**said, "decoding": DECODING - 1})
+    with pytest.raises(DataError, match=rf"new: embeddings are of images as decoding {DECODING - 1} made them, now it"):
+        check_decoding([tmp_path / "a", tmp_path / "new"])

@@ -184,6 +184,25 @@ def test_saved_centres_are_reused_for_the_same_teacher_only(tmp_path: Path) -> N
     torch.testing.assert_close(torch.cat([r[0] for r in again]), torch.cat([r[0] for r in first]))
 
 
+def test_centres_of_images_decoded_otherwise_are_made_again(tmp_path: Path) -> None:
+    """And, where a student has begun with them, are an error; older centres do not say it and are believed."""
+    calls: list[str] = []
+
+    def make(store: CentreStore) -> None:
+        calls.append("made")
+        store.fill(slice(None), torch.ones(len(store.shard), DIM))
+
+    world, folder = World(), tmp_path / "centres"
+    for facts in ({}, {"decoding": 2}, {"decoding": 2}):
+        load_or_make(empty_store(world), folder, {"teacher": "a", **facts}, make, world)
+    assert calls == ["made"]
+    save_centres(empty_store(world), folder, {"teacher": "a", "decoding": 2}, world)
+    with pytest.raises(TeacherError, match="made from decoding 2, now 3"):
+        load_or_make(empty_store(world), folder, {"teacher": "a", "decoding": 3}, make, world, begun=True)
+    load_or_make(empty_store(world), folder, {"teacher": "a", "decoding": 3}, make, world)
+    assert calls == ["made", "made"]
+
+
 def test_a_label_map_of_another_system(tmp_path: Path) -> None:
     """A byte order mark and line ends of Windows; ids of thousands of digits are refused by their line."""
     (tmp_path / "map.txt").write_bytes("\ufeff2\r\n-1\r\n0\r\n1\r\n".encode())

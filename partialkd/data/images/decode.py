@@ -165,7 +165,7 @@ def _opened(encoded: bytes, where: str | Where, wanted: Wanted | None) -> Iterat
 
 def _loses_bits(image: Image.Image) -> bool:
     """Say whether Pillow would drop, without a word, the lower half of 16 bits a channel."""
-    return image.mode not in _DEEP_MODES and any(";16" in str(tile.args) for tile in image.tile)
+    return image.mode not in _DEEP_MODES and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def _several(image: Image.Image) -> bool:

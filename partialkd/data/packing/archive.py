@@ -6,15 +6,14 @@ Pairs: a CSV `a,b,same` in fold order, paths inside `pairs_images`. Pairs with a
 out, and how many is in the manifest's facts; `max_pairs` then takes evenly from the positive and from the negative
 ones, the order of folds kept. Written to <name of the CSV>.bin.
 With `data.resize` what is not of `data.image_size` is brought there now, once; otherwise another size is an error.
-A folder made before is used again if the settings are equal and the input files that are still there have the sizes
-they had; folders given as input are not looked through for that.
+A folder made before is used again if the settings are equal and the inputs are what they were, wherever they lie now
+(inputs.py).
 Errors: `ConfigError` for contradicting keys; `DataError` naming the archive and member, or the CSV and line.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,16 @@ from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.pair_lists import ListedPair, read_csv
 from partialkd.data.formats.text_file import read_lines
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import RESIZE, Wanted, decode, sized
+from partialkd.data.images.decode import DECODING, RESIZE, Wanted, decode, sized
+from partialkd.data.packing.inputs import fingerprints, input_changes
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import ConfigError, DataError
-from partialkd.storage.made_folder import make_once
+from partialkd.storage.made_folder import make_once, setting_changes
 from partialkd.world.passes import counted
 
 LOG = logging.getLogger(__name__)
 PREPARATION = 1  # raised when the same settings give other files
-_INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
+INPUTS = ("images", "exclude_identities", "pairs_images", "pairs")
 
 
 def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[str, Any]:
@@ -45,22 +45,33 @@ def pack_archive(config: ArchiveConfig, data: DataConfig, folder: Path) -> dict[
         raise ConfigError("data.prepare.pairs and data.prepare.pairs_images must be given together")
     made_from = {
         "preparation": PREPARATION,
+        "decoding": DECODING,
         "image_size": data.image_size,
         "resize": data.resize,
         **config.model_dump(),
     }
 
     def fill(new: Path, facts: dict[str, Any]) -> None:
-        facts["input_bytes"] = _input_bytes(config)
+        facts["inputs"] = fingerprints(_inputs(made_from))
         identities = _pack_training(config, data, new, facts)
         if config.pairs is not None and config.pairs_images is not None:
             pairs = _choose_pairs(read_csv(Path(config.pairs)), identities, config, facts)
             _write_pairs(pairs, Path(config.pairs_images), data, new / f"{Path(config.pairs).stem}.bin")
             facts["pairs"] = {f"{Path(config.pairs).stem}.bin": len(pairs)}
 
-    facts = make_once(folder, made_from, fill)
-    _check_unchanged(config, facts["input_bytes"], folder)
-    return facts
+    return make_once(folder, made_from, fill, _changes)
+
+
+def _changes(there: dict[str, Any], here: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """Say what differs from a folder made before; one of earlier versions does not say its decoding, nor all inputs."""
+    without = lambda tree: {key: value for key, value in tree.items() if key not in INPUTS}
+    prints = facts.get("inputs") or {key: {"bytes": size} for key, size in facts.get("input_bytes", {}).items()}
+    settings = setting_changes({"decoding": DECODING, **without(there)}, without(here))
+    return settings + input_changes(_inputs(there), _inputs(here), prints, names=("pairs",))
+
+
+def _inputs(made_from: dict[str, Any]) -> dict[str, str | None]:
+    return {key: made_from.get(key) for key in INPUTS}
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -161,20 +172,3 @@ def _write_pairs(pairs: list[ListedPair], images: Path, data: DataConfig, out: P
 
 def _identities(pair: ListedPair) -> tuple[str, str]:
     return pair.first.partition("/")[0], pair.second.partition("/")[0]
-
-
-# --------------------------------------------------------------------------------------- archives and folders
-
-
-def _input_bytes(config: ArchiveConfig) -> dict[str, int]:
-    paths = {key: Path(getattr(config, key)) for key in _INPUTS if getattr(config, key) is not None}
-    return {key: path.stat().st_size for key, path in paths.items() if os.path.isfile(path)}
-
-
-def _check_unchanged(config: ArchiveConfig, before: dict[str, int], folder: Path) -> None:
-    for key, size in _input_bytes(config).items():
-        if before.get(key, size) != size:
-            rule = (
-                f"has {size} bytes, had {before[key]} when {folder} was made of it; remove that folder to make it anew"
-            )
-            raise DataError(f"{getattr(config, key)}: {rule}")

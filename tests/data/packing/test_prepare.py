@@ -17,11 +17,11 @@ from partialkd.config import ArchiveConfig, DataConfig, ProceduralConfig
 from partialkd.data.formats.image_tree import list_images
 from partialkd.data.formats.insightface_folder import read_names
 from partialkd.data.formats.verification_bin import read_bin
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import DECODING, decode, encode_jpeg
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.errors import ConfigError, DataError
-from partialkd.storage.manifest import MANIFEST
+from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
 
 SIZE = 24
 TRAINING = {"anna": 3, "berta": 1, "carl": 2, "dora": 4, "emil": 2}
@@ -199,12 +199,61 @@ def test_made_once(tmp_path: Path, inputs: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="image_size is 24 there, 32 here; resize is false there, true here"):
         prepare(_config(tmp_path, **inputs, image_size=32, resize=True))
     _pairs(tmp_path / "quiz.csv").open("a").write("zoe/0.jpg,zoe/1.jpg,1\n")
-    with pytest.raises(DataError, match=r"quiz\.csv: has \d+ bytes, had \d+ when .*made"):
+    with pytest.raises(
+        DataError, match=r"made: was made from other settings.*: pairs: .*quiz\.csv holds something else"
+    ):
         prepare(data)
     for key in ("images", "pairs", "pairs_images"):  # what was made does not need what it was made of
         os.remove(str(inputs[key]))
     assert prepare(data) == facts
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "made").iterdir()} == stamps
+
+
+def test_what_was_moved_is_known_by_what_is_in_it(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    (tmp_path / "exclude.txt").write_text("dora\n")
+    inputs |= {"exclude_identities": tmp_path / "exclude.txt", "pairs_images": _folder(tmp_path / "test", EVALUATED)}
+    facts = prepare(_config(tmp_path, **inputs))
+    (tmp_path / "moved").mkdir()
+    moved = {key: tmp_path / "moved" / path.name for key, path in inputs.items()}
+    for key, path in moved.items():
+        inputs[key].rename(path)
+    assert prepare(_config(tmp_path, **moved)) == facts
+    assert prepare(_config(tmp_path, **inputs)) == facts  # none of it is there any more
+    with pytest.raises(DataError, match=r"absent: cannot be read: No such file or directory"):
+        prepare(_config(tmp_path, **(moved | {"images": tmp_path / "absent"})))
+    moved["images"] = _tar(tmp_path / "moved" / "train2.tar.gz", TRAINING | {"anna": 1})
+    with pytest.raises(DataError, match=r"made from other settings.*: images: .*train2\.tar\.gz holds something else"):
+        prepare(_config(tmp_path, **moved))
+    moved["images"] = inputs["images"]
+    (moved["pairs_images"] / "zoe" / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"pairs_images: .*test holds something else.*images 9 then, 8 now"):
+        prepare(_config(tmp_path, **moved))
+    with pytest.raises(DataError, match=r"exclude_identities is '.*exclude\.txt' there, None here"):
+        prepare(_config(tmp_path, **(inputs | {"exclude_identities": None})))
+    with pytest.raises(DataError, match=r"pairs is 'quiz\.csv' there, 'other\.csv' here"):
+        prepare(_config(tmp_path, **(inputs | {"pairs": tmp_path / "other.csv"})))
+
+
+def test_data_of_other_pixels_or_of_an_earlier_version(
+    tmp_path: Path, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _config(tmp_path, **inputs)
+    facts = prepare(data)
+    assert facts is not None
+    monkeypatch.setattr("partialkd.data.packing.archive.DECODING", DECODING + 1)
+    with pytest.raises(DataError, match=rf"made from other settings.*: decoding is {DECODING} there, {DECODING + 1} h"):
+        prepare(data)
+    monkeypatch.undo()
+    made = read_manifest(tmp_path / "made", DataError)  # as earlier versions wrote it
+    del made["made_from"]["decoding"]
+    made["facts"] = {"input_bytes": {"images": os.path.getsize(inputs["images"])}}
+    write_manifest(tmp_path / "made", made)
+    assert prepare(data) == made["facts"]
+    inputs["images"] = inputs["images"].rename(tmp_path / "moved.tar.gz")
+    assert prepare(_config(tmp_path, **inputs)) == made["facts"]
+    inputs["pairs_images"] = inputs["pairs_images"].rename(tmp_path / "moved2.tar.gz")
+    with pytest.raises(DataError, match=r"pairs_images is .* and what was in it then is not known"):
+        prepare(_config(tmp_path, **inputs))
 
 
 def test_other_sizes(tmp_path: Path, inputs: dict[str, Any]) -> None:
