@@ -5,6 +5,7 @@ the direction of writing. `printable` makes them visible. Errors apply it to the
 in a message or a list of names.
 """
 
+import errno
 from collections.abc import Callable
 
 _JOINERS = "\u200c\u200d"  # not printable to Python, but letters of Persian and Indic names take their shape from them
@@ -66,7 +67,14 @@ class DataError(PartialKDError):
 
 
 class StorageError(PartialKDError):
-    """A file or folder cannot be written or removed: the disk is full, or not to be written to."""
+    """A file or folder cannot be written or removed: the disk is full, or not to be written to (then for good)."""
+
+    @classmethod
+    def of(cls, path: object, done: str, error: OSError) -> "StorageError":
+        """Name what could not be done to a path, and why."""
+        found = cls(f"{path}: cannot be {done}: {error.strerror or error}")
+        found.permanent = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        return found
 
 
 class InUse(PartialKDError):

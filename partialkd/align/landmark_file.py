@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.errors import DataError
 
@@ -33,6 +34,18 @@ class LandmarkFile:
         if not self._found:
             raise DataError(f"{path}: no landmarks in it")
         self.shares = all(0 <= value <= 1 for points in self._found.values() for value in points.ravel())
+
+    def match(self, images: Iterable[str]) -> str:
+        """Call each image as the folder does, where the file writes its name otherwise -> how many names were found."""
+        lookup = NameLookup(images)
+        known = {name: lookup.find(name) for name in self._found}
+        exact = set(known) & set(known.values())
+        meant = {there: name for name, there in known.items() if there is not None and there not in exact}
+        self._found |= {there: self._found[name] for there, name in meant.items()}
+        if not lookup.found:
+            rule = "names no image of the folder, to which its paths must be relative"
+            raise DataError(f"{lookup.summary(self.path)}: {rule}")
+        return lookup.summary(self.path)
 
     def __len__(self) -> int:
         return len(self._found)

@@ -7,6 +7,7 @@ it was.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -27,11 +28,12 @@ from partialkd.align.landmark_file import LandmarkFile
 from partialkd.align.open import LONGEST, SCORE, detector_maker
 from partialkd.align.template import SIDE
 from partialkd.data.packing.pack import PackOptions, pack
-from partialkd.errors import DataError, PartialKDError, printable
+from partialkd.errors import PartialKDError, printable
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.world.command import say_error
 from partialkd.world.messages import output
 
+_log = logging.getLogger(__name__)
 EXAMPLES = """examples:
   python launch/align.py photos/ aligned/ --detector face_detection_yunet.onnx
   python launch/align.py photos/ aligned/ --landmarks landmarks.csv --rec data/mine
@@ -77,10 +79,7 @@ def _finder(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
         find = detecting(detector_maker(args.detector, args.score, args.longest))
         return find, {"detector": args.detector.name, "score": args.score, "longest": args.longest}
     landmarks = LandmarkFile(args.landmarks)
-    known = landmarks.names() & set(list_images(args.folder))
-    if not known:
-        rule = f"names no image of {args.folder}, to which its paths must be relative"
-        raise DataError(f"{args.landmarks}: {rule}; it begins with {min(landmarks.names())!r}")
+    _log.info(landmarks.match(list_images(args.folder)))
     return given(landmarks), {"landmarks": args.landmarks.name}
 
 

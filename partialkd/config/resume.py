@@ -5,6 +5,8 @@ A mark stands where the field is declared (partialkd.config.base): `Free`, `Leng
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +89,8 @@ def check_same_run(config: Config, path: Path, extend: bool = False) -> list[str
     extend: a phase may be longer than it was -> the keys that make it so.
     """
     tree = saved_tree(path)
-    was = as_begun(parse_config(tree, str(path)), tree)
+    with _own_copy():
+        was = as_begun(parse_config(tree, str(path)), tree)
     saved, given = (flat(one.model_dump(mode="json")) for one in (was, config))
     keys = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
     changed = [key for key in keys if not covered(key, FREE)]
@@ -106,13 +109,22 @@ def _longer(was: float | None, now: float | None) -> bool:
 
 def saved_tree(path: Path) -> dict[str, Any]:
     """The saved configuration of a run, as a nested dictionary."""
+    with _own_copy():
+        tree = read_tree(path)
+        if not tree:
+            raise ConfigError(f"{path}: is empty")
+        return tree
+
+
+@contextmanager
+def _own_copy() -> Iterator[None]:
+    """Say of an error what the file is, and what to do."""
     try:
-        return read_tree(path)
+        yield
     except ConfigError as error:
-        raise ConfigError(
-            f"{error}. This is the run's own copy of its configuration, without which it cannot be gone on with: "
-            "put it back, or start anew under another run.name"
-        ) from error
+        rule = "without which it cannot be gone on with: put it back, or start anew under another run.name"
+        *lines, last = str(error).split("\n")
+        raise ConfigError(*lines, f"{last}. This is the run's own copy of its configuration, {rule}") from error
 
 
 def as_begun(section: S, saved: dict[str, Any]) -> S:

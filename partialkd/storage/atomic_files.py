@@ -81,7 +81,7 @@ def publish(hidden: Path, path: Path) -> None:
     except OSError as error:
         if hidden.is_dir() and os.path.lexists(path):
             raise FileExistsError(error.errno, error.strerror, str(path)) from error
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StorageError.of(path, "written", error) from error
     with naming(path):
         sync(path.parent)
 
@@ -133,7 +133,7 @@ def naming(path: Path, done: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: cannot be {done}: {error.strerror or error}") from error
+        raise StorageError.of(path, done, error) from error
 
 
 # ------------------------------------------------------------------------------------------ files and folders
@@ -180,7 +180,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _FULL or error.filename is not None:
             raise
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StorageError.of(path, "written", error) from error
     finally:
         discard(hidden)
 

@@ -193,14 +193,17 @@ class World:
             result = action()
         except Exception as error:  # raised again below, once every rank knows
             own = error
-        failures = self.gather_objects(None if own is None else (_shared_kind(own), _shared_text(own)))
+        failures = self.gather_objects(None if own is None else _shared(own))
         if own is not None and not isinstance(own, PartialKDError):
             raise own
         texts = [f"rank {rank}: {failure[1]}" for rank, failure in enumerate(failures) if failure]
         if texts:
-            kind, text = next(failure for failure in failures if failure)
-            alike = all(failure == (kind, text) for failure in failures)
-            raise kind(*(text if alike else "; ".join(texts)).split("\n")) from own
+            kind, text, permanent = next(failure for failure in failures if failure)
+            alike = all(failure == (kind, text, permanent) for failure in failures)
+            shared = kind(*(text if alike else "; ".join(texts)).split("\n"))
+            if permanent:
+                shared.permanent = True
+            raise shared from own
         return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -239,6 +242,11 @@ def _outcome(action: Callable[[], T]) -> Callable[[], T]:
 
         return fail
     return lambda: result
+
+
+def _shared(error: Exception) -> tuple[type[PartialKDError], str, bool]:
+    """What ranks tell each other of an error: its kind, its text, and whether another start would meet it again."""
+    return _shared_kind(error), _shared_text(error), getattr(error, "permanent", False)
 
 
 def _shared_kind(error: Exception) -> type[PartialKDError]:

@@ -123,7 +123,7 @@ def test_a_folder_of_somebody_else_is_left_alone(photos: Path, capsys: pytest.Ca
 def test_landmarks_of_other_images_are_said_before_any_work(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos.parent / "points.txt").write_text(line("elsewhere/9.png"))
     assert align(photos) == 1
-    assert "points.txt: names no image of" in capsys.readouterr().err
+    assert "points.txt: 0 of 1 names found, not 'elsewhere/9.png': names no image of" in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
 
 

@@ -37,6 +37,18 @@ def test_forms(tmp_path: Path, name: str, text: str) -> None:
     assert found.of("nobody.jpg", 100, 100) is None
 
 
+def test_names_written_otherwise_are_found_and_counted(tmp_path: Path) -> None:
+    """In another Unicode form, case or file ending; a name that is there letter by letter comes first."""
+    rows = {"Zoe\u0308/1.JPG": 1, "bob/2.png": 2, "bob/2.jpg": 3, "nobody.jpg": 4}
+    found = written(tmp_path / "a.txt", "".join(f"{name} {' '.join([str(x)] * 10)}\n" for name, x in rows.items()))
+    images = ["zo\u00eb/1.jpg", "bob/2.jpg"]
+    assert found.match(images) == f"{tmp_path}/a.txt: 3 of 4 names found (2 written otherwise), not 'nobody.jpg'"
+    points = [found.of(name, 9, 9) for name in images]
+    assert [None if one is None else one[0, 0] for one in points] == [1, 3]
+    with pytest.raises(DataError, match=r"a\.txt: 0 of 4 names found, not 'Zo.*': names no image of the folder, to w"):
+        written(tmp_path / "a.txt", (tmp_path / "a.txt").read_text()).match(["dora.jpg"])
+
+
 def test_shares_become_pixels(tmp_path: Path) -> None:
     shares = ",".join(str(x / 112) for x in TEN)
     found = written(tmp_path / "s.csv", "idx," + ",".join("xyxyxyxyxy") + f"\n0.jpg,{shares}\n")

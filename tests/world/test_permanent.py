@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 from helpers.jobs import ENVIRONMENT, TORCHRUN
 from helpers.places import ROOT
 from helpers.started_jobs import made, named, start
-from partialkd.errors import ConfigError, DataError, RankLost, TeacherError
+from partialkd.errors import ConfigError, DataError, RankLost, StorageError, TeacherError
 from partialkd.run.checks import for_good
+from partialkd.storage.atomic_files import naming
 from partialkd.world.launch import STATUS_FILE, configured
 from partialkd.world.world import World
 
@@ -51,6 +53,10 @@ def test_torchruns_restarts_do_nothing_after_a_permanent_error(tmp_path: Path) -
     assert (tmp_path / "status").read_text() == "2\n"
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
 def test_which_errors_are_permanent(tmp_path: Path) -> None:
     """Configuration always, files while nothing has begun; a lost rank never."""
     assert ConfigError("x").permanent
@@ -60,6 +66,13 @@ def test_which_errors_are_permanent(tmp_path: Path) -> None:
             raise kind("x")
         assert caught.value.permanent == permanent
     assert not DataError("a record is broken").permanent
+    for number, permanent in ((errno.EACCES, True), (errno.EROFS, True), (errno.ENOSPC, False)):
+        with pytest.raises(StorageError) as caught, naming(tmp_path):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.permanent == permanent
+        with pytest.raises(StorageError) as shared:
+            World().together(lambda error=caught.value: fail(error))
+        assert shared.value.permanent == permanent
     made(tmp_path)
     with pytest.raises(TeacherError) as missing, for_good(World()):
         start(named(tmp_path, "x", path=str(tmp_path / "typo.pt"), model={"name": "iresnet18"}, project_to=16))

@@ -92,7 +92,7 @@ class Graph:
 def read_graph(path: Path | str) -> Graph:
     """Read and check a symbol file."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         nodes = [_node(entry) for entry in content["nodes"]]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

@@ -12,11 +12,13 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.pair_lists import read_csv, read_pair_list
 from partialkd.data.formats.property_file import read_property
+from partialkd.data.formats.record_index import read_index
 from partialkd.data.formats.recordio import open_writer, pack_payload
 from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.sources.insightface import RecordIOSource
-from partialkd.errors import DataError
+from partialkd.errors import CheckpointError, DataError
+from partialkd.models.mxnet.graph import read_graph
 
 LINES = ["anna", "", "zoë \u2028 a line separator is no line end", "  ", "c"]
 
@@ -27,6 +29,15 @@ def test_lines_are_numbered_whatever_ends_them(tmp_path: Path, mark: str, ending
     (tmp_path / "list.txt").write_bytes((mark + ending.join(LINES)).encode())
     assert read_lines(tmp_path / "list.txt") == [(1, LINES[0]), (3, LINES[2]), (5, LINES[4])]
     assert read_text(tmp_path / "list.txt") == "\n".join(LINES)
+
+
+def test_indices_and_symbols_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.idx").write_bytes("\ufeff1\t0\r\n2\t64\r\n".encode())
+    keys, offsets = read_index(tmp_path / "a.idx")
+    assert (list(keys), offsets.tolist()) == ([1, 2], [0, 64])
+    (tmp_path / "a.json").write_bytes("\ufeff{}".encode())
+    with pytest.raises(CheckpointError, match=r"a\.json: not an MXNet symbol: KeyError: 'nodes'"):  # JSON it is
+        read_graph(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
