@@ -34,7 +34,8 @@ class ArchiveConfig(Section):
     max_pairs: Positive | None = None  # evenly from every fold; for short runs
 
 
-PartSource = Literal["recordio", "folder"]  # formats of a data set; data/sources/open.py opens each
+# Formats of a data set (docs/data.md has the table); data/sources/open.py opens each.
+PartSource = Literal["recordio", "webdataset", "folder"]
 
 
 class PartConfig(Section):
@@ -123,7 +124,7 @@ class DataConfig(Section):
         if self.embeddings and set(others) != {"recordio"}:
             raise ValueError(f"embeddings must be left out where the images come from {others}, got {self.embeddings}")
         if self.source == "synthetic" and self.filtered:
-            raise ValueError('source must be "recordio" or "folder" where identities are left out, got "synthetic"')
+            raise ValueError('source must name files where identities are left out, got "synthetic"')
         return self
 
     @property

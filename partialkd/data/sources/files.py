@@ -12,13 +12,16 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from partialkd.data.formats.text_file import read_text
 from partialkd.data.sources.identities import Names
 from partialkd.data.sources.index_cache import Index
 from partialkd.data.sources.source import Source, check_index
+from partialkd.errors import DataError
 
 _CHUNK = 1 << 20  # elements hashed in one go
 
@@ -105,3 +108,14 @@ def add_numbers(digest: Any, values: range | np.ndarray) -> None:
         some = values[start : start + _CHUNK]
         some = np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some)
         digest.update(some.data)
+
+
+def known_classes(files: Sequence[DataFile], named: Path) -> tuple[int, Names]:
+    """Tell the number of classes, and their names, of a format that does not: by identities.txt, or by the labels."""
+    classes = 1 + max(int(file.labels.max()) for file in files)
+    if not named.is_file():
+        return classes, Names(classes, None)
+    listed = read_text(named).count("\n")
+    if listed < classes:
+        raise DataError(f"{named}: names {listed} identities, but there is an image of class {classes - 1}")
+    return listed, Names(listed, None, named)

@@ -18,6 +18,7 @@ from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.merged import merge
 from partialkd.data.sources.source import Source
 from partialkd.data.sources.synthetic import SyntheticSource
+from partialkd.data.sources.webdataset import WebDatasetSource
 from partialkd.errors import DataError
 
 
@@ -36,14 +37,19 @@ def open_source(data: DataConfig) -> Source:
 
 
 def _open_records(part: PartConfig, data: DataConfig) -> Source:
-    source = RecordIOSource(Path(part.path), Path(data.index_cache) if data.index_cache else None, data.embeddings)
+    source = RecordIOSource(Path(part.path), _cache(data), data.embeddings)
     if not data.resize and (source.height, source.width) != (data.image_size, data.image_size):
         rule = f"data.image_size is {data.image_size} and data.resize is false"
         raise DataError(f"{Path(part.path) / PROPERTY}: images are {source.height} x {source.width}, but {rule}")
     return source
 
 
+def _cache(data: DataConfig) -> Path | None:
+    return Path(data.index_cache) if data.index_cache else None
+
+
 SOURCES: dict[str, Callable[[PartConfig, DataConfig], Source]] = {
     "recordio": _open_records,
+    "webdataset": lambda part, data: WebDatasetSource(Path(part.path), _cache(data)),
     "folder": lambda part, _: FolderSource(Path(part.path)),
 }

@@ -308,7 +308,7 @@ def test_labels_of_few_images_among_many_are_read_in_pieces(tmp_path: Path, monk
         ),
         (
             {"path": "", "source": "synthetic", "min_images": 2},
-            'data.source: must be "recordio" or "folder" where identities are left out, got "synthetic"',
+            'data.source: must name files where identities are left out, got "synthetic"',
         ),
     ],
 )

@@ -1,0 +1,47 @@
+"""One small data set in every format that is read, written by the formats' own libraries: the same bytes in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from partialkd.data.formats.recordio import open_writer, pack_payload
+from partialkd.data.images.decode import encode_jpeg
+
+SIZE, CLASSES = 16, 5
+Images = list[tuple[bytes, int]]
+
+
+def drawn(count: int = 33) -> Images:
+    """JPEGs of noise, every class at least once, class ids in no order."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(count) % CLASSES).tolist()
+    return [(encode_jpeg(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), 90), label) for label in labels]
+
+
+def write_records(folder: Path, images: Images) -> Path:
+    folder.mkdir()
+    (folder / "property").write_text(f"{CLASSES},{SIZE},{SIZE}\n")
+    with open_writer(folder / "train.rec", folder / "train.idx") as writer:
+        for key, (image, label) in enumerate(images):
+            writer.write(key, pack_payload(label, key, image))
+    return folder
+
+
+def write_webdataset(folder: Path, images: Images) -> Path:
+    """Two shards by webdataset's own writer, of which the second keeps class ids in .json."""
+    folder.mkdir()
+    for shard, part in enumerate((images[:20], images[20:])):
+        with webdataset.TarWriter(str(folder / f"faces-{shard:06d}.tar")) as writer:
+            for number, (image, label) in enumerate(part):
+                labelled = {"json": {"label": label, "other": "é"}} if shard else {"cls": label}
+                writer.write({"__key__": f"person {label}/{number:04d}", "jpg": image, **labelled})
+    return folder
+
+
+WRITERS: dict[str, Callable[[Path, Images], Path]] = {
+    "webdataset": write_webdataset,
+}
