@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from partialkd.errors import DataError
+from partialkd.evaluate.rates import share_above, strict_threshold
 
 DISTANCES = np.arange(0.0, 4.0, 0.01)  # candidate thresholds on the squared distance
 
@@ -53,7 +54,7 @@ def score_pairs(cosines: np.ndarray, same: np.ndarray, folds: int, fars: Iterabl
         accuracy_std=float(accuracies.std()),
         auc=area_under_curve(genuine, impostor),
         threshold=float(thresholds.mean()),
-        tar_at_far={f"{far:g}": accepted_at(genuine, impostor, far) for far in fars},
+        tar_at_far={f"{far:g}": share_above(genuine, strict_threshold(impostor, far)) for far in fars},
         pairs=len(same),
     )
 
@@ -73,15 +74,6 @@ def area_under_curve(genuine: np.ndarray, impostor: np.ndarray) -> float:
     below = np.searchsorted(impostor, genuine, side="left").sum(dtype=np.int64)
     not_above = np.searchsorted(impostor, genuine, side="right").sum(dtype=np.int64)
     return float((below + not_above) / (2 * len(genuine) * len(impostor)))
-
-
-def accepted_at(genuine: np.ndarray, impostor: np.ndarray, far: float) -> float:
-    """Sorted cosines of both kinds -> share of genuine ones above the first impostor too many."""
-    allowed = int(far * len(impostor) + 1e-9)  # 0.29 * 100 is 28.999...
-    if allowed >= len(impostor):
-        return 1.0
-    refused = impostor[len(impostor) - 1 - allowed]
-    return float(1.0 - np.searchsorted(genuine, refused, side="right") / len(genuine))
 
 
 def _right(distances: np.ndarray, same: np.ndarray) -> np.ndarray:
