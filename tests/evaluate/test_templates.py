@@ -9,7 +9,11 @@ from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate import all_pairs as all_pairs_module
 from partialkd.evaluate.all_pairs import all_pairs, among_distractors
 from partialkd.evaluate.identification import (
-    published_count, rank_shares, search, tpir_published, tpir_strict,
+    published_count,
+    rank_shares,
+    search,
+    tpir_published,
+    tpir_strict,
 )  # fmt: skip
 from partialkd.evaluate.largest import Largest
 from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, weighted_images
