@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from prettytable import PrettyTable
 from pydantic import ValidationError
 
 from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
 from partialkd.commands.networks import add_choice
+from partialkd.commands.protocols import Network, add_protocols, judged, opened
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
@@ -40,21 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace, world: World) -> None:
-    config, network = world.together(lambda: _opened(options, world))
+    config, network, others = world.together(lambda: _opened(options, world))
     look_at_sets(config, network.image_size, options.resize, world, "--resize")
     name = Path(options.file).name
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}
+    if world.is_main and results:
+        _show(results_table(results))
+    judged_network = Network(name, network.embed, network.image_size, network.fingerprint)
+    found = judged(others, judged_network, world, lambda one: [_show(table) for table in one.tables])
     if world.is_main:
-        output(*results_table(results).get_string().splitlines())
         if options.json:
             settings = config.model_dump(mode="json", exclude={"sets"})
             settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
             facts = {"model": options.file, "fingerprint": network.fingerprint, "settings": settings}
-            write_json(Path(options.json), {**facts, **results_dict(results)})
+            write_json(Path(options.json), {**facts, **results_dict(results), **found})
 
 
-def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher]:
+def _show(table: PrettyTable) -> None:
+    output(*table.get_string().splitlines())
+
+
+def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher, list[Any]]:
     """Everything that can be wrong before the first image is embedded; what costs least is looked at first."""
     config = _evaluate_config(options)
     if options.json and not os.access(Path(options.json).parent, os.W_OK):
@@ -63,7 +72,10 @@ def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, 
         raise ConfigError(f"{options.file}: no such file")
     options.file = str(chosen(Path(options.file), options.checkpoint, options.phase))
     open_sets(config)
-    return config, open_network(options, world)
+    others = opened(options)
+    if not config.sets and not others:
+        raise ConfigError("nothing to judge by: name --sets, --templates, --identify or --all-pairs")
+    return config, open_network(options, world), others
 
 
 def open_network(options: argparse.Namespace, world: World) -> Teacher:
@@ -122,7 +134,7 @@ def _evaluate_config(options: argparse.Namespace) -> EvaluateConfig:
     try:
         return EvaluateConfig(
             sets=tuple(options.sets),
-            fars=tuple(options.fars),
+            fars=tuple(options.fars or EvaluateConfig().fars),
             folds=options.folds,
             flip=options.flip,
             batch=options.batch,
@@ -143,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Score a network on verification sets.")
     parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx, a checkpoint or a run folder")
     add_choice(parser)
-    parser.add_argument("--sets", nargs="+", required=True, metavar="BIN", help="InsightFace .bin files")
+    parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")
+    add_protocols(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     network = parser.add_argument_group("a file that does not describe its network")
     network.add_argument("--model", choices=get_args(ModelConfig.model_fields["name"].annotation))
@@ -158,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     protocol.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirrored image")
     protocol.add_argument("--resize", action="store_true", help="bring images of another size to the network's")
     protocol.add_argument("--folds", type=int, default=defaults.folds)
-    protocol.add_argument("--fars", type=float, nargs="+", default=defaults.fars)
+    protocol.add_argument("--fars", type=float, nargs="+")
     protocol.add_argument("--batch", type=int, default=defaults.batch, help="images a forward, per rank")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser

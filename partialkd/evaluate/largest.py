@@ -31,9 +31,8 @@ class Largest:
 
     def _shrink(self) -> None:
         numbers = np.concatenate(self._parts)
-        keep = slice(None)
-        if len(numbers) > self.count:
-            keep = np.argpartition(numbers, len(numbers) - self.count)[len(numbers) - self.count :]
+        spare = max(0, len(numbers) - self.count)
+        keep = np.argpartition(numbers, spare)[spare:] if spare else np.arange(len(numbers))
         self._with = [tuple(np.concatenate(one)[keep] for one in zip(*self._with, strict=True))]
         self._parts = [numbers[keep]]
         self._held = len(self._parts[0])

@@ -1,0 +1,172 @@
+"""What `launch/evaluate.py` does beside verification sets: templates, identification, everything against everything."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prettytable import PrettyTable
+
+from partialkd.data.formats.identification_folder import read_identification_set
+from partialkd.data.formats.ijb_folder import read_template_set
+from partialkd.data.images.decode import DECODING
+from partialkd.evaluate import identification_protocol as identification
+from partialkd.evaluate import template_protocol as templates
+from partialkd.evaluate.embedding import Embed, Images, Kept, embed_images
+from partialkd.storage.checksum import crc32, hexadecimal
+from partialkd.world.world import World
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network that is judged."""
+
+    name: str
+    embed: Embed
+    image_size: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Results of one set: for the JSON file, and as tables."""
+
+    kind: str
+    folder: str
+    results: dict[str, Any]
+    tables: list[PrettyTable]
+
+
+def add_protocols(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name sets of these kinds."""
+    group = parser.add_argument_group("other protocols (docs/evaluation.md says how their folders look)")
+    add = group.add_argument
+    add("--templates", nargs="+", default=[], metavar="FOLDER", help="IJB-B, IJB-C: 1:1 and 1:N of templates")
+    add("--identify", nargs="+", default=[], metavar="FOLDER", help="probes in a gallery (TinyFace), or distractors")
+    add("--all-pairs", nargs="+", default=[], metavar="FOLDER", help="identities: every image with every other (MFR)")
+    add("--keep", metavar="FOLDER", help="keep embeddings there; a pass that was killed is gone on with")
+
+
+def opened(options: argparse.Namespace) -> list[_Opened]:
+    """Read the lists of all sets named, before anything is embedded."""
+    found: list[_Opened] = []
+    found += [_Templates(Path(folder), options) for folder in options.templates]
+    found += [_Identification(Path(folder), options) for folder in options.identify]
+    found += [_Everything(Path(folder), options) for folder in options.all_pairs]
+    return found
+
+
+class _Opened:
+    """A set whose lists were read."""
+
+    kind: str
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+
+    def images(self, image_size: int) -> Images:
+        raise NotImplementedError
+
+    def of(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def score(self, embeddings: Any, name: str, world: World) -> Judged:
+        raise NotImplementedError
+
+    def judge(self, network: Network, world: World) -> Judged | None:
+        """Collective. Embed the images, and score them on rank 0 -> the results there, None elsewhere."""
+        keep = self.options.keep
+        described = {
+            "network": network.fingerprint,
+            "image_size": network.image_size,
+            "decoding": DECODING,
+            **self.of(),
+        }
+        kept = Kept(Path(keep) / f"{self.folder.resolve().name}_{self.kind}", described) if keep else None
+        images = self.images(network.image_size)
+        rows = embed_images(network.embed, images, network.image_size, self.options.batch, world, kept)
+        scored: list[Judged] = []
+        world.on_main(lambda: scored.append(self.score(rows, network.name, world)))
+        return scored[0] if scored else None
+
+
+class _Templates(_Opened):
+    kind = "templates"
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        super().__init__(folder, options)
+        self.found = read_template_set(folder)
+        templates.check_files(self.found)
+
+    def images(self, image_size: int) -> Images:
+        return templates.faces_of(self.found, image_size)
+
+    def of(self) -> dict[str, Any]:
+        return templates.facts_of(self.found)
+
+    def score(self, embeddings: Any, name: str, world: World) -> Judged:  # noqa: ARG002 (one signature for all)
+        asked = templates.Asked(fars=self.options.fars or templates.FARS)
+        results = templates.score_templates(embeddings, self.found, asked)
+        tables = [templates.verification_table(results, name)] if self.found.pairs is not None else []
+        tables += [templates.identification_table(results, name)] if self.found.probes is not None else []
+        return Judged(self.kind, self.folder.name, results, tables)
+
+
+class _Listed(_Opened):
+    """A folder of aligned faces."""
+
+    names: list[str]
+
+    def images(self, image_size: int) -> Images:
+        return identification.faces_below(self.folder, self.names, image_size, self.options.resize)
+
+    def of(self) -> dict[str, Any]:
+        return {"images": len(self.names), "list": hexadecimal(crc32("\n".join(self.names).encode()))}
+
+    def score(self, embeddings: Any, name: str, world: World) -> Judged:
+        rows = identification.unit_rows(embeddings, self.options.flip)
+        results = self.scored(rows, world)
+        shown = results if self.kind == "all_pairs" else {name: results}
+        return Judged(self.kind, self.folder.name, results, [identification.shares_table(shown, self.folder.name)])
+
+    def scored(self, rows: Any, world: World) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _Identification(_Listed):
+    kind = "identification"
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        super().__init__(folder, options)
+        self.found = read_identification_set(folder)
+        self.names = list(self.found.names)
+
+    def scored(self, rows: Any, world: World) -> dict[str, Any]:
+        fars = self.options.fars or identification.FARS
+        return identification.identified(rows, self.found, identification.RANKS, fars, world.device)
+
+
+class _Everything(_Listed):
+    kind = "all_pairs"
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        super().__init__(folder, options)
+        self.names, self.identities, self.groups = identification.read_identities(folder)
+
+    def scored(self, rows: Any, world: World) -> dict[str, Any]:
+        fars = self.options.fars or identification.FARS
+        return identification.everything(rows, self.identities, self.groups, fars, world.device)
+
+
+def judged(sets: list[_Opened], network: Network, world: World, show: Callable[[Judged], None]) -> dict[str, Any]:
+    """Collective. Judge a network on each set, show each when it is done -> for JSON, on rank 0: {kind: {folder: ...}}."""
+    results: dict[str, Any] = {}
+    for one in sets:
+        found = one.judge(network, world)
+        if found is not None:
+            show(found)
+            results.setdefault(found.kind, {})[found.folder] = {network.name: found.results}
+    return results

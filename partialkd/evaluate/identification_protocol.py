@@ -1,0 +1,131 @@
+"""Judge a network by identification: a gallery (TinyFace), distractors (MegaFace), everything against everything (MFR).
+
+The sets: data/formats/identification_folder.py, and for all pairs a folder of identities with, possibly, `groups.csv`
+(identity,group). What the numbers mean: identification.py and all_pairs.py. An image's embedding is that of the image
+plus that of its mirror image (unless `flip` is off), brought to length one.
+Errors: `DataError` naming the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prettytable import PrettyTable
+
+from partialkd.data.formats.identification_folder import IdentificationSet
+from partialkd.data.formats.image_tree import list_images, read_file
+from partialkd.data.formats.text_file import read_lines
+from partialkd.data.images.decode import Wanted, decode
+from partialkd.errors import DataError
+from partialkd.evaluate.all_pairs import BLOCK, all_pairs, among_distractors
+from partialkd.evaluate.embedding import Images
+from partialkd.evaluate.identification import rank_shares, search
+from partialkd.evaluate.rates import too_few
+
+RANKS = (1, 5, 10, 20, 100)
+FARS = (1e-6, 1e-5, 1e-4, 1e-3)
+GROUPS = "groups.csv"
+
+
+def faces_below(folder: Path, names: Sequence[str], image_size: int, resize: bool) -> Images:
+    """List aligned faces by their paths below a folder."""
+    wanted = Wanted(image_size, resize, "--resize")
+
+    def pixels(image: int) -> np.ndarray:
+        path = folder / names[image]
+        try:
+            return decode(read_file(path), str(path), wanted=wanted)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    return Images(len(names), pixels, lambda image: str(folder / names[image]), f"embedding {folder.name}")
+
+
+def unit_rows(embeddings: np.ndarray, flip: bool) -> np.ndarray:
+    """Embeddings (2, n, D) -> unit rows (n, D) float32."""
+    rows = embeddings[0] + embeddings[1] if flip else embeddings[0]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def identified(
+    rows: np.ndarray, found: IdentificationSet, ranks: Sequence[int], fars: Sequence[float], device: torch.device
+) -> dict[str, Any]:
+    """Score unit rows (n, D) of a set's images."""
+    probes, subjects = rows[: found.probes], found.subjects[: found.probes]
+    counts = {"probes": found.probes, "gallery": found.gallery, "distractors": found.distractors, "noisy": found.noisy}
+    if found.gallery:
+        searched = search(probes, rows[found.probes :], subjects, found.subjects[found.probes :])
+        if not searched.mated.any():
+            raise DataError(f"{found.folder}: no probe shows a subject of the gallery")
+        return {"rank": {str(rank): share for rank, share in rank_shares(searched, ranks).items()}, **counts}
+    others = rows[found.probes :]
+    blocks = (others[start : start + BLOCK] for start in range(0, len(others), BLOCK))
+    among = among_distractors(probes, subjects, blocks, len(others), max(ranks), fars, device)
+    return {
+        "rank": {str(rank): among.rank_share(rank) for rank in ranks},
+        "tar_at_far": {f"{far:g}": _rate(among.tar(far), far, among.impostors) for far in fars},
+        "impostors": among.impostors,
+        **counts,
+    }
+
+
+def _rate(tar: float, far: float, impostors: int) -> dict[str, Any]:
+    return {"tar": tar, "too_few_impostors": too_few(far, impostors)}
+
+
+def read_identities(folder: Path) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
+    """List a folder of identities -> paths, identities (n,) int64, and for each group which images are in it."""
+    trees = list_images(folder)
+    names = [f"{identity}/{name}" for identity, images in trees.items() for name in images]
+    identities = np.repeat(np.arange(len(trees)), [len(images) for images in trees.values()])
+    return names, identities, _groups(folder / GROUPS, list(trees), identities)
+
+
+def _groups(path: Path, known: list[str], identities: np.ndarray) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    number = {name: at for at, name in enumerate(known)}
+    members: dict[str, list[int]] = {}
+    for line, text in read_lines(path)[1:]:
+        identity, _, group = text.rpartition(",")
+        if identity not in number:
+            raise DataError(f"{path}: line {line}: no identity {identity!r} in {path.parent}")
+        members.setdefault(group.strip(), []).append(number[identity])
+    return {group: np.isin(identities, found) for group, found in members.items()}
+
+
+def everything(
+    rows: np.ndarray, identities: np.ndarray, groups: dict[str, np.ndarray], fars: Sequence[float], device: torch.device
+) -> dict[str, Any]:
+    """Score all pairs of unit rows (n, D), and those within each group."""
+    parts = {"all": np.ones(len(rows), dtype=bool), **groups}
+    return {name: _all_of(rows[inside], identities[inside], fars, device) for name, inside in parts.items()}
+
+
+def _all_of(rows: np.ndarray, identities: np.ndarray, fars: Sequence[float], device: torch.device) -> dict[str, Any]:
+    found = all_pairs(rows, identities, fars, device)
+    rates = {f"{far:g}": _rate(found.tar(far), far, found.impostors) for far in fars}
+    return {"tar_at_far": rates, "genuine": len(found.genuine), "impostors": found.impostors}
+
+
+def group_summary(values: dict[str, float]) -> dict[str, Any]:
+    """Mean, standard deviation and worst of a number over groups, as RFW's tables have them."""
+    worst = min(values, key=lambda group: values[group])
+    numbers = np.array(list(values.values()))
+    return {"mean": float(numbers.mean()), "std": float(numbers.std()), "worst": worst, "worst_value": values[worst]}
+
+
+def shares_table(rows: dict[str, dict[str, Any]], name: str) -> PrettyTable:
+    """Ranks and accept rates in per cent, a line each; a dash where there are too few impostors."""
+    first = next(iter(rows.values()))
+    ranks, fars = list(first.get("rank", {})), list(first.get("tar_at_far", {}))
+    table = PrettyTable([name, *(f"rank-{rank} %" for rank in ranks), *(f"TAR % @ FAR {far}" for far in fars)])
+    for who, found in rows.items():
+        rates = [found["tar_at_far"][far] for far in fars]
+        tars = ["-" if rate["too_few_impostors"] else f"{100 * rate['tar']:.2f}" for rate in rates]
+        table.add_row([who, *(f"{100 * found['rank'][rank]:.2f}" for rank in ranks), *tars])
+    return table

@@ -1,0 +1,172 @@
+"""Judge a network by templates: 1:1 and 1:N as IJB-B and IJB-C do, in all eight settings.
+
+The set: data/formats/ijb_folder.py; how images become templates: templates.py; what the numbers mean: rates.py and
+identification.py. Photographs are aligned by the landmarks of the set on the way to the network.
+1:N, published: all galleries as one. Strict: each gallery by itself, so that probes of the others' subjects are those
+without a mate; the mean over the galleries (NIST, IJB-B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from prettytable import PrettyTable
+
+from partialkd.align.template import aligned
+from partialkd.data.formats.ijb_folder import Listed, TemplateSet
+from partialkd.data.formats.image_tree import read_file
+from partialkd.data.images.decode import DECODING, Wanted, decode
+from partialkd.errors import DataError
+from partialkd.evaluate.embedding import Images
+from partialkd.evaluate.identification import (
+    Searches,
+    published_count,
+    rank_shares,
+    search,
+    tpir_published,
+    tpir_strict,
+)
+from partialkd.evaluate.rates import operating_points, too_few
+from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, weighted_images
+from partialkd.storage.checksum import crc32, hexadecimal
+
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which numbers are wanted."""
+
+    fars: Sequence[float] = FARS
+    ranks: Sequence[int] = RANKS
+    fpirs: Sequence[float] = FPIRS
+    settings: Sequence[Setting] = SETTINGS
+
+
+def faces_of(found: TemplateSet, image_size: int) -> Images:
+    """List the set's images as the network is to see them."""
+    wanted = Wanted(image_size, option="a network of that input size") if found.aligned else None
+
+    def pixels(image: int) -> np.ndarray:
+        path = found.path(image)
+        try:
+            decoded = decode(read_file(path), str(path), wanted=wanted)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        return decoded if found.aligned else aligned(decoded, found.landmarks[image], image_size)
+
+    name = lambda image: str(found.path(image))
+    return Images(len(found.names), pixels, name, f"embedding {found.folder.name}")
+
+
+def check_files(found: TemplateSet) -> None:
+    """DataError naming the first image that is not there."""
+    for image in range(len(found.names)):
+        if not found.path(image).is_file():
+            raise DataError(f"{found.path(image)}: no such image; it is one of template {found.templates[image]}")
+
+
+def score_templates(embeddings: np.ndarray, found: TemplateSet, asked: Asked) -> dict[str, Any]:
+    """Embeddings (2, n, D) of the images and their mirror images -> {setting: {"verification", "identification"}}."""
+    return {setting.name: _scored(embeddings, found, setting, asked) for setting in asked.settings}
+
+
+def _scored(embeddings: np.ndarray, found: TemplateSet, setting: Setting, asked: Asked) -> dict[str, Any]:
+    rows = weighted_images(embeddings[0], embeddings[1], found.scores, setting)
+    numbers, templates = pooled(rows, found.templates, found.media)
+    results: dict[str, Any] = {}
+    if found.pairs is not None:
+        first, second, same = found.pairs
+        places = np.searchsorted(numbers, first), np.searchsorted(numbers, second)
+        results["verification"] = _verified(pair_scores(templates, *places), same, asked.fars)
+    if found.probes is not None:
+        rows_of = lambda listed: templates[np.searchsorted(numbers, listed.templates)]
+        results["identification"] = _identified(rows_of(found.probes), found, rows_of, asked)
+    return results
+
+
+def _verified(scores: np.ndarray, same: np.ndarray, fars: Iterable[float]) -> dict[str, Any]:
+    points = operating_points(scores[same], scores[~same], fars)
+    impostors = int((~same).sum())
+    rates = {
+        f"{far:g}": {
+            **asdict(point),
+            "threshold": _finite(point.threshold),
+            "too_few_impostors": too_few(far, impostors),
+        }
+        for far, point in points.items()
+    }
+    return {"tar_at_far": rates, "genuine": int(same.sum()), "impostors": impostors}
+
+
+def _identified(probes: np.ndarray, found: TemplateSet, rows_of: Any, asked: Asked) -> dict[str, Any]:
+    assert found.probes is not None
+    subjects = found.probes.subjects
+    most = max(published_count(len(probes), fpir) for fpir in asked.fpirs)
+    together = Listed(*(np.concatenate([getattr(one, part) for one in found.galleries.values()]) for part in _PARTS))
+    whole = search(probes, rows_of(together), subjects, together.subjects, most)
+    each = [search(probes, rows_of(one), subjects, one.subjects) for one in found.galleries.values()]
+    return {
+        "rank": {str(rank): share for rank, share in rank_shares(whole, asked.ranks).items()},
+        "tpir_at_fpir": {f"{fpir:g}": _tpir(whole, each, fpir) for fpir in asked.fpirs},
+        "probes": len(probes),
+        "gallery": len(together.subjects),
+    }
+
+
+_PARTS = ("templates", "subjects")
+
+
+def _tpir(whole: Searches, each: Sequence[Searches], fpir: float) -> dict[str, Any]:
+    published, threshold = tpir_published(whole, fpir)
+    open_sets = [one for one in each if one.mated.any() and not one.mated.all()]
+    strict = mean(tpir_strict(one, fpir)[0] for one in open_sets) if open_sets else None
+    unmated = min((int((~one.mated).sum()) for one in open_sets), default=0)
+    few = too_few(fpir, unmated)
+    return {"tpir": strict, "too_few_impostors": few, "tpir_published": published, "threshold_published": threshold}
+
+
+def _finite(number: float) -> float | None:
+    return number if np.isfinite(number) else None
+
+
+def verification_table(results: dict[str, Any], name: str) -> PrettyTable:
+    """Strict and published shares in per cent, a line a setting; a dash where there are too few impostors."""
+    rows = {setting: one["verification"]["tar_at_far"] for setting, one in results.items() if "verification" in one}
+    fars = list(next(iter(rows.values()), {}))
+    table = PrettyTable([name, *(f"TAR % @ FAR {far}" for far in fars)])
+    for setting, rates in rows.items():
+        table.add_row([setting, *(_shown(rates[far], "tar") for far in fars)])
+        table.add_row([f"{setting} as published", *(f"{100 * rates[far]['tar_published']:.2f}" for far in fars)])
+    return table
+
+
+def identification_table(results: dict[str, Any], name: str) -> PrettyTable:
+    """Ranks and identification rates in per cent, a line a setting."""
+    rows = {setting: one["identification"] for setting, one in results.items() if "identification" in one}
+    one = next(iter(rows.values()))
+    ranks, fpirs = list(one["rank"]), list(one["tpir_at_fpir"])
+    columns = [f"TPIR % @ FPIR {fpir}{how}" for fpir in fpirs for how in ("", " as published")]
+    table = PrettyTable([name, *(f"rank-{rank} %" for rank in ranks), *columns])
+    for setting, found in rows.items():
+        rates = found["tpir_at_fpir"]
+        shares = [_shown(rates[fpir], key) for fpir in fpirs for key in ("tpir", "tpir_published")]
+        table.add_row([setting, *(f"{100 * found['rank'][rank]:.2f}" for rank in ranks), *shares])
+    return table
+
+
+def _shown(rate: dict[str, Any], key: str) -> str:
+    dash = rate[key] is None or (rate["too_few_impostors"] and not key.endswith("published"))
+    return "-" if dash else f"{100 * rate[key]:.2f}"
+
+
+def facts_of(found: TemplateSet) -> dict[str, Any]:
+    """Describe the images, for embeddings that are kept."""
+    text = "\n".join(found.names).encode() + found.landmarks.tobytes()
+    return {"images": len(found.names), "list": hexadecimal(crc32(text)), "aligned": found.aligned, "pixels": DECODING}
