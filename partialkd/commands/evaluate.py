@@ -48,19 +48,18 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}
     if world.is_main and results:
-        _show(results_table(results))
+        _show([results_table(results)])
     judged_network = Network(name, network.embed, network.image_size, network.fingerprint)
-    found = judged(others, judged_network, world, lambda one: [_show(table) for table in one.tables])
-    if world.is_main:
-        if options.json:
-            settings = config.model_dump(mode="json", exclude={"sets"})
-            settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
-            facts = {"model": options.file, "fingerprint": network.fingerprint, "settings": settings}
-            write_json(Path(options.json), {**facts, **results_dict(results), **found})
+    found = judged(others, judged_network, world, lambda one: _show(one.tables))
+    if world.is_main and options.json:
+        settings = config.model_dump(mode="json", exclude={"sets"})
+        settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
+        facts = {"model": options.file, "fingerprint": network.fingerprint, "settings": settings}
+        write_json(Path(options.json), {**facts, **results_dict(results), **found})
 
 
-def _show(table: PrettyTable) -> None:
-    output(*table.get_string().splitlines())
+def _show(tables: Sequence[PrettyTable]) -> None:
+    output(*(line for table in tables for line in table.get_string().splitlines()))
 
 
 def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher, list[Any]]:

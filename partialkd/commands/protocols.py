@@ -162,7 +162,10 @@ class _Everything(_Listed):
 
 
 def judged(sets: list[_Opened], network: Network, world: World, show: Callable[[Judged], None]) -> dict[str, Any]:
-    """Collective. Judge a network on each set, show each when it is done -> for JSON, on rank 0: {kind: {folder: ...}}."""
+    """Collective. Judge a network on each set, show each when it is done -> for JSON, on rank 0.
+
+    {kind: {folder: {network: results}}}
+    """
     results: dict[str, Any] = {}
     for one in sets:
         found = one.judge(network, world)

@@ -19,7 +19,7 @@ from prettytable import PrettyTable
 from partialkd.align.template import aligned
 from partialkd.data.formats.ijb_folder import Listed, TemplateSet
 from partialkd.data.formats.image_tree import read_file
-from partialkd.data.images.decode import DECODING, Wanted, decode
+from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import DataError
 from partialkd.evaluate.embedding import Images
 from partialkd.evaluate.identification import (
@@ -169,4 +169,4 @@ def _shown(rate: dict[str, Any], key: str) -> str:
 def facts_of(found: TemplateSet) -> dict[str, Any]:
     """Describe the images, for embeddings that are kept."""
     text = "\n".join(found.names).encode() + found.landmarks.tobytes()
-    return {"images": len(found.names), "list": hexadecimal(crc32(text)), "aligned": found.aligned, "pixels": DECODING}
+    return {"images": len(found.names), "list": hexadecimal(crc32(text)), "aligned": found.aligned}
