@@ -24,11 +24,11 @@ from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.storage.atomic_files import write_bytes
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
-from partialkd.world.passes import counted, of_rank
+from partialkd.world.passes import Pass, of_rank
 from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
-PIECE = 2048  # images
+PIECE = 1024  # images
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,16 @@ def embed_images(
         todo = [number for number in mine if number not in done]
         total = sum(len(pieces[number]) for number in todo)
         doing = of_rank(images.doing, world.rank, world.size)
-        for number in counted(todo, doing, total, "images", lambda number: len(pieces[number])):
-            rows = np.concatenate(list(_embedded(embed, images, pieces[number], image_size, batch, world)), axis=1)
-            if kept is None:
-                own[number] = rows
-            else:
-                kept.write(number, rows)
+        with Pass(doing, total, "images") as going:
+            for number in todo:
+                batches = []
+                for rows in _embedded(embed, images, pieces[number], image_size, batch, world):
+                    batches.append(rows)
+                    going.add(rows.shape[1])
+                if kept is None:
+                    own[number] = np.concatenate(batches, axis=1)
+                else:
+                    kept.write(number, np.concatenate(batches, axis=1))
 
     world.together(work)
     if kept is not None:

@@ -1,0 +1,111 @@
+"""Identification sets and all pairs by the command, and their folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from partialkd.commands.evaluate import main
+from partialkd.config import ModelConfig
+from partialkd.data.formats.identification_folder import read_identification_set
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.errors import DataError
+from partialkd.evaluate.identification_protocol import group_summary, read_identities
+from partialkd.models import build_model
+from partialkd.models.saved import save_model
+from partialkd.world.world import free_port
+
+MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _own_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def _write(path: Path, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = rng.integers(0, 256, (4, 4, 3))
+    path.write_bytes(encode_jpeg(np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for person in range(6):
+        for image in range(3):
+            _write(tmp_path / "set" / "probes" / f"p{person}" / f"{image}.jpg", rng)
+    for number in range(40):
+        _write(tmp_path / "set" / "distractors" / "a" / f"{number}.jpg", rng)
+    return tmp_path / "set"
+
+
+def _judge(tmp_path: Path, *arguments: str) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    torch.manual_seed(0)
+    save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
+    out = tmp_path / "out.json"
+    assert main([str(tmp_path / "net.safetensors"), *arguments, "--device", "cpu", "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_distractors_by_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "noisy.txt").write_text("# published\n3\ta/7.jpg\nprobes/p0/0.jpg\n")
+    found = _judge(tmp_path, "--identify", str(folder), "--fars", "0.01", "1e-6")
+    one = found["identification"]["set"]["net.safetensors"]
+    assert (one["probes"], one["distractors"], one["noisy"], one["impostors"]) == (17, 39, 2, 17 * 39)
+    assert [one["tar_at_far"][far]["too_few_impostors"] for far in ("0.01", "1e-06")] == [False, True]
+    assert 0 < one["rank"]["1"] <= one["rank"]["100"] == 1.0
+    assert "rank-100 %" in capsys.readouterr().out
+
+
+def test_a_gallery_by_the_command(tmp_path: Path, folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    for person in range(6):
+        _write(folder / "gallery" / f"p{person}_9.jpg", rng)
+    found = _judge(tmp_path, "--identify", str(folder), "--keep", str(tmp_path / "kept"))
+    one = found["identification"]["set"]["net.safetensors"]
+    assert (one["probes"], one["gallery"], one["distractors"]) == (18, 6, 40)
+    assert (tmp_path / "kept" / "set_identification" / "manifest.json").exists()
+
+
+def test_all_pairs_with_groups_by_the_command(tmp_path: Path, folder: Path) -> None:
+    people = folder / "probes"
+    lines = [f"p{person},{'odd' if person % 2 else 'even'}" for person in range(6)]
+    (people / "groups.csv").write_text("identity,group\n" + "\n".join(lines) + "\n")
+    found = _judge(tmp_path, "--all-pairs", str(people), "--fars", "0.1")
+    one = found["all_pairs"]["probes"]["net.safetensors"]
+    assert {name: (part["genuine"], part["impostors"]) for name, part in one.items()} == {
+        "all": (18, 135), "even": (9, 27), "odd": (9, 27),
+    }  # fmt: skip
+    (people / "groups.csv").write_text("identity,group\nsomebody,odd\n")
+    with pytest.raises(DataError, match=r"groups.csv: line 2: no identity 'somebody' in"):
+        read_identities(people)
+
+
+def test_wrong_folders(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="not a set for identification: no folder probes in it"):
+        read_identification_set(tmp_path)
+    (folder / "noisy.txt").write_text("other/list.jpg\n")
+    with pytest.raises(DataError, match=r"noisy.txt: line 1: no image other/list.jpg, nor any other of the list"):
+        read_identification_set(folder)
+    torch.manual_seed(0)
+    save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
+    assert main([str(tmp_path / "net.safetensors")]) == 2
+    assert "nothing to judge by: name --sets, --templates, --identify or --all-pairs" in capsys.readouterr().err
+
+
+def test_groups_in_one_line() -> None:
+    summary = group_summary({"African": 0.9, "Asian": 0.94, "Caucasian": 0.98, "Indian": 0.94})
+    assert summary == {
+        "mean": pytest.approx(0.94),
+        "std": pytest.approx(0.0282842712),
+        "worst": "African",
+        "worst_value": 0.9,
+    }

@@ -1,0 +1,219 @@
+"""Sets in the form of IJB-C: made, read, embedded on any number of ranks, gone on with, refused where wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.ranks import run
+from partialkd.align.template import TEMPLATE
+from partialkd.data.formats.ijb_folder import read_template_set
+from partialkd.data.images.decode import encode_jpeg
+from partialkd.errors import CheckpointError, ConfigError, DataError
+from partialkd.evaluate import embedding as embedding_module
+from partialkd.evaluate.embedding import Images, Kept, embed_images
+from partialkd.evaluate.made_templates import make_templates
+from partialkd.evaluate.template_protocol import (
+    Asked,
+    check_files,
+    faces_of,
+    facts_of,
+    identification_table,
+    score_templates,
+    verification_table,
+)  # fmt: skip
+from partialkd.world.world import World
+
+SIZE = 112
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten people of eight smooth patterns that differ less within a person than between them."""
+    folder, rng = tmp_path_factory.mktemp("faces") / "faces", np.random.default_rng(2)
+    for person in range(10):
+        (folder / f"person{person}").mkdir(parents=True)
+        base = rng.uniform(0, 255, (7, 7, 3))
+        for image in range(8):
+            coarse = np.clip(base + rng.normal(0, 25, base.shape), 0, 255)
+            pixels = np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)
+            (folder / f"person{person}" / f"{image}.jpg").write_bytes(encode_jpeg(pixels))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(faces: Path) -> Path:
+    counts = make_templates(faces, faces.parent / "set", seed=4)
+    assert counts == {"identities": 10, "images": 10 * (2 + 3 * 4), "templates": 40}
+    return faces.parent / "set"
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, 12)).eval()
+
+
+def _results(world: World, folder: Path, keep: Path | None) -> dict[str, Any]:
+    found = read_template_set(folder)
+    kept = Kept(keep, facts_of(found)) if keep else None
+    embedding_module.PIECE = 16
+    return score_templates(embed_images(_network(), faces_of(found, SIZE), SIZE, 5, world, kept), found, Asked())
+
+
+def test_the_same_numbers_on_any_number_of_ranks(made: Path, tmp_path: Path) -> None:
+    expected = _results(World(), made, None)
+    one = expected["N1D1F1"]
+    assert one["verification"]["genuine"] == 30
+    assert one["verification"]["tar_at_far"]["0.001"]["too_few_impostors"]
+    assert one["verification"]["tar_at_far"]["0.1"]["tar"] > 0.5
+    assert one["identification"]["rank"]["10"] == 1.0
+    assert 0.2 < one["identification"]["tpir_at_fpir"]["0.1"]["tpir"] <= 1.0
+    for size in (2, 3):
+        assert all(result == expected for result in run(_results, size, made, tmp_path / f"kept{size}"))
+    assert " - " in verification_table(expected, "student").get_string()
+    assert "rank-10 %" in identification_table(expected, "student").get_string()
+
+
+def test_photographs_are_aligned_by_their_landmarks(made: Path, faces: Path) -> None:
+    found = read_template_set(made)
+    originals = [embed_of(path) for path in sorted(faces.rglob("*.jpg"))]
+    images = faces_of(found, SIZE)
+    stills = [image for image in range(images.count) if found.scores[image] == 1][:10]
+    for image in stills:
+        face = images.pixels(image).astype(float)
+        assert face.shape == (SIZE, SIZE, 3)
+        nearest = min(np.abs(face - original).mean() for original in originals)
+        assert nearest < 12, images.name(image)  # of 255, mostly at the patterns' edges
+
+
+def embed_of(path: Path) -> np.ndarray:
+    from partialkd.data.images.decode import decode
+
+    return decode(path.read_bytes(), str(path)).astype(float)
+
+
+def test_a_pass_that_was_killed_is_gone_on_with(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_module, "PIECE", 16)
+    found = read_template_set(made)
+    images, kept, seen = faces_of(found, SIZE), Kept(tmp_path / "kept", facts_of(found)), []
+    network = _network()
+
+    def dying(pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        if sum(seen) > 100:
+            raise DataError("killed")
+        return network(pixels)
+
+    with pytest.raises(DataError, match="killed"):
+        embed_images(dying, images, SIZE, 8, World(), kept)
+    there = sorted(path.name for path in kept.folder.glob("*.npy"))
+    assert there == [f"piece_{number:06d}.npy" for number in range(3)]
+    seen.clear()
+
+    def counting(pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        return network(pixels)
+
+    rows = embed_images(counting, images, SIZE, 8, World(), kept)
+    assert sum(seen) == 2 * (images.count - 3 * 16)
+    assert np.array_equal(rows, embed_images(network, images, SIZE, 8, World()))
+    with pytest.raises(ConfigError, match="holds embeddings of another network or list"):
+        embed_images(network, images, SIZE, 8, World(), Kept(kept.folder, {"other": 1}))
+    damaged = bytearray(kept.path(1).read_bytes())
+    damaged[-1] ^= 1
+    kept.path(1).write_bytes(bytes(damaged))
+    with pytest.raises(CheckpointError, match=r"piece_000001.npy: damaged"):
+        embed_images(network, images, SIZE, 8, World(), kept)
+
+
+def test_an_image_without_direction_is_named() -> None:
+    images = Images(3, lambda _: np.zeros((8, 8, 3), np.uint8), lambda image: f"face {image}", "embedding")
+    with pytest.raises(DataError, match="face 1: its embedding is zero or not finite"):
+        embed_images(lambda pixels: torch.tensor([[1.0], [0.0], [2.0]])[: len(pixels)], images, 8, 3, World())
+
+
+Edit = Callable[[Path], None]
+
+
+def _line(name: str, number: int, text: str | None) -> Edit:
+    """Replace a line of a list, or take it away."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "meta" / f"made_{name}"
+        lines = path.read_text().splitlines()
+        lines[number - 1 : number] = [] if text is None else [text]
+        path.write_text("\n".join(lines) + "\n")
+
+    return edit
+
+
+FIVE = " ".join(f"{value}" for value in TEMPLATE.ravel())
+WRONG: dict[str, tuple[Edit, str]] = {
+    "no meta": (lambda folder: shutil.rmtree(folder / "meta"), "not a set of templates: no folder meta in it"),
+    "no list": (
+        lambda folder: (folder / "meta" / "made_face_tid_mid.txt").unlink(),
+        r"meta: no \*_face_tid_mid.txt in it",
+    ),
+    "words": (_line("face_tid_mid.txt", 3, "3.jpg 1"), r"face_tid_mid.txt: line 3: must hold 3 words, got 2"),
+    "number": (_line("face_tid_mid.txt", 3, "3.jpg one 3"), r"face_tid_mid.txt: line 3: must be a number, got 'one'"),
+    "other image": (
+        _line("name_5pts_score.txt", 2, f"9.jpg {FIVE} 0.9"),
+        r"name_5pts_score.txt: line 2: must be image 2.jpg as in made_face_tid_mid.txt, got 9.jpg",
+    ),
+    "scores missing": (
+        _line("name_5pts_score.txt", 140, None),
+        r"must hold a line per image of made_face_tid_mid.txt: 140.jpg and what follows is missing",
+    ),
+    "nan": (_line("name_5pts_score.txt", 1, f"1.jpg {FIVE} nan"), r"line 1: must be a number, got 'nan'"),
+    "unknown template": (
+        _line("template_pair_label.txt", 5, "1 999 0"),
+        r"template_pair_label.txt: line 5: template 999 has no image in \*_face_tid_mid.txt",
+    ),
+    "label": (_line("template_pair_label.txt", 5, "1 2 7"), r"line 5: the label must be 1 \(same\) or 0, got 7"),
+    "pair": (_line("template_pair_label.txt", 5, "1 2"), r"line 5: must hold 3 words, got 2"),
+    "gallery": (
+        _line("1N_gallery_G1.csv", 3, "999,1"),
+        r"gallery_G1.csv: line 3: template 999 has no image in \*_face_tid_mid.txt",
+    ),
+    "twice": (_line("1N_gallery_G1.csv", 3, "2,0"), r"gallery_G1.csv: subject 0 has several templates"),
+    "probe": (_line("1N_probe_mixed.csv", 2, "2"), r"line 2: must begin with TEMPLATE_ID,SUBJECT_ID, got '2'"),
+    "no image": (lambda folder: (folder / "loose_crop" / "7.jpg").unlink(), r"7.jpg: no such image; it is one of"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named_before_anything_is_embedded(case: str, made: Path, tmp_path: Path) -> None:
+    edit, message = WRONG[case]
+    shutil.copytree(made, tmp_path / "set")
+    edit(tmp_path / "set")
+    with pytest.raises(DataError, match=message):
+        check_files(read_template_set(tmp_path / "set"))
+
+
+def test_faces_that_are_aligned_already(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "set")
+    images = faces_of(read_template_set(made), SIZE)
+    shutil.rmtree(tmp_path / "set" / "loose_crop")
+    (tmp_path / "set" / "aligned").mkdir()
+    for image in range(images.count):
+        (tmp_path / "set" / "aligned" / f"{image + 1}.jpg").write_bytes(encode_jpeg(images.pixels(image)))
+    found = read_template_set(tmp_path / "set")
+    check_files(found)
+    assert found.aligned
+    assert np.abs(faces_of(found, SIZE).pixels(5).astype(float) - images.pixels(5)).mean() < 3
+    with pytest.raises(DataError, match=r"must be 64 x 64 pixels"):
+        faces_of(found, 64).pixels(0)
+
+
+def test_too_few_identities(faces: Path, tmp_path: Path) -> None:
+    shutil.copytree(faces / "person1", tmp_path / "few" / "person1")
+    with pytest.raises(DataError, match="a set needs four identities of at least 6 images, got 1"):
+        make_templates(tmp_path / "few", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
