@@ -32,10 +32,23 @@ OWNERS = {
     "deepspeed": {"training.student"},
     "nvidia.dali": {"data.loading.dali"},
     "cv2": {"align.yunet"},
+    "lmdb": {"data.formats.lmdb_file"},
+    "msgpack": {"data.formats.lmdb_file"},
     "onnxruntime": {"models.onnx_session"},
     "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"},
 }
-HEAVY = ("deepspeed", "nvidia.dali", "triton", "onnx", "onnxruntime", "onnxscript", "tensorboard", "matplotlib", "cv2")
+HEAVY = (
+    "deepspeed",
+    "nvidia.dali",
+    "triton",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorboard",
+    "matplotlib",
+    "cv2",
+    "lmdb",
+)
 # Themselves imported only inside functions, so that they may import at the top.
 LAZY_MODULES = {"data.loading.dali", "centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
+import msgpack
 import numpy as np
 import webdataset
 
@@ -42,6 +44,24 @@ def write_webdataset(folder: Path, images: Images) -> Path:
     return folder
 
 
+def write_lmdb(path: Path, images: Images, pack: Callable[[object], bytes] = msgpack.packb) -> Path:
+    """As HaiyuWu's imagelist2lmdb.py, in one file."""
+    records = {b"%d" % number: pack((image, label)) for number, (image, label) in enumerate(images)}
+    heads = {b"__keys__": list(records), b"__len__": len(images), b"__classnum__": CLASSES}
+    return write_database(path, records | {key: pack(value) for key, value in heads.items()})
+
+
+def write_database(path: Path, content: dict[bytes, bytes], subdir: bool = False) -> Path:
+    with (
+        lmdb.open(str(path), subdir=subdir, map_size=1 << 24, lock=False) as database,
+        database.begin(write=True) as to,
+    ):
+        for key, value in content.items():
+            to.put(key, value)
+    return path
+
+
 WRITERS: dict[str, Callable[[Path, Images], Path]] = {
+    "lmdb": write_lmdb,
     "webdataset": write_webdataset,
 }

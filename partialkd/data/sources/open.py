@@ -15,6 +15,7 @@ from partialkd.data.formats.insightface_folder import PROPERTY
 from partialkd.data.sources.class_counts import check_classes
 from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.lmdb_images import LmdbSource
 from partialkd.data.sources.merged import merge
 from partialkd.data.sources.source import Source
 from partialkd.data.sources.synthetic import SyntheticSource
@@ -50,6 +51,7 @@ def _cache(data: DataConfig) -> Path | None:
 
 SOURCES: dict[str, Callable[[PartConfig, DataConfig], Source]] = {
     "recordio": _open_records,
+    "lmdb": lambda part, data: LmdbSource(Path(part.path), _cache(data)),
     "webdataset": lambda part, data: WebDatasetSource(Path(part.path), _cache(data)),
     "folder": lambda part, _: FolderSource(Path(part.path)),
 }
