@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 %, 1 to 9 degrees of freedom
+
 
 def interleaved_seconds(
     variants: dict[str, Callable[[], Any]],
@@ -93,6 +95,18 @@ def free_bytes(device: torch.device) -> int:
     with open("/proc/meminfo", encoding="utf-8") as lines:
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
     return 1024 * int(kilobytes)
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def difference(values: list[float], exact: list[float]) -> dict[str, Any]:
+    """Mean of the paired differences, and half the width of its 95 % interval."""
+    found = spread([a - b for a, b in zip(values, exact, strict=True)])
+    count = len(values)
+    half = STUDENT_T[count - 2] * found["std"] / count**0.5 if count > 1 else None
+    return {"mean": found["mean"], "half_width": half}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

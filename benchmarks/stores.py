@@ -31,7 +31,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measure import machine
+from measure import STUDENT_T, difference, machine, spread
 from prettytable import PrettyTable
 from torch import nn
 
@@ -49,7 +49,6 @@ from partialkd.world.world import World
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 SCORES = ("loss", "accuracy", "auc")
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 %, 1 to 9 degrees of freedom
 
 Tree = dict[str, Any]
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.01}
@@ -188,18 +187,6 @@ def last_loss(folder: Path) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ results
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
-
-
-def difference(values: list[float], exact: list[float]) -> dict[str, Any]:
-    """Mean of the paired differences, and half the width of its 95 % interval."""
-    found = spread([a - b for a, b in zip(values, exact, strict=True)])
-    count = len(values)
-    half = STUDENT_T[count - 2] * found["std"] / count**0.5 if count > 1 else None
-    return {"mean": found["mean"], "half_width": half}
 
 
 def summary(by_trial: dict[str, list[dict[str, float]]]) -> Tree:
