@@ -18,6 +18,10 @@ class ModelConfig(Section):
         "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
         "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc",
         "vit_tiny", "vit_small", "vit_base",
+        "ir18", "ir34", "ir50", "ir101", "ir152", "ir200", "ir_se50", "ir_se101", "ir_se152", "ir_se200",
+        "curricularface_ir50", "curricularface_ir101", "curricularface_ir152",
+        "curricularface_ir_se50", "curricularface_ir_se101", "curricularface_ir_se152",
+        "evolve_ir50", "evolve_ir101", "evolve_ir152", "evolve_ir_se50", "evolve_ir_se101", "evolve_ir_se152",
     ]  # fmt: skip
     embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
     width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Place, Section
+from partialkd.config.base import Free, Place, Section, Text
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.training import PhaseConfig
 
@@ -25,6 +25,7 @@ class TeacherConfig(Section):
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
+    output: Text | None = None  # source = "onnx": the name of the output that is the embedding, where there are several
     project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: Free[Place | None] = (
@@ -69,6 +70,8 @@ class TeacherConfig(Section):
                 raise ValueError(f'{key} must be left out with source = "records", got {getattr(self, key)!r}')
         if self.compile and self.source not in ("train", "checkpoint"):
             raise ValueError(f'compile must be false with source = "{self.source}", got true')
+        if self.output is not None and self.source != "onnx":
+            raise ValueError(f'output must be left out with source = "{self.source}", got {self.output!r}')
         if self.cache is not None and self.source == "none":
             raise ValueError(f'cache must be left out with source = "none", got {self.cache!r}')
         if self.centres == "classifier" and self.source != "train":  # a teacher trained here brings its own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from partialkd.config import ModelConfig
+from partialkd.models.ir import IR, LAYOUTS
 from partialkd.models.iresnet import STAGES, IResNet
 from partialkd.models.mobilefacenet import VARIANTS, MobileFaceNet
 from partialkd.models.network import Block, Network
@@ -14,6 +15,7 @@ FAMILIES: dict[str, type[Network]] = {
     **dict.fromkeys(STAGES, IResNet),
     **dict.fromkeys(VARIANTS, MobileFaceNet),
     **dict.fromkeys(SIZES, VisionTransformer),
+    **dict.fromkeys(LAYOUTS, IR),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from torch import Tensor
@@ -14,8 +15,10 @@ def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
     """Name the network whose parameters these are, and what differs from the published one; None if none fits."""
     keys = _without_counters(state)
     dims = {x.shape[0] for x in state.values() if x.dim() == 2 and 8 <= x.shape[0] <= 4096} or {512}
-    resembling = []
+    resembling, parts = [], _parts(keys)
     for name in FAMILIES:
+        if _parts_of_network(name) != parts:
+            continue  # most are not worth building whole
         own = _of_network(name, 512, image_size)
         if own.keys() != keys.keys():
             continue
@@ -26,6 +29,17 @@ def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
     if not resembling:
         return None
     return f"{' or '.join(resembling)} of another width or image size"
+
+
+def _parts(keys: Iterable[str]) -> set[str]:
+    return {key.partition(".")[0] for key in keys}
+
+
+@cache
+def _parts_of_network(name: str) -> set[str]:
+    """Name what the network consists of, which its smallest form tells."""
+    config = ModelConfig.model_validate({"name": name, "width": 0.01, "depth": 0.01, "embedding_dim": 8})
+    return _parts(build_empty(config, 32).state_dict())
 
 
 @cache

@@ -1,7 +1,9 @@
 """Weights from files: .pt and .pth (no code is unpickled) and .safetensors, into a network of ours.
 
-Accepted forms: a plain state_dict; one inside a training checkpoint under "state_dict_backbone" (arcface_torch),
-"state_dict", "model" or "backbone"; all keys under a wrapper's prefix ("module.", "_orig_mod.", "backbone.").
+Accepted forms: a plain state_dict; one inside a training checkpoint under any of WRAPPERS ("state_dict_backbone" of
+arcface_torch, "state_dict" of Lightning, "module" of DeepSpeed, ...); the network's keys under a prefix, other modules
+beside it (wrapped.py). What else a training checkpoint holds (options, states of classes that are not known here) is
+read as nothing at all: no class is imported and no code is run.
 Every key and shape must match. Errors: CheckpointError naming the file and the keys, and which network the file looks
 like. Floating-point values of another type become the network's; sparse and quantised tensors and whole numbers are
 refused. A file without BatchNorm's "num_batches_tracked" counters is accepted: they start at zero.
@@ -13,6 +15,7 @@ type, shape and bytes of each tensor, in the order of names. It finds damage, no
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,24 @@ from partialkd.errors import CheckpointError
 from partialkd.models.foreign_files import strange_kind, why_unreadable
 from partialkd.models.network import Network
 from partialkd.models.recognise import looks_like
+from partialkd.models.wrapped import listed, opaque, own_part
 from partialkd.storage.checksum import crc32, hexadecimal
 
-WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
+WRAPPERS = (
+    "state_dict_backbone", "state_dict", "model_state_dict", "model", "module", "backbone", "net", "network", "weights",
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "backbone.")
-NAMED = 4  # keys listed in an error
 CHECKSUM = "crc32"  # of a file's metadata
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy a file's weights into the model."""
-    put_weights(model, read_weights(path), str(path))
+    put_weights(model, weights_of(model, path), str(path))
+
+
+def weights_of(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Read what a file holds of this network, on the CPU; what else is in it is named in the log."""
+    return own_part(model, read_weights(path), str(path))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -50,12 +60,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = read_tensors(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _read_pickled(path)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file raises many kinds
         raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error, path)}") from error
     return _without_prefixes(_unwrapped(content, path))
+
+
+def _read_pickled(path: Path) -> Any:
+    """Read tensors and plain values; objects of unknown classes come as nothing where they stand beside them."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        try:
+            with opaque(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # of another form, or objects that cannot be left out
+            raise error from None
+        if isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in WRAPPERS):
+            return content
+        raise
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -115,7 +140,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             return _dense(content, path)
         inner = next((content[key] for key in WRAPPERS if key in content), None)
         if inner is None:
-            raise CheckpointError(f"{path}: no state_dict in it; its keys: {_listed(sorted(map(str, content)))}")
+            raise CheckpointError(f"{path}: no state_dict in it; its keys: {listed(sorted(map(str, content)))}")
         content = inner
     raise CheckpointError(f"{path}: no state_dict in it, only nested dictionaries")
 
@@ -140,11 +165,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _named(what: str, keys: list[str]) -> str:
-    return f"{len(keys)} keys {what}: {_listed(keys)}" if keys else ""
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+    return f"{len(keys)} keys {what}: {listed(keys)}" if keys else ""
 
 
 def _shapes(key: str, given: Tensor, own: Tensor) -> str:

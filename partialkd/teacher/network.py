@@ -36,7 +36,7 @@ from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.compiled import compile_in_place
 from partialkd.models.onnx_file import onnx_digest
 from partialkd.models.saved import open_model
-from partialkd.models.weights import put_weights, read_weights
+from partialkd.models.weights import put_weights, weights_of
 from partialkd.teacher.onnx_network import OnnxNetwork
 
 PROJECTION_SEED = 20240701
@@ -193,7 +193,7 @@ def described(config: TeacherConfig, image_size: int) -> tuple[str, InputConfig]
     """Read fingerprint and input of a teacher of source "checkpoint" or "onnx" from its file alone; nothing runs."""
     try:
         if config.source == "onnx" and config.path is not None:
-            accepts, digest = config.input, onnx_digest(Path(config.path))
+            accepts, digest = config.input, _onnx_digest(config)
         else:
             _, accepts, digest = _from_checkpoint(config)
     except (CheckpointError, OSError) as error:
@@ -248,15 +248,21 @@ Opened = tuple[nn.Module, InputConfig, str]
 def _from_onnx(config: TeacherConfig, device: torch.device) -> Opened:
     assert config.path is not None
     assert config.embedding_dim is not None
-    network = OnnxNetwork(config.path, config.input.size, config.embedding_dim, device)
-    return network, config.input, onnx_digest(Path(config.path))
+    network = OnnxNetwork(config.path, config.input, config.embedding_dim, device, config.output)
+    return network, config.input, _onnx_digest(config)
+
+
+def _onnx_digest(config: TeacherConfig) -> str:
+    """Hash the file, and the name of the output if one is chosen."""
+    digest = onnx_digest(Path(config.path or ""))
+    return digest if config.output is None else hashlib.sha256(f"{digest} {config.output}".encode()).hexdigest()
 
 
 def _from_checkpoint(config: TeacherConfig) -> Opened:
     assert config.path is not None
     if config.model is not None:
         network: Any = build_empty(config.model, config.input.size)
-        put_weights(network, read_weights(config.path), config.path, assign=True)
+        put_weights(network, weights_of(network, config.path), config.path, assign=True)
         return in_memory_format(network), config.input, state_digest(network.state_dict())
     network, _, size = open_model(config.path)
     if config.input == InputConfig():  # not "was not given": a saved configuration gives every key

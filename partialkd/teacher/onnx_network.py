@@ -1,8 +1,11 @@
 """An ONNX file as a frozen embedder, run by onnxruntime (models/onnx_session.py).
 
 Shapes: (b, 3, S, S) float32 -> (b, D) float32 on the device of the images; b is free even if the file fixes its batch.
-The file must have one input (batch, 3, S, S) of float32 or float16, under any name, and one output of D numbers per
-image, or exactly one such output among several; and no operator that repeats a part of it. No gradient.
+The file must have one input, under any name, of float32, float16 or uint8, with the channels second, (batch, 3, S, S),
+or last, (batch, S, S, 3); and one output of D numbers per image, or exactly one such output among several, or one that
+is named (`teacher.output`); and no operator that repeats a part of it. No gradient.
+An input of uint8 is given pixels 0..255, rounded: the network normalises them itself, so that `teacher.input` must say
+mean 0 and std 1.
 Errors: TeacherError naming the file.
 """
 
@@ -16,32 +19,48 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from partialkd.config import InputConfig
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.onnx_file import check_that_it_ends
 from partialkd.models.onnx_session import OnnxSession
 
-INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 class OnnxNetwork(nn.Module):
     """A module without parameters and buffers that runs an ONNX file."""
 
-    def __init__(self, path: str | Path, size: int, embedding_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        accepts: InputConfig,
+        embedding_dim: int,
+        device: torch.device,
+        output: str | None = None,
+    ) -> None:
         super().__init__()
         self.path, self.embedding_dim = Path(path), embedding_dim
         check_that_it_ends(self.path)
         self.session = OnnxSession(self.path, str(path), device)
-        self.input = self._find_input(size)
-        self.output = self._find_output()
+        self.input = self._find_input(accepts)
+        self.channels_last = self.input.shape[1] != 3 and self.input.shape[3] == 3
+        self.output = self._find_output(output)
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.detach().cpu().numpy().astype(INPUT_TYPES[self.input.type], copy=False)
+        pixels = self._pixels(images.detach().cpu())
         step = self.batch or max(len(pixels), 1)
         rows = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
         if not rows:
             return images.new_zeros((0, self.embedding_dim))
         return torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False)).to(images.device)
+
+    def _pixels(self, images: Tensor) -> np.ndarray:
+        """Bring images to the layout and number format of the file's input."""
+        kind = INPUT_TYPES[self.input.type]
+        images = images.round().clamp(0, 255) if kind == np.uint8 else images
+        images = images.permute(0, 2, 3, 1).contiguous() if self.channels_last else images
+        return images.numpy().astype(kind, copy=False)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         """Run at most one batch of the file; a short one is filled up by repeating its last image."""
@@ -54,28 +73,43 @@ class OnnxNetwork(nn.Module):
             raise TeacherError(str(error)) from error
         return rows.reshape(len(pixels), -1)[: len(pixels) - short]
 
-    def _find_input(self, size: int) -> Any:
-        inputs = self.session.inputs
+    def _find_input(self, accepts: InputConfig) -> Any:
+        inputs, size = self.session.inputs, accepts.size
         if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
             found = ", ".join(f"{item.name} {item.type}" for item in inputs)
-            raise TeacherError(f"{self.path}: must have one input of float32 or float16, got {found}")
-        shape, expected = inputs[0].shape, (3, size, size)
-        if len(shape) != 4 or any(isinstance(n, int) and n != m for n, m in zip(shape[1:], expected, strict=True)):
-            rule = f"input {inputs[0].name!r} must be (batch, 3, {size}, {size}) (teacher.input.size)"
-            raise TeacherError(f"{self.path}: {rule}, got {shape}")
+            raise TeacherError(f"{self.path}: must have one input of float32, float16 or uint8, got {found}")
+        shape = inputs[0].shape
+        if not any(_fits(shape, layout) for layout in ((3, size, size), (size, size, 3))):
+            rule = f"must be (batch, 3, {size}, {size}) or (batch, {size}, {size}, 3) (teacher.input.size)"
+            raise TeacherError(f"{self.path}: input {inputs[0].name!r} {rule}, got {shape}")
+        if INPUT_TYPES[inputs[0].type] == np.uint8 and (accepts.mean, accepts.std) != (0.0, 1.0):
+            rule = "teacher.input.mean must be 0 and teacher.input.std 1 for an input of uint8, which takes pixels"
+            raise TeacherError(f"{self.path}: {rule}, got {accepts.mean:g} and {accepts.std:g}")
         return inputs[0]
 
-    def _find_output(self) -> str:
-        """Find the only output, or the only one of embedding_dim numbers per image."""
+    def _find_output(self, wanted: str | None) -> str:
+        """Find the output that is named, else the only one, or the only one of embedding_dim numbers per image."""
         outputs = self.session.outputs
         fitting = [item for item in outputs if _numbers_an_image(item.shape) in (self.embedding_dim, None)]
+        found = ", ".join(f"{item.name} {item.shape}" for item in outputs)
+        numbers = f"{self.embedding_dim} numbers an image (teacher.embedding_dim)"
+        if wanted is not None:
+            if wanted not in [item.name for item in fitting]:
+                raise TeacherError(
+                    f"{self.path}: must have an output {wanted!r} (teacher.output) of {numbers}, got {found}"
+                )
+            return wanted
         if len(outputs) > 1:
             fitting = [item for item in fitting if _numbers_an_image(item.shape) is not None]
         if len(fitting) != 1:
-            found = ", ".join(f"{item.name} {item.shape}" for item in outputs)
-            rule = f"must have one output of {self.embedding_dim} numbers an image (teacher.embedding_dim)"
-            raise TeacherError(f"{self.path}: {rule}, got {found}")
+            choose = "; name the one that is meant: teacher.output" if len(outputs) > 1 else ""
+            raise TeacherError(f"{self.path}: must have one output of {numbers}, got {found}{choose}")
         return str(fitting[0].name)
+
+
+def _fits(shape: list[Any], layout: tuple[int, int, int]) -> bool:
+    """Return whether an input (batch, ...) takes this layout; what the file leaves open fits anything."""
+    return len(shape) == 4 and all(not isinstance(n, int) or n == m for n, m in zip(shape[1:], layout, strict=True))
 
 
 def _numbers_an_image(shape: list[Any]) -> int | None:

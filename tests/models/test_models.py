@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,10 @@ from partialkd.models.weights import read_weights
 
 PUBLISHED = Path(__file__).parent / "published"
 SMALL = {"width": 0.125, "depth": 0.3, "embedding_dim": 16}
-ONE_OF_EACH = ["iresnet18", "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc", "vit_tiny"]
+ONE_OF_EACH = [
+    "iresnet18", "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc", "vit_tiny",
+    "ir_se50", "ir152", "curricularface_ir_se50", "evolve_ir50",
+]  # fmt: skip
 
 # Entries of the state_dict; parameters and multiply-adds at 112 x 112 in millions, with a tolerance of half the last
 # digit published (AdaDistill: R50 and GDC; arcface_torch's model zoo: mobilefacenet-0.45G, ViT-T-1.5G, ViT-B-11G).
@@ -66,12 +72,30 @@ def warmed(config: ModelConfig, size: int) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["iresnet50", "mobilefacenet", "mobilefacenet_gdc", "vit_tiny"])
+LISTED = sorted(path.stem for path in PUBLISHED.glob("*.txt") if path.stem != "digests")
+DIGESTS = [
+    tuple(line.split()) for line in (PUBLISHED / "digests.txt").read_text().splitlines() if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("name", LISTED)
 def test_state_dict_has_the_published_keys_and_shapes(name: str) -> None:
     lines = (PUBLISHED / f"{name}.txt").read_text().splitlines()[1:]
     published = dict(line.split(" ") for line in lines)
     state = build_empty(ModelConfig(name=name), 112).state_dict()
     assert {key: "x".join(map(str, value.shape)) or "scalar" for key, value in state.items()} == published
+
+
+@pytest.mark.parametrize(("name", "entries", "parameters", "digest"), DIGESTS, ids=[name for name, *_ in DIGESTS])
+def test_keys_shapes_and_parameters_are_those_of_the_authors_definition(
+    name: str, entries: str, parameters: str, digest: str
+) -> None:
+    model = build_empty(ModelConfig(name=name), 112)
+    state = model.state_dict()
+    lines = sorted(f"{key} {'x'.join(map(str, x.shape)) or 'scalar'}" for key, x in state.items())
+    assert len(state) == int(entries)
+    assert sum(parameter.numel() for parameter in model.parameters()) == int(parameters)
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == digest
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -89,7 +113,7 @@ def test_published_size_and_cost(name: str) -> None:
 
 
 def test_every_configurable_network_is_built() -> None:
-    assert set(FAMILIES) == set(FIGURES)
+    assert set(FAMILIES) == set(FIGURES) | {name for name, *_ in DIGESTS}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -221,6 +245,14 @@ WRAPPED = {
     "compiled": lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
     "state_dict": lambda state: {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}},
     "arcface_torch": lambda state: {"epoch": 3, "global_step": 9, "state_dict_backbone": state, "state_optimizer": {}},
+    "lightning": lambda state: {
+        "state_dict": {"head.kernel": torch.zeros(16, 9)} | {f"model.{key}": value for key, value in state.items()},
+        "hyper_parameters": {"arch": "ir_18"},
+        "pytorch-lightning_version": "1.8.6",
+    },
+    "deepspeed": lambda state: {"module": {f"module.net.{key}": value for key, value in state.items()}, "lr": None},
+    "any": lambda state: {f"wrapped.inner.{key}": value for key, value in state.items()},
+    "with_options": lambda state: {"args": argparse.Namespace(lr=0.1), "model_state_dict": state},
     "no_counters": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
 }
 
@@ -252,7 +284,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
     state = dict(before)
     del state["conv1.conv.weight"]
-    state["extra.weight"] = torch.zeros(2)
+    state["conv1.extra.weight"] = torch.zeros(2)
     state["conv_6_sep.bn.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(CheckpointError) as caught:
@@ -261,11 +293,42 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for part in (
         "w.pt",
         "1 keys missing: conv1.conv.weight",
-        "1 keys unexpected: extra.weight",
+        "1 keys unexpected: conv1.extra.weight",
         "conv_6_sep.bn.bias (3,) instead of (64,)",
     ):
         assert part in message
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_what_stands_beside_the_network_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = warmed(small("ir18"), 32)
+    head = {"head.kernel": torch.zeros(16, 50), "head.t": torch.zeros(1), "model.fc.weight": torch.zeros(3, 16)}
+    torch.save({"state_dict": head | {f"model.{k}": x for k, x in source.state_dict().items()}}, tmp_path / "a.ckpt")
+    target = build_model(small("ir18"), 32).eval()
+    with caplog.at_level(logging.INFO, logger="partialkd"):
+        load_weights(target, tmp_path / "a.ckpt")
+    assert_same_network(target, source, pictures(2, 32))
+    (line,) = caplog.messages
+    left = "left out 3 tensors beside the network (849 numbers): head.kernel, head.t, model.fc.weight"
+    assert line == f"{tmp_path / 'a.ckpt'}: {left}"
+
+
+def test_a_network_that_is_there_twice_must_be_chosen(tmp_path: Path) -> None:
+    state = build_model(small("ir18"), 32).state_dict()
+    twice = {f"{name}.{key}": value for name in ("student", "average") for key, value in state.items()}
+    torch.save(twice, tmp_path / "w.pt")
+    rule = r"w\.pt: must hold the network once: .*, got it under average\., student\.$"
+    with pytest.raises(CheckpointError, match=rule):
+        load_weights(build_model(small("ir18"), 32), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("other", ["curricularface_ir50", "ir_se50"])
+def test_relatives_are_told_apart(other: str, tmp_path: Path) -> None:
+    """Their keys are those of the network that is wanted but for a few: more of them, or of another shape."""
+    state = build_model(ModelConfig(name=other, embedding_dim=16), 16).state_dict()
+    torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=rf"does not fit the network: .*; it looks like .*\b{other}\b"):
+        load_weights(build_model(ModelConfig(name="ir50", embedding_dim=16), 16), tmp_path / "w.pt")
 
 
 class Trap:
@@ -273,7 +336,9 @@ class Trap:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("content", ["missing", "garbage", "list", "no_state", "nested", "code", "bad_safetensors"])
+@pytest.mark.parametrize(
+    "content", ["missing", "garbage", "list", "no_state", "nested", "code", "code_inside", "bad_safetensors"]
+)
 def test_unreadable_weights_are_errors(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / ("w.safetensors" if content == "bad_safetensors" else "w.pt")
     objects = {
@@ -281,6 +346,7 @@ def test_unreadable_weights_are_errors(content: str, tmp_path: Path, capsys: pyt
         "no_state": {"epoch": 1},
         "nested": {"model": {"model": {"model": {"model": {}}}}},
         "code": Trap(),
+        "code_inside": {"model": {"conv1.conv.weight": Trap()}},
     }
     if content in objects:
         torch.save(objects[content], path)
