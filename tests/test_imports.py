@@ -33,6 +33,7 @@ OWNERS = {
     "nvidia.dali": {"data.loading.dali"},
     "cv2": {"align.yunet"},
     "lmdb": {"data.formats.lmdb_file"},
+    "pyarrow": {"data.formats.arrow_file"},
     "msgpack": {"data.formats.lmdb_file"},
     "onnxruntime": {"models.onnx_session"},
     "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"},
@@ -48,6 +49,7 @@ HEAVY = (
     "matplotlib",
     "cv2",
     "lmdb",
+    "pyarrow",
 )
 # Themselves imported only inside functions, so that they may import at the top.
 LAZY_MODULES = {"data.loading.dali", "centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
 import msgpack
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import webdataset
 
 from partialkd.data.formats.recordio import open_writer, pack_payload
@@ -61,7 +64,45 @@ def write_database(path: Path, content: dict[bytes, bytes], subdir: bool = False
     return path
 
 
+def table(images: Images, names: list[str] | None = None, paths: list[str] | None = None) -> pyarrow.Table:
+    """As `datasets` makes it of the features Image and ClassLabel."""
+    structure = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    rows = [{"bytes": image, "path": None} for image, _ in images]
+    columns = {"label": pyarrow.array([label for _, label in images]), "image": pyarrow.array(rows, structure)}
+    if names is None:
+        return pyarrow.table(columns)
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    said = json.dumps({"info": {"features": features}})
+    return pyarrow.table(columns).replace_schema_metadata({"huggingface": said})
+
+
+def write_stream(path: Path, content: pyarrow.Table, rows: int = 5) -> Path:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, content.schema) as writer:
+        writer.write_table(content, max_chunksize=rows)
+    return path
+
+
+def write_arrow(folder: Path, images: Images) -> Path:
+    """Two files of a folder as save_to_disk lays it out."""
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+    for name, part in zip(names, (images[:20], images[20:]), strict=True):
+        write_stream(folder / name, table(part, [f"person {label}" for label in range(CLASSES)]))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def write_parquet(folder: Path, images: Images) -> Path:
+    folder.mkdir()
+    for number, part in enumerate((images[:20], images[20:])):
+        pyarrow.parquet.write_table(table(part), folder / f"train-{number:05d}-of-00002.parquet", row_group_size=7)
+    return folder
+
+
 WRITERS: dict[str, Callable[[Path, Images], Path]] = {
     "lmdb": write_lmdb,
+    "arrow": write_arrow,
+    "parquet": write_parquet,
     "webdataset": write_webdataset,
 }

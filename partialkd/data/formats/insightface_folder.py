@@ -36,10 +36,12 @@ def pack_records(
     image_size: int,
     names: Sequence[str] | None = None,
     embed: Callable[[int], Sequence[float]] | None = None,
+    plain: bool = False,
 ) -> int:
     """Write `out`/{train.rec, train.idx, property, identities.txt}; returns the number of images.
 
-    images: (encoded bytes, class id) in ascending order of class ids, taken one at a time. names: an identity's name
+    images: (encoded bytes, class id) in ascending order of class ids, taken one at a time. plain: without header and
+    identity records, as sets of more than 2^24 images always are, and class ids in any order. names: an identity's name
     by class id (default: the number). embed: numbers that image 0, 1, ... is to carry as labels in front of its class
     id (embedded_records.py). The files appear together when all images are written; if `images` raises,
     none does. Existing ones are not overwritten.
@@ -51,7 +53,7 @@ def pack_records(
     refuse_existing(*(out / name for name in (REC, IDX, PROPERTY, NAMES)))
     out.mkdir(parents=True, exist_ok=True)
     with open_writer(out / REC, out / IDX) as writer, replacing(out / PROPERTY, out / NAMES) as (size_file, names_file):
-        counts = _write_images(writer, images, num_classes, embed)
+        counts = _write_images(writer, images, num_classes, embed, plain)
         size_file.write(f"{num_classes},{image_size},{image_size}\n".encode())
         names_file.writelines(f"{label}\t{name}\n".encode() for label, name in enumerate(names))
     return int(counts.sum())
@@ -62,13 +64,14 @@ def _write_images(
     images: Iterable[tuple[bytes, int]],
     num_classes: int,
     embed: Callable[[int], Sequence[float]] | None,
+    plain: bool,
 ) -> np.ndarray:
     """Write image, identity and header records -> images of each class (C,) int64."""
     counts = np.zeros(num_classes, dtype=np.int64)
     previous = 0
     for key, (image, label) in enumerate(images, 1):
-        if not previous <= label < num_classes:
-            rule = f"class ids must ascend and be below {num_classes}"
+        if not (0 if plain else previous) <= label < num_classes:
+            rule = f"class ids must {'be from 0 on' if plain else 'ascend'} and below {num_classes}"
             raise DataError(f"image {key}: {rule}, got {label} after {previous}")
         if not image:
             raise DataError(f"image {key} of class {label} is empty")
@@ -79,7 +82,7 @@ def _write_images(
         raise DataError("no image to write")
     ends = np.cumsum(counts) + 1
     first = int(ends[-1])
-    if first + num_classes > FLOAT_EXACT:
+    if plain or first + num_classes > FLOAT_EXACT:
         writer.renumber(-1)
         return counts
     for label, (start, end) in enumerate(zip((ends - counts).tolist(), ends.tolist(), strict=True)):

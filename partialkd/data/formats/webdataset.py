@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from partialkd.data.formats.image_tree import IMAGE_SUFFIXES, is_hidden
+from partialkd.data.formats.image_tree import IMAGE_SUFFIXES
 from partialkd.data.formats.label import label_of
+from partialkd.data.formats.shard_files import list_shards
 from partialkd.data.formats.tar_index import Member, list_members
 from partialkd.data.formats.text_file import read_text
 from partialkd.errors import DataError
@@ -96,19 +97,16 @@ def _value(content: bytes, file: OpenFile, member: Member) -> Any:
     return found[0]
 
 
-def list_shards(path: Path) -> list[tuple[Path, int | None]]:
+def shards_of(path: Path) -> list[tuple[Path, int | None]]:
     """List the shards that a path stands for, each with the number of samples that an index gives.
 
-    A .tar; an index of wids; or a folder, of which `index.json` if it has one, else all .tar by name.
+    An index of wids; a folder, of which `index.json` if it has one, else all .tar by name; a .tar or a pattern.
     """
-    if not path.is_dir():
-        return _listed(path) if path.suffix == ".json" else [(path, None)]
+    if path.suffix == ".json":
+        return _listed(path)
     if (path / WIDS_INDEX).is_file():
         return _listed(path / WIDS_INDEX)
-    shards = sorted(shard for shard in path.glob("*.tar") if not is_hidden(shard.name))
-    if not shards:
-        raise DataError(f"{path}: holds no .tar (shards in several folders need an index of wids: path/index.json)")
-    return [(shard, None) for shard in shards]
+    return [(shard, None) for shard in list_shards(path, ".tar")]
 
 
 def _listed(index: Path) -> list[tuple[Path, int | None]]:

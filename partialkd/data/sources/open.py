@@ -12,11 +12,13 @@ from pathlib import Path
 
 from partialkd.config import DataConfig, PartConfig
 from partialkd.data.formats.insightface_folder import PROPERTY
+from partialkd.data.sources.arrow_table import ArrowSource
 from partialkd.data.sources.class_counts import check_classes
 from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.lmdb_images import LmdbSource
 from partialkd.data.sources.merged import merge
+from partialkd.data.sources.parquet_table import ParquetSource
 from partialkd.data.sources.source import Source
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.data.sources.webdataset import WebDatasetSource
@@ -52,6 +54,8 @@ def _cache(data: DataConfig) -> Path | None:
 SOURCES: dict[str, Callable[[PartConfig, DataConfig], Source]] = {
     "recordio": _open_records,
     "lmdb": lambda part, data: LmdbSource(Path(part.path), _cache(data)),
+    "arrow": lambda part, data: ArrowSource(Path(part.path), _cache(data)),
+    "parquet": lambda part, data: ParquetSource(Path(part.path), _cache(data)),
     "webdataset": lambda part, data: WebDatasetSource(Path(part.path), _cache(data)),
     "folder": lambda part, _: FolderSource(Path(part.path)),
 }

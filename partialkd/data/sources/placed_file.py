@@ -19,7 +19,7 @@ from partialkd.data.sources.source import sampled_bytes
 from partialkd.errors import DataError
 from partialkd.storage.open_file import OpenFile
 
-Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # offsets (n,) int64, sizes and labels (n,) int32
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # offsets (n,) int64, sizes and labels (n,) integers
 
 
 class PlacedFile(DataFile):
@@ -55,9 +55,15 @@ class PlacedFile(DataFile):
             self.file.will_need(begin, end, READAHEAD)
 
 
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Return numbers as int32 where all of them fit."""
+    return values.astype(np.int32) if values.max(initial=0) < 1 << 31 else values
+
+
 def _index(file: OpenFile, offsets: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> Index:
     if not len(labels):
         raise DataError(f"{file.path}: holds no image")
+    sizes, labels = _narrow(sizes), _narrow(labels)
     digest = hashlib.sha256(np.array([file.size]).data)
     for values in (offsets, sizes, labels):
         add_numbers(digest, values)

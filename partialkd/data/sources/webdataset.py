@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from partialkd.data.formats.insightface_folder import NAMES
-from partialkd.data.formats.webdataset import find_images, list_shards
+from partialkd.data.formats.webdataset import find_images, shards_of
 from partialkd.data.sources.files import FilesSource, known_classes
 from partialkd.data.sources.placed_file import PlacedFile
 from partialkd.errors import DataError
@@ -29,7 +29,7 @@ class WebDatasetSource(FilesSource[PlacedFile]):
 
 
 def _opened(path: Path, cache: Path | None) -> Iterator[PlacedFile]:
-    for shard, count in list_shards(path):
+    for shard, count in shards_of(path):
         file = PlacedFile.opened(shard, "webdataset", "sample", cache, find_images)
         if count not in (None, len(file)):
             raise DataError(f"{shard}: holds {len(file)} samples, its index says {count}; is it the index of others?")
