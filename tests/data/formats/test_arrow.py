@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[Callable[[], pyarrow.Table], str]] = {
                       r"labels must be integers, got a column of string; datasets makes them by class_encode_column"),
     "negative label": (lambda: changed("label", 7, -1), r"row 7: label must be an integer in \[0, 16777216\), got -1"),
     "huge label": (lambda: changed("label", 7, 1 << 40), r"row 7: label must be an integer .*, got 1099511627776"),
-    "a path alone": (lambda: changed("image", 7, {"bytes": None, "path": "a.jpg"}), r"row 7: holds no bytes of its image"),
+    "a path alone": (lambda: changed("image", 7, {"bytes": None, "path": "a.jpg"}), r"row 7: holds no bytes of its im"),
     "no image": (lambda: changed("image", 7, None), r"(images must be bytes|row 7: holds no bytes of its image)"),
     "an empty image": (lambda: changed("image", 7, {"bytes": b"", "path": None}), r"row 7: the image is empty"),
     "other columns": (lambda: table(IMAGES).rename_columns(["id", "photo"]), r"needs a column .*, has id, photo"),
@@ -130,9 +130,8 @@ def test_a_file_cut_anywhere(form: str, tmp_path: Path) -> None:
 
 def test_an_arrow_file_that_is_compressed(tmp_path: Path) -> None:
     content, options = table(IMAGES), pyarrow.ipc.IpcWriteOptions(compression="zstd")
-    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file:
-        with pyarrow.ipc.new_stream(file, content.schema, options=options) as writer:
-            writer.write_table(content)
+    with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), content.schema, options=options) as writer:
+        writer.write_table(content)
     assert "a.arrow: is compressed; write it anew without compression" in refused(tmp_path / "a.arrow")
 
 
@@ -176,9 +175,8 @@ def test_the_order_is_that_of_the_state(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_wrong(tmp_path: Path) -> None:
-    folder = write_arrow(
-        tmp_path / "set" / "train" if (tmp_path / "set").mkdir() else tmp_path / "set" / "train", IMAGES
-    )
+    (tmp_path / "set").mkdir()
+    folder = write_arrow(tmp_path / "set" / "train", IMAGES)
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert "set: holds the splits train; name the folder of one" in _says(tmp_path / "set")
     state = json.loads((folder / "state.json").read_text())
