@@ -84,7 +84,8 @@ Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(expanded)]
 
 
 TeacherUse = Literal["none", "centres", "every batch"]  # from nothing to its embedding of each image
-Sampler = Literal["shuffle", "balanced", "pk"]  # `data.sampler`: each record once; each identity alike; P x K batches
+# `data.sampler`: each record once; each identity alike; P x K batches; batches half shuffled, half P x K
+Sampler = Literal["shuffle", "balanced", "pk", "half_pk"]
 
 
 class Section(BaseModel):
@@ -95,5 +96,10 @@ class Section(BaseModel):
 
 def choice_of(base: type[Section]) -> Any:
     """The annotation of any section derived from `base`, told apart by their `name`."""
-    sections = base.__subclasses__()
+    sections = leaves(base)
     return Annotated[Union[tuple(sections)], Field(discriminator="name")] if len(sections) > 1 else sections[0]  # noqa: UP007
+
+
+def leaves(base: type[Section]) -> list[type[Section]]:
+    """The sections derived from `base` that no other derives from, in the order in which they were declared."""
+    return [leaf for section in base.__subclasses__() for leaf in leaves(section) or [section]]

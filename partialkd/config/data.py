@@ -89,7 +89,7 @@ class DataConfig(Section):
     embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None
     index_cache: Free[Place | None] = None  # folder for parsed indices of .rec files; None: parsed at each start
     sampler: Sampler = "shuffle"
-    images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 4  # pk: K; P = global_batch / K
+    images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 4  # pk, half_pk: K; P = (half of) global_batch / K
     shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files
     block_records: Positive = 256  # blocks: consecutive records read together
     group_blocks: Positive = 256  # blocks: blocks whose records are mixed; their bytes should fit in memory twice

@@ -5,9 +5,13 @@ To add a term: its section here, its class in partialkd/methods/terms (docs/exte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from partialkd.config.base import Moderate, Sampler, Section, TeacherUse, choice_of
+from pydantic import Field, model_validator
+
+from partialkd.config.base import Moderate, Positive, Sampler, Section, Share, TeacherUse, choice_of
+
+PartWeight = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]  # of a part of a term; 0: without it
 
 
 class TermSection(Section):
@@ -21,6 +25,11 @@ class TermSection(Section):
     name: str
     weight: Moderate = 1.0  # times the term's value, in the loss
 
+    @property
+    def least_batch(self) -> int:
+        """Images that a global batch must have."""
+        return 1
+
 
 class EmbeddingTermConfig(TermSection):
     """The student's embedding is drawn to the teacher's of the same image."""
@@ -29,6 +38,99 @@ class EmbeddingTermConfig(TermSection):
 
     name: Literal["embedding"]
     distance: Literal["l2", "cosine"] = "l2"  # squared, of the embeddings as they are; 1 - cosine
+
+
+class RelationalSection(TermSection):
+    """What terms say that compare the relations of all images of the batch with the teacher's, of any dimension."""
+
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+    same_dim: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
+
+    @property
+    def least_batch(self) -> int:
+        return 2
+
+
+class RkdTermConfig(RelationalSection):
+    """Relational knowledge distillation: distances between images, and angles between three of them."""
+
+    name: Literal["rkd"]
+    distance_weight: PartWeight = 25.0
+    angle_weight: PartWeight = 50.0  # 0: no angles, whose work grows with the third power of the batch
+
+    @model_validator(mode="after")
+    def _something(self) -> RkdTermConfig:
+        if self.distance_weight == self.angle_weight == 0:
+            raise ValueError("angle_weight must be greater than 0 with distance_weight = 0, got 0")
+        return self
+
+
+class SpTermConfig(RelationalSection):
+    """Similarity-preserving distillation: the matrix of inner products of all images."""
+
+    name: Literal["sp"]
+    # Each row of the inner products divided by its length, as in the paper; or cosines, as usual for faces.
+    similarity: Literal["row_normalised", "cosine"] = "row_normalised"
+
+
+class CckdTermConfig(RelationalSection):
+    """Correlation congruence: a Gaussian kernel of all pairs of images, by its Taylor series."""
+
+    name: Literal["cckd"]
+    gamma: Moderate = 0.4
+    order: Annotated[int, Field(ge=1, le=10)] = 2  # of the series
+
+
+class DarkRankTermConfig(RelationalSection):
+    """DarkRank: the order in which the teacher ranks each image's nearest others."""
+
+    name: Literal["darkrank"]
+    kind: Literal["hard", "soft"] = "hard"  # likelihood of the teacher's order; divergence over all orders
+    length: Annotated[int, Field(ge=2, le=64)] = 3  # others ranked, the teacher's nearest; soft: at most 5
+    alpha: Moderate = 3.0  # score = -alpha * distance^beta
+    beta: Annotated[float, Field(ge=1, le=10)] = 3.0
+
+    @property
+    def least_batch(self) -> int:
+        return self.length + 1
+
+    @model_validator(mode="after")
+    def _few_orders(self) -> DarkRankTermConfig:
+        if self.kind == "soft" and self.length > 5:
+            raise ValueError(f'length must be at most 5 with kind = "soft", got {self.length}')
+        return self
+
+
+class EkdTermConfig(RelationalSection):
+    """Evaluation-oriented distillation: where pairs lie among thresholds of given false positive rates."""
+
+    samplers: ClassVar[tuple[Sampler, ...]] = ("half_pk", "pk")
+
+    name: Literal["ekd"]
+    positive_weight: PartWeight = 0.02
+    negative_weight: PartWeight = 0.01
+    hardest: Positive = 2000  # negative pairs compared, the student's nearest
+    temperature: Moderate = 0.01  # of the sigmoid around each threshold, in cosines
+    update: Share = 0.01  # share of a batch's thresholds in the moving ones
+
+
+class TripletTermConfig(RelationalSection):
+    """Triplet distillation: the teacher says by which margin a negative must be further off than a positive."""
+
+    samplers: ClassVar[tuple[Sampler, ...]] = ("pk", "half_pk")
+
+    name: Literal["triplet"]
+    distance: Literal["l2", "angle"] = "l2"  # squared, of normalised embeddings; radians
+    margin_min: Moderate = 0.2
+    margin_max: Moderate = 0.5
+    semi_hard: Moderate = 0.35  # negatives are further off than the positive by less than this, squared distances
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TripletTermConfig:
+        if self.margin_max < self.margin_min:
+            raise ValueError(f"margin_max must be at least margin_min ({self.margin_min:g}), got {self.margin_max:g}")
+        return self
 
 
 if TYPE_CHECKING:

@@ -166,4 +166,7 @@ class PhaseConfig(Section):
             if term.whole_batch and self.accumulation > 1:
                 rule = f'must be 1 with terms.{at}.name = "{term.name}", which looks at the global batch at once'
                 raise ValueError(f"accumulation {rule}, got {self.accumulation}")
+            if self.global_batch < term.least_batch:
+                rule = f'must be at least {term.least_batch} with terms.{at}.name = "{term.name}"'
+                raise ValueError(f"global_batch {rule}, got {self.global_batch}")
         return self

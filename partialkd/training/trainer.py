@@ -30,7 +30,7 @@ from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.loading.ordered import Loader
-from partialkd.data.order.orders import make_order
+from partialkd.data.order.orders import check_positives, make_order
 from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import make_plan
 from partialkd.data.sources.source import Source
@@ -58,6 +58,8 @@ def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world
     key, data = key_of(name), config.data
     check_batch(key, phase, world.size)
     order = make_order(data, source, phase.global_batch, config.run.seed)
+    if any(term.samplers for term in phase.terms):
+        check_positives(order)
     try:
         cut = BatchCut(phase.global_batch, phase.accumulation, world.rank, world.size)
         plan = make_plan(data, source, order, cut, config.run.seed)

@@ -14,6 +14,7 @@ from helpers.centre_cases import SCALE, SEED, method_of, problem, store_of
 from helpers.ranks import run
 from partialkd.centres import Centres
 from partialkd.config import CentresConfig, PhaseConfig, TermSection
+from partialkd.config.base import leaves
 from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
 from partialkd.methods.terms import TERMS, TermInputs, Terms
@@ -77,7 +78,7 @@ def test_loss_and_gradient_are_those_of_the_global_batch(name: str, labels: str,
 
 
 def test_every_section_of_a_term_has_a_class() -> None:
-    assert set(TERMS) == set(TermSection.__subclasses__())
+    assert set(TERMS) == set(leaves(TermSection))
 
 
 FILE = """
@@ -110,11 +111,27 @@ PHASE = "{model={name='iresnet18'}, method={name='arcface'}, epochs=1, global_ba
         (["student.terms=[{name='embedding', weight=1e300}]"], "student.terms.0.weight: must be less than or equal to"),
         (["student.terms=[{name='embedding', wieght=1}]"], "student.terms.0.wieght: unknown key, did you mean "
          "student.terms.weight?"),
-        (["student.terms=[{name='rkd'}]"], "student.terms.0.name: must be 'embedding', got 'rkd'"),
+        (["student.terms=[{name='rdk'}]"], "student.terms.0.name: must be one of 'embedding', 'rkd', "),
         (["student.terms=[{weight=1}]"], "student.terms.0.name: required key is missing"),
         (["student.terms=embedding"], "must be a list, got 'embedding'"),
         (["student.model.embedding_dim=128"], "must be the teacher's 512 (or set teacher.project_to = 128), got 128"),
         (["data.augment.blur=0.5", "teacher.cache=cache"], "data.augment.blur"),
+        (["student.terms=[{name='embedding'},{name='sp'}]", "student.accumulation=2"],
+         'student.accumulation=2: must be 1 with terms.1.name = "sp", which looks at the global batch at once, got 2'),
+        (["student.terms=[{name='triplet'}]"],
+         'data.sampler: must be "pk" or "half_pk" with student.terms.0.name = "triplet", got "shuffle"'),
+        (["student.terms=[{name='ekd'}]", "data.sampler=balanced"],
+         'data.sampler=balanced: must be "half_pk" or "pk" with student.terms.0.name = "ekd", got "balanced"'),
+        (["student.terms=[{name='darkrank', length=9}]", "student.global_batch=9"],
+         'student.global_batch=9: must be at least 10 with terms.0.name = "darkrank", got 9'),
+        (["student.terms=[{name='darkrank', kind='soft', length=6}]"],
+         'student.terms.0.length: must be at most 5 with kind = "soft", got 6'),
+        (["student.terms=[{name='rkd', distance_weight=0.0, angle_weight=0.0}]"],
+         "student.terms.0.angle_weight: must be greater than 0 with distance_weight = 0, got 0"),
+        (["student.terms=[{name='triplet', margin_max=0.1}]"],
+         "student.terms.0.margin_max: must be at least margin_min (0.2), got 0.1"),
+        (["student.terms=[{name='sp'},{name='embedding'}]", "student.model.embedding_dim=128"],
+         "student.model.embedding_dim=128: must be the teacher's 512"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_its_key(changes: list[str], told: str, tmp_path: Path) -> None:
@@ -125,3 +142,13 @@ def test_what_does_not_fit_is_refused_with_its_key(changes: list[str], told: str
         load_config(path, changes)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_relations_know_no_dimension(tmp_path: Path) -> None:
+    """Those of a student of 128 numbers are compared with those of a teacher of 512."""
+    path = tmp_path / "run.toml"
+    path.write_text(FILE)
+    names = ("rkd", "sp", "cckd", "darkrank", "triplet", "ekd")
+    terms = "student.terms=[" + ",".join(f"{{name='{name}'}}" for name in names) + "]"
+    config = load_config(path, [terms, "student.model.embedding_dim=128", "data.sampler=half_pk"])
+    assert [term.name for term in config.student.terms] == list(names)

@@ -4,10 +4,11 @@
 `BlockOrder`     blocks of consecutive records in random order, mixed within groups of blocks ("blocks")
 `BalancedOrder`  every identity equally often ("balanced")
 `PKOrder`        global batches of P identities with K images each ("pk")
+`HalfPKOrder`    global batches of which every second image is of a random order, the others P x K ("half_pk")
 
 No order keeps a permutation: a position is computed when it is asked for (counter_random.py). Memory: none
-for the first; 20 bytes per *block* for the second; 12 bytes per identity for the last two, and 4 bytes per record where
-records are not sorted by class id.
+for the first; 20 bytes per *block* for the second; 12 bytes per identity for the last three, and 4 bytes per record
+where records are not sorted by class id.
 
 Weights. A data set of n records with weight w gives round(w * n) records (at least one) to every epoch: with 1
 each record once, with 2 twice, with 0.5 half of them. It is read in passes, each a new random order of all its
@@ -53,6 +54,8 @@ def make_order(data: DataConfig, source: Source, global_batch: int, seed: int) -
         return BalancedOrder(source, seed, global_batch)
     if data.sampler == "pk":
         return PKOrder(source, seed, global_batch, data.images_per_identity)
+    if data.sampler == "half_pk":
+        return HalfPKOrder(source, seed, global_batch, data.images_per_identity)
     sizes, weights = source.sizes, [part.weight for part in data.parts] or [1.0]
     if data.shuffle == "blocks":
         return BlockOrder(sizes, weights, seed, data.block_records, data.group_blocks)
@@ -201,13 +204,16 @@ class PKOrder:
     An epoch has as many batches as the data would fill.
     """
 
-    def __init__(self, source: Source, seed: int, global_batch: int, images_per_identity: int) -> None:
+    def __init__(
+        self, source: Source, seed: int, global_batch: int, images_per_identity: int, of: str = "the global batch"
+    ) -> None:
+        """of: what `global_batch` is, for messages."""
         self.identities, self.seed, self.batch, self.k = Identities(source), seed, global_batch, images_per_identity
         if global_batch % self.k:
-            raise ConfigError(f"data.images_per_identity must divide the global batch ({global_batch}), got {self.k}")
+            raise ConfigError(f"data.images_per_identity must divide {of} ({global_batch}), got {self.k}")
         self.p = global_batch // self.k
         if len(self.identities) < self.p:
-            rule = f"must be at least global batch / number of identities ({global_batch} / {len(self.identities)})"
+            rule = f"must be at least {of} / number of identities ({global_batch} / {len(self.identities)})"
             raise ConfigError(f"data.images_per_identity {rule}, got {self.k}")
         self.length = len(source) // global_batch * global_batch
 
@@ -221,3 +227,34 @@ class PKOrder:
         turn, window = np.divmod(number, np.maximum(images // self.k, 1))  # K images after the other
         chosen = (window * self.k + image) % images
         return self.identities.records(identity, permute(images, hash64(self.seed, _IMAGES, identity, turn), chosen))
+
+
+class HalfPKOrder:
+    """Gives global batches that are half a random order of all records, half P identities with K images each.
+
+    Every second place is of the one, the places between of the other, so that each rank's part is half and half at any
+    number of ranks. An epoch is one pass over all records by the random half. Source: the sampler of EKD (CVPR 2022),
+    which draws both halves at random, with repetitions, for each rank by itself.
+    """
+
+    def __init__(self, source: Source, seed: int, global_batch: int, images_per_identity: int) -> None:
+        half, odd = divmod(global_batch, 2)
+        if odd:
+            raise ConfigError(f'data.sampler must not be "half_pk" with an odd global batch, got {global_batch}')
+        self.whole = GlobalOrder(source.sizes, [1.0] * len(source.sizes), seed)
+        self.pk = PKOrder(source, seed, half, images_per_identity, "half the global batch")
+        self.length = 2 * self.pk.length
+
+    def records(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        place, second = np.divmod(positions, 2)
+        records = np.empty_like(positions)
+        for part, order in ((second == 0, self.whole), (second == 1, self.pk)):
+            records[part] = order.records(epoch, place[part])
+        return records
+
+
+def check_positives(order: Order) -> None:
+    """Raise ConfigError if no batch of this order holds two different images of an identity."""
+    order = order.pk if isinstance(order, HalfPKOrder) else order
+    if isinstance(order, PKOrder) and order.identities.counts.max() < 2:
+        raise ConfigError("data.sampler: no identity of the data has two images, so that there are no pairs of one")

@@ -6,12 +6,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from partialkd.config import EmbeddingTermConfig, TermSection
+from partialkd.config.terms import (
+    CckdTermConfig,
+    DarkRankTermConfig,
+    EkdTermConfig,
+    RkdTermConfig,
+    SpTermConfig,
+    TripletTermConfig,
+)
 from partialkd.methods.base import Outcome
 from partialkd.methods.terms.base import GlobalBatch, Term, TermInputs, TermSetting
+from partialkd.methods.terms.cckd import CorrelationCongruence
+from partialkd.methods.terms.darkrank import DarkRank
+from partialkd.methods.terms.ekd import EvaluationOriented
 from partialkd.methods.terms.embedding import EmbeddingDistance
+from partialkd.methods.terms.rkd import Rkd
+from partialkd.methods.terms.sp import SimilarityPreserving
+from partialkd.methods.terms.triplet import TripletDistillation
 
 TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     EmbeddingTermConfig: EmbeddingDistance,
+    RkdTermConfig: Rkd,
+    SpTermConfig: SimilarityPreserving,
+    CckdTermConfig: CorrelationCongruence,
+    DarkRankTermConfig: DarkRank,
+    EkdTermConfig: EvaluationOriented,
+    TripletTermConfig: TripletDistillation,
 }
 
 

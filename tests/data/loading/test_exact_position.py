@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "blocks": {"shuffle": "blocks", "block_records": 5, "group_blocks": 3},
     "balanced": {"sampler": "balanced"},
     "pk": {"sampler": "pk", "images_per_identity": 3},
+    "half_pk": {"sampler": "half_pk", "images_per_identity": 3},
     "weighted": {"parts": True},
 }
 
@@ -107,6 +108,9 @@ def test_an_epoch_stopped_at_four_ranks_and_gone_on_with(kind: str, loader: str,
     elif kind == "balanced":
         turns = Counter(labels[record] for record, *_ in everything)
         assert max(turns.values()) - min(turns.values()) <= 1
+    elif kind == "half_pk":  # three records of each of two identities among them
+        counts = [Counter(row[2] for row in step) for step in before + after]
+        assert all(sum(n >= 3 for n in count.values()) >= 2 for count in counts)
     else:
         assert all(len({row[2] for row in step}) == 4 for step in before + after)
 

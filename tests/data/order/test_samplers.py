@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from partialkd.config import DataConfig, PartConfig
-from partialkd.data.order.orders import BalancedOrder, BlockOrder, GlobalOrder, Order, PKOrder, make_order
+from partialkd.data.order.orders import (
+    BalancedOrder,
+    BlockOrder,
+    GlobalOrder,
+    HalfPKOrder,
+    Order,
+    PKOrder,
+    check_positives,
+    make_order,
+)
 from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.order.readahead import ReadingAhead, make_plan
 from partialkd.data.sources.synthetic import SyntheticSource
@@ -38,16 +47,17 @@ ASCENDING = np.repeat(np.arange(10), COUNTS)
 MIXED = np.random.default_rng(0).permutation(ASCENDING)
 
 
-def orders(labels: np.ndarray = MIXED) -> dict[str, Order]:
+def orders(labels: np.ndarray = MIXED, seed: int = 3) -> dict[str, Order]:
     source = Labelled(labels, 10)
     n = len(labels)
     return {
-        "global": GlobalOrder([n], [1.0], seed=3),
-        "weights": GlobalOrder([20, 30, 10], [2.0, 0.5, 1.3], seed=3),
-        "blocks": BlockOrder([20, 33, 7], [1.0, 1.0, 1.0], seed=3, block=4, group=3),
-        "weighted blocks": BlockOrder([20, 33, 7], [2.0, 0.5, 1.0], seed=3, block=4, group=3),
-        "balanced": BalancedOrder(source, 3, BATCH),
-        "pk": PKOrder(source, 3, BATCH, images_per_identity=3),
+        "global": GlobalOrder([n], [1.0], seed=seed),
+        "weights": GlobalOrder([20, 30, 10], [2.0, 0.5, 1.3], seed=seed),
+        "blocks": BlockOrder([20, 33, 7], [1.0, 1.0, 1.0], seed=seed, block=4, group=3),
+        "weighted blocks": BlockOrder([20, 33, 7], [2.0, 0.5, 1.0], seed=seed, block=4, group=3),
+        "balanced": BalancedOrder(source, seed, BATCH),
+        "pk": PKOrder(source, seed, BATCH, images_per_identity=3),
+        "half_pk": HalfPKOrder(source, seed, BATCH, images_per_identity=3),
     }
 
 
@@ -80,12 +90,7 @@ def test_ranks_and_micro_steps_only_cut_the_order(kind: str) -> None:
 def test_seeds_and_epochs_differ(kind: str) -> None:
     order = orders()[kind]
     assert (epoch_of(order, 0) != epoch_of(order, 1)).mean() > 0.5
-    order.seed = 4  # type: ignore[attr-defined]
-    if hasattr(order, "passes"):
-        order.passes.seed = 4
-    if hasattr(order, "_cached"):
-        order._cached = (-1, *order._cached[1:])
-    assert (epoch_of(order, 0) != epoch_of(orders()[kind], 0)).mean() > 0.5
+    assert (epoch_of(order, 0) != epoch_of(orders(seed=4)[kind], 0)).mean() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["global", "blocks"])
@@ -260,8 +265,38 @@ def test_pk_reads_all_images_before_one_comes_again() -> None:
 def test_what_pk_cannot_do_is_said() -> None:
     with pytest.raises(ConfigError, match=r"images_per_identity must divide the global batch \(12\), got 5"):
         PKOrder(Labelled(MIXED, 10), 3, BATCH, 5)
-    with pytest.raises(ConfigError, match=r"at least global batch / number of identities \(24 / 9\), got 2"):
+    with pytest.raises(ConfigError, match=r"at least the global batch / number of identities \(24 / 9\), got 2"):
         PKOrder(Labelled(MIXED, 10), 3, 24, 2)
+
+
+# --------------------------------------------------------------------------------------------------- half_pk
+
+
+def test_half_pk_batches_are_half_of_each_kind() -> None:
+    order = HalfPKOrder(Labelled(MIXED, 10), 3, BATCH, images_per_identity=3)
+    whole, pk = GlobalOrder([60], [1.0], 3), PKOrder(Labelled(MIXED, 10), 3, BATCH // 2, 3)
+    assert order.length == 120  # an epoch reads every record once, and as many besides
+    for epoch in range(3):
+        records = epoch_of(order, epoch)
+        assert np.array_equal(records[::2], epoch_of(whole, epoch))
+        assert np.array_equal(records[1::2], epoch_of(pk, epoch))
+        identities = MIXED[records.reshape(-1, BATCH)[:, 1::2].reshape(-1, 2, 3)]
+        assert (identities == identities[..., :1]).all()
+
+
+def test_what_half_pk_cannot_do_is_said() -> None:
+    with pytest.raises(ConfigError, match=r'data\.sampler must not be "half_pk" with an odd global batch, got 9'):
+        HalfPKOrder(Labelled(MIXED, 10), 3, 9, 3)
+    with pytest.raises(ConfigError, match=r"images_per_identity must divide half the global batch \(6\), got 4"):
+        HalfPKOrder(Labelled(MIXED, 10), 3, BATCH, 4)
+
+
+def test_data_without_two_images_of_an_identity_have_no_positives() -> None:
+    alone, once = Labelled(np.arange(12), 12), Labelled([0, *range(11)], 11)
+    for make in (lambda source: PKOrder(source, 3, 6, 2), lambda source: HalfPKOrder(source, 3, BATCH, 2)):
+        with pytest.raises(ConfigError, match=r"data\.sampler: no identity of the data has two images"):
+            check_positives(make(alone))
+        check_positives(make(once))
 
 
 def test_the_configuration_picks_the_order() -> None:
@@ -278,3 +313,6 @@ def test_the_configuration_picks_the_order() -> None:
     pk = make(sampler="pk", images_per_identity=2)
     assert isinstance(pk, PKOrder)
     assert (pk.p, pk.k) == (6, 2)
+    half = make(sampler="half_pk", images_per_identity=2)
+    assert isinstance(half, HalfPKOrder)
+    assert (half.pk.p, half.pk.k) == (3, 2)
