@@ -35,7 +35,7 @@ class ArchiveConfig(Section):
 
 
 # Formats of a data set (docs/data.md has the table); data/sources/open.py opens each.
-PartSource = Literal["recordio", "lmdb", "arrow", "parquet", "webdataset", "folder"]
+PartSource = Literal["recordio", "im2rec", "lmdb", "arrow", "parquet", "webdataset", "folder"]
 
 
 class PartConfig(Section):

@@ -36,6 +36,18 @@ def write_records(folder: Path, images: Images) -> Path:
     return folder
 
 
+def write_im2rec(folder: Path, images: Images) -> Path:
+    """As MXNet's im2rec: no `property`, no header, records in the order of a shuffled list."""
+    folder.mkdir()
+    lines = [f"{key}\t{label:f}\tperson {label}/{key}.jpg\n" for key, (_, label) in enumerate(images)]
+    (folder / "faces.lst").write_text("".join(np.random.default_rng(0).permutation(lines).tolist()))
+    with open_writer(folder / "faces.rec", folder / "faces.idx") as writer:
+        for line in (folder / "faces.lst").read_text().splitlines():
+            key = int(line.split("\t")[0])
+            writer.write(key, pack_payload(float(images[key][1]), key, images[key][0]))
+    return folder
+
+
 def write_webdataset(folder: Path, images: Images) -> Path:
     """Two shards by webdataset's own writer, of which the second keeps class ids in .json."""
     folder.mkdir()
@@ -101,6 +113,7 @@ def write_parquet(folder: Path, images: Images) -> Path:
 
 
 WRITERS: dict[str, Callable[[Path, Images], Path]] = {
+    "im2rec": write_im2rec,
     "lmdb": write_lmdb,
     "arrow": write_arrow,
     "parquet": write_parquet,

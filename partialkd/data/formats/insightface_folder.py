@@ -71,7 +71,7 @@ def _write_images(
     previous = 0
     for key, (image, label) in enumerate(images, 1):
         if not (0 if plain else previous) <= label < num_classes:
-            rule = f"class ids must {'be from 0 on' if plain else 'ascend'} and below {num_classes}"
+            rule = f"class ids must {'be from 0 on' if plain else 'ascend'} and be below {num_classes}"
             raise DataError(f"image {key}: {rule}, got {label} after {previous}")
         if not image:
             raise DataError(f"image {key} of class {label} is empty")

@@ -78,9 +78,15 @@ def unpack_payload(payload: bytes, where: str | Where) -> tuple[np.ndarray, byte
 
 
 class RecordReader(OpenFile):
-    """Reads the records of a .rec by position in the sorted keys of its .idx."""
+    """Reads the records of a .rec by position in the sorted keys of its .idx; without one, in the order of the file."""
 
-    def __init__(self, rec: Path, idx: Path) -> None:
+    def __init__(self, rec: Path, idx: Path | None) -> None:
+        self.numbers: range | np.ndarray
+        if idx is None:
+            super().__init__(rec)
+            self.offsets = self._walked()
+            self.numbers = range(len(self.offsets))
+            return
         self.numbers, self.offsets = read_index(Path(idx))
         super().__init__(rec)
         for chunk in self._chunks():
@@ -98,6 +104,21 @@ class RecordReader(OpenFile):
         reader.numbers, reader.offsets = numbers, offsets
         OpenFile.__init__(reader, rec)
         return reader
+
+    def _walked(self) -> np.ndarray:
+        """Go from record to record -> offsets (n,) int64."""
+        offsets, at = array("q"), 0
+        while at < self.size:
+            part = self.bytes_at(at, _PART.size)
+            magic, word = _PART.unpack(part) if len(part) == _PART.size else (0, 0)
+            if magic != MAGIC or at + _PART.size + (word & MAX_PART) > self.size:
+                raise DataError(f"{self.path}: no whole record at byte {at} (truncated, or not a .rec file)")
+            if word >> 29 in (WHOLE, FIRST):
+                offsets.append(at)
+            at += _PART.size + ((word & MAX_PART) + 3) // 4 * 4
+        if not offsets:
+            raise DataError(f"{self.path}: holds no record")
+        return np.frombuffer(offsets, np.int64)
 
     @property
     def keys(self) -> np.ndarray:

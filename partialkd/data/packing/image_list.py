@@ -2,7 +2,8 @@
 
 A folder is `<identity>/<image>`, class ids in the order of the sorted identity names. A list file has a line
 `path<TAB>label` or `path,label` per image, paths relative to the file, labels the class ids, which are not changed
-unless this is asked for: a teacher's classifier and label maps may know the identities by them.
+unless this is asked for: a teacher's classifier and label maps may know the identities by them. In a `.lst` file, as
+MXNet's im2rec has it, a line is `number<TAB>label<TAB>path`; of several labels the first counts.
 Errors: `DataError` naming the folder, or the list and its line.
 """
 
@@ -16,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from partialkd.data.formats.image_list_file import parse_line
 from partialkd.data.formats.image_tree import list_folder
 from partialkd.data.formats.insightface_folder import FLOAT_EXACT, check_names
 from partialkd.data.formats.text_file import read_lines
@@ -60,7 +62,8 @@ def _from_folder(folder: Path) -> ImageList:
 
 
 def _from_list(path: Path, gaps: Gaps) -> ImageList:
-    entries = sorted((_entry(line, f"{path}: line {number}") for number, line in read_lines(path)), key=lambda e: e[0])
+    read = _lst_entry if path.suffix == ".lst" else _entry
+    entries = sorted((read(line, f"{path}: line {number}") for number, line in read_lines(path)), key=lambda e: e[0])
     if not entries:
         raise DataError(f"{path}: no image in the list")
     used, labels = np.unique([label for label, _ in entries], return_inverse=True)
@@ -85,3 +88,9 @@ def _entry(line: str, where: str) -> tuple[int, str]:
     if int(label) >= FLOAT_EXACT:
         raise DataError(f"{where}: label must be below {FLOAT_EXACT}, got {label.strip()}")
     return int(label), name.strip()
+
+
+def _lst_entry(line: str, where: str) -> tuple[int, str]:
+    """Read class id and path of a line of a .lst."""
+    found = parse_line(line, where)
+    return found.label, found.path

@@ -15,6 +15,7 @@ from partialkd.data.formats.insightface_folder import PROPERTY
 from partialkd.data.sources.arrow_table import ArrowSource
 from partialkd.data.sources.class_counts import check_classes
 from partialkd.data.sources.folder import FolderSource
+from partialkd.data.sources.im2rec import Im2recSource
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.lmdb_images import LmdbSource
 from partialkd.data.sources.merged import merge
@@ -54,6 +55,7 @@ def _cache(data: DataConfig) -> Path | None:
 SOURCES: dict[str, Callable[[PartConfig, DataConfig], Source]] = {
     "recordio": _open_records,
     "lmdb": lambda part, data: LmdbSource(Path(part.path), _cache(data)),
+    "im2rec": lambda part, data: Im2recSource(Path(part.path), _cache(data)),
     "arrow": lambda part, data: ArrowSource(Path(part.path), _cache(data)),
     "parquet": lambda part, data: ParquetSource(Path(part.path), _cache(data)),
     "webdataset": lambda part, data: WebDatasetSource(Path(part.path), _cache(data)),

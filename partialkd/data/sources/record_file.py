@@ -30,11 +30,11 @@ class RecordFile(DataFile):
 
     @classmethod
     def opened(
-        cls, rec: Path, idx: Path, num_classes: int, cache: Path | None = None, embeddings: int | None = None
+        cls, rec: Path, idx: Path | None, num_classes: int, cache: Path | None = None, embeddings: int | None = None
     ) -> RecordFile:
         """Open a .rec file, its index from the cache where it has been opened before."""
         find = lambda: _find(rec, idx, num_classes, embeddings)
-        index = open_index((rec, idx), ("rec", num_classes, embeddings), cache, find)
+        index = open_index([rec, *([idx] if idx else [])], ("rec", num_classes, embeddings), cache, find)
         return cls(RecordReader.parsed(rec, index.arrays["numbers"], index.arrays["offsets"]), index)
 
     def image(self, at: int) -> bytes:
@@ -48,7 +48,7 @@ class RecordFile(DataFile):
         self.reader.readahead(int(self.positions[start]), int(self.positions[stop - 1]) + 1)
 
 
-def _find(rec: Path, idx: Path, num_classes: int, embeddings: int | None) -> Index:
+def _find(rec: Path, idx: Path | None, num_classes: int, embeddings: int | None) -> Index:
     """Read the index and every record's header; DataError naming the first record that no training can use."""
     reader = RecordReader(rec, idx)
     found = image_positions(reader.numbers, reader.first_header(), str(rec))

@@ -301,3 +301,14 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert launch(monkeypatch, "pack", tmp_path / "images", tmp_path / "other", "--skip-unreadable") == 0
     assert "7 images packed" in (out := capsys.readouterr().out)
     assert "1 skipped" in out
+
+
+def test_a_list_of_mxnet(tmp_path: Path) -> None:
+    files = make_folder(tmp_path / "images")
+    lines = [f"{9 - n}\t{('anna', 'bob', 'zoë').index(path.split('/')[0]):.6f}\t{path}" for n, path in enumerate(files)]
+    (tmp_path / "images" / "list.lst").write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
+    assert pack(tmp_path / "images" / "list.lst", tmp_path / "set") == (7, [])
+    assert [label for _, label in packed(tmp_path / "set")] == [0, 0, 0, 1, 1, 2, 2]
+    (tmp_path / "images" / "list.lst").write_text("0\tanna\tanna/0.jpg\n")
+    with pytest.raises(DataError, match=r"list\.lst: line 1: must be number<TAB>label<TAB>path, got"):
+        pack(tmp_path / "images" / "list.lst", tmp_path / "other")
