@@ -25,7 +25,15 @@ from partialkd.commands.networks import add_choice
 from partialkd.commands.protocols import Network, add_protocols, judged, opened
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
-from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
+from partialkd.evaluate.verification import (
+    compare_sets,
+    differences_table,
+    evaluate_sets,
+    look_at_sets,
+    open_sets,
+    results_dict,
+    results_table,
+)
 from partialkd.models.onnx_file import read_model
 from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
@@ -42,15 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace, world: World) -> None:
-    config, network, others = world.together(lambda: _opened(options, world))
+    config, network, against, others = world.together(lambda: _opened(options, world))
     look_at_sets(config, network.image_size, options.resize, world, "--resize")
     name = Path(options.file).name
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}
     if world.is_main and results:
         _show([results_table(results)])
+    found: dict[str, Any] = {}
+    if against is not None:
+        networks = (network.embed, network.image_size), (against.embed, against.image_size)
+        found["differences"] = compare_sets(networks, config, options.resize, world)
+        if world.is_main:
+            _show([differences_table(found["differences"], name, Path(options.against).name)])
     judged_network = Network(name, network.embed, network.image_size, network.fingerprint)
-    found = judged(others, judged_network, world, lambda one: _show(one.tables))
+    found |= judged(others, judged_network, world, lambda one: _show(one.tables))
     if world.is_main and options.json:
         settings = config.model_dump(mode="json", exclude={"sets"})
         settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
@@ -62,7 +76,7 @@ def _show(tables: Sequence[PrettyTable]) -> None:
     output(*(line for table in tables for line in table.get_string().splitlines()))
 
 
-def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher, list[Any]]:
+def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher, Teacher | None, list[Any]]:
     """Everything that can be wrong before the first image is embedded; what costs least is looked at first."""
     config = _evaluate_config(options)
     if options.json and not os.access(Path(options.json).parent, os.W_OK):
@@ -74,7 +88,18 @@ def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, 
     others = opened(options)
     if not config.sets and not others:
         raise ConfigError("nothing to judge by: name --sets, --templates, --identify or --all-pairs")
-    return config, open_network(options, world), others
+    return config, open_network(options, world), _other_network(options, config, world), others
+
+
+def _other_network(options: argparse.Namespace, config: EvaluateConfig, world: World) -> Teacher | None:
+    if options.against is None:
+        return None
+    if not config.sets:
+        raise ConfigError("--against compares on verification sets: name --sets")
+    if not Path(options.against).exists():
+        raise ConfigError(f"--against {options.against}: no such file")
+    file = str(chosen(Path(options.against), options.checkpoint, options.phase))
+    return open_network(argparse.Namespace(**{**vars(options), "file": file}), world)
 
 
 def open_network(options: argparse.Namespace, world: World) -> Teacher:
@@ -156,6 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     add_choice(parser)
     parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")
     add_protocols(parser)
+    against = "a second network: how much better MODEL is on --sets, with paired intervals"
+    parser.add_argument("--against", metavar="MODEL", help=against)
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     network = parser.add_argument_group("a file that does not describe its network")
     network.add_argument("--model", choices=get_args(ModelConfig.model_fields["name"].annotation))

@@ -45,6 +45,12 @@ class People:
         """Each entry belongs to one person."""
         return cls(who, who)
 
+    @classmethod
+    def strangers(cls, same: np.ndarray) -> People:
+        """Nobody is in two pairs: same (n,) bool."""
+        first = np.arange(len(same))
+        return cls(first, np.where(same, first, first + len(same)))
+
     def __getitem__(self, chosen: np.ndarray) -> People:
         return People(self.first[chosen], self.second[chosen])
 

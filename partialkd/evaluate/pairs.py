@@ -12,6 +12,9 @@ auc        share of (same, different) couples ordered rightly, a tie counting on
 tar_at_far for each far: the share of same pairs accepted at the loosest threshold at which at most far of the
            different pairs are. No interpolation: with n different pairs, a far below 1 / n accepts none of them.
 
+interval   by identity, 95 %, of each of these but the threshold (intervals.py); None where nothing limits it.
+too_few_impostors: whether a far is below 1 / n, so that its share says nothing.
+
 Errors: `DataError` for NaN or infinite cosines, lengths that differ, no pairs of one kind, fewer pairs than folds.
 Source: deepinsight/insightface, recognition/arcface_torch/eval/verification.py (the protocol, not the code).
 Differs: that file's rate at a far interpolates over the grid of thresholds and averages folds; here all pairs count.
@@ -20,12 +23,15 @@ Differs: that file's rate at a far interpolates over the grid of thresholds and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from partialkd.errors import DataError
-from partialkd.evaluate.rates import share_above, strict_threshold
+from partialkd.evaluate import intervals
+from partialkd.evaluate.intervals import People
+from partialkd.evaluate.rates import share_above, strict_threshold, too_few
 
 DISTANCES = np.arange(0.0, 4.0, 0.01)  # candidate thresholds on the squared distance
 
@@ -40,23 +46,51 @@ class PairScores:
     threshold: float  # cosine
     tar_at_far: dict[str, float]  # "0.001" -> share of same pairs accepted
     pairs: int
+    impostors: int = 0  # pairs of two people
+    interval: dict[str, Any] = field(default_factory=dict)  # {"accuracy": [low, high], "tar_at_far": {"0.001": ...}}
+    too_few_impostors: dict[str, bool] = field(default_factory=dict)  # by far
 
 
-def score_pairs(cosines: np.ndarray, same: np.ndarray, folds: int, fars: Iterable[float]) -> PairScores:
-    """cosines (n,), same (n,) bool in fold order -> scores."""
+def score_pairs(
+    cosines: np.ndarray, same: np.ndarray, folds: int, fars: Iterable[float], people: People | None = None
+) -> PairScores:
+    """cosines (n,), same (n,) bool in fold order -> scores. people: whose images the pairs are of; None: all differ."""
     cosines, same = np.asarray(cosines, dtype=np.float64), np.asarray(same, dtype=bool)
-    _check_cosines(cosines, same)
+    check_cosines(cosines, same)
     check_pairs(same, folds)
+    people = people or People.strangers(same)
     accuracies, thresholds = fold_accuracies(cosines, same, folds)
     genuine, impostor = np.sort(cosines[same]), np.sort(cosines[~same])
+    rates = [float(far) for far in fars]
     return PairScores(
         accuracy=float(accuracies.mean()),
         accuracy_std=float(accuracies.std()),
         auc=area_under_curve(genuine, impostor),
         threshold=float(thresholds.mean()),
-        tar_at_far={f"{far:g}": share_above(genuine, strict_threshold(impostor, far)) for far in fars},
+        tar_at_far={f"{far:g}": share_above(genuine, strict_threshold(impostor, far)) for far in rates},
         pairs=len(same),
+        impostors=len(impostor),
+        interval=_intervals(cosines, same, right_pairs(cosines, same, thresholds), rates, people),
+        too_few_impostors={f"{far:g}": too_few(far, len(impostor)) for far in rates},
     )
+
+
+def right_pairs(cosines: np.ndarray, same: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Which pairs (n,) bool are judged rightly by the threshold of their fold, (folds,)."""
+    parts = np.array_split(np.arange(len(same)), len(thresholds))
+    own = np.repeat(thresholds, [len(part) for part in parts])
+    return (2.0 - 2.0 * cosines < 2.0 - 2.0 * own) == same
+
+
+def _intervals(
+    cosines: np.ndarray, same: np.ndarray, right: np.ndarray, fars: Iterable[float], people: People
+) -> dict[str, Any]:
+    genuine, of, impostor, between = cosines[same], people[same], cosines[~same], people[~same]
+    return {
+        "accuracy": list(intervals.share(right.astype(float), people)),
+        "auc": list(intervals.auc(genuine, of, impostor, between)),
+        "tar_at_far": {f"{far:g}": list(intervals.tar(genuine, of, impostor, between, far)) for far in fars},
+    }
 
 
 def fold_accuracies(cosines: np.ndarray, same: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +125,8 @@ def check_pairs(same: np.ndarray, folds: int) -> None:
         raise DataError(f"must hold pairs of both kinds, got {same.sum()} of one person among {len(same)}")
 
 
-def _check_cosines(cosines: np.ndarray, same: np.ndarray) -> None:
+def check_cosines(cosines: np.ndarray, same: np.ndarray) -> None:
+    """DataError for what no score can be made of."""
     if cosines.ndim != 1 or cosines.shape != same.shape:
         raise DataError(f"cosines and same must be (n,) alike, got {cosines.shape} and {same.shape}")
     if not np.isfinite(cosines).all():

@@ -27,7 +27,10 @@ from partialkd.data.formats.verification_bin import VerificationSet, read_bin
 from partialkd.data.images.decode import RESIZE, Wanted, decode, to_tensor
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
-from partialkd.evaluate.pairs import PairScores, check_pairs, score_pairs
+from partialkd.evaluate import intervals
+from partialkd.evaluate.intervals import People, identities_of_pairs
+from partialkd.evaluate.pairs import PairScores, check_cosines, check_pairs, fold_accuracies, right_pairs, score_pairs
+from partialkd.evaluate.rates import too_few
 from partialkd.world.passes import counted, of_rank
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -83,7 +86,23 @@ def _open_set(path: Path, config: EvaluateConfig) -> VerificationSet:
     return pairs
 
 
+@dataclass(frozen=True)
+class ScoredPairs:
+    """The pairs of a set as one network sees them: (n,) each."""
+
+    cosines: np.ndarray
+    same: np.ndarray  # bool
+    people: People
+
+    def scores(self, config: EvaluateConfig) -> PairScores:
+        return score_pairs(self.cosines, self.same, config.folds, config.fars, self.people)
+
+
 def _evaluate_set(embedder: _Embedder, path: Path) -> PairScores:
+    return _scored(embedder, path).scores(embedder.config)
+
+
+def _scored(embedder: _Embedder, path: Path) -> ScoredPairs:
     config, world = embedder.config, embedder.world
 
     def read_and_embed() -> tuple[VerificationSet, _Distinct, Tensor]:
@@ -93,10 +112,37 @@ def _evaluate_set(embedder: _Embedder, path: Path) -> PairScores:
 
     pairs, distinct, share = world.together(read_and_embed)
     embeddings = _gather(share, world).cpu().double().numpy()
+    cosines = _cosines(embeddings[distinct.places])
     try:
-        return score_pairs(_cosines(embeddings[distinct.places]), pairs.same, config.folds, config.fars)
+        check_cosines(cosines, pairs.same)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    people = identities_of_pairs(distinct.places[0::2], distinct.places[1::2], pairs.same)
+    return ScoredPairs(cosines, pairs.same, people)
+
+
+def compare_sets(
+    networks: tuple[tuple[Embed, int], tuple[Embed, int]], config: EvaluateConfig, resize: bool, world: World
+) -> dict[str, dict[str, Any]]:
+    """Collective. How much better the first of two networks is than the second on each set, with paired intervals.
+
+    networks: each with the pixels per side of its input.
+    """
+    one, other = (_Embedder(embed, config, size, resize, world, "--resize") for embed, size in networks)
+    return {path.stem: _compared(_scored(one, path), _scored(other, path), config) for path in map(Path, config.sets)}
+
+
+def _compared(one: ScoredPairs, other: ScoredPairs, config: EvaluateConfig) -> dict[str, Any]:
+    """Differences of accuracy and of TAR, each {"difference", "interval"}."""
+    right = []
+    for scored in (one, other):
+        _, thresholds = fold_accuracies(scored.cosines, scored.same, config.folds)
+        right.append(right_pairs(scored.cosines, scored.same, thresholds))
+    found = {"accuracy": intervals.mean_difference(right[0], right[1], one.people)}
+    for far in config.fars:
+        rate = intervals.tar_difference(one.cosines, other.cosines, one.same, one.people, far)
+        found[f"tar_at_far {far:g}"] = rate
+    return {name: {"difference": value, "interval": list(interval)} for name, (value, interval) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -187,8 +233,36 @@ def results_table(results: Results) -> PrettyTable:
     table.align["set"] = table.align["network"] = "l"
     for name, who, scores in entries:
         accuracy = f"{100 * scores.accuracy:.2f} ± {100 * scores.accuracy_std:.2f}"
-        tars = [f"{100 * scores.tar_at_far[far]:.2f}" if far in scores.tar_at_far else "" for far in fars]
-        table.add_row([name, who, accuracy, f"{scores.auc:.4f}", *tars, f"{scores.threshold:.3f}", scores.pairs])
+        accuracy += _between(scores.interval.get("accuracy"), 100, 1)
+        auc = f"{scores.auc:.4f}" + _between(scores.interval.get("auc"), 1, 3)
+        tars = [_tar(scores, far) for far in fars]
+        table.add_row([name, who, accuracy, auc, *tars, f"{scores.threshold:.3f}", scores.pairs])
+    return table
+
+
+def _tar(scores: PairScores, far: str) -> str:
+    """A dash below 1 / far impostors, a star below 10 / far."""
+    if far not in scores.tar_at_far:
+        return ""
+    if scores.too_few_impostors.get(far):
+        return "-"
+    star = "*" if scores.impostors and too_few(float(far), scores.impostors // 10) else ""
+    return f"{100 * scores.tar_at_far[far]:.2f}{star}" + _between(
+        scores.interval.get("tar_at_far", {}).get(far), 100, 1
+    )
+
+
+def _between(interval: Sequence[float] | None, times: int, digits: int) -> str:
+    return f" [{times * interval[0]:.{digits}f}, {times * interval[1]:.{digits}f}]" if interval else ""
+
+
+def differences_table(differences: dict[str, dict[str, Any]], one: str, other: str) -> PrettyTable:
+    """One line a set: how many points the first network is better, with 95 % intervals."""
+    columns = list(next(iter(differences.values())))
+    table = PrettyTable([f"{one} - {other}, points", *columns])
+    for name, found in differences.items():
+        cells = (f"{100 * found[key]['difference']:+.2f}{_between(found[key]['interval'], 100, 2)}" for key in columns)
+        table.add_row([name, *cells])
     return table
 
 

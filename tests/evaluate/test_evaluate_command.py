@@ -178,3 +178,24 @@ def test_errors_are_one_line(
     assert message.startswith("error: ")
     assert reason in message
     assert message.count("\n") == 1
+
+
+def test_two_networks_on_the_same_pairs(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = _network()
+    save_model(tmp_path / "one.safetensors", network, MODEL, SIZE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    save_model(tmp_path / "other.safetensors", network, MODEL, SIZE)
+    one, other = (str(tmp_path / f"{name}.safetensors") for name in ("one", "other"))
+    settings = ("--sets", str(faces), "--fars", "0.3")
+    same = _json(tmp_path, one, "--against", one, *settings)["differences"]["faces"]
+    assert same["accuracy"] == {"difference": 0.0, "interval": [0.0, 0.0]}
+    got = _json(tmp_path, one, "--against", other, *settings)
+    alone = [_json(tmp_path, model, *settings)["sets"]["faces"] for model in (one, other)]
+    accuracies = [next(iter(row.values()))["accuracy"] for row in alone]
+    difference = got["differences"]["faces"]["accuracy"]
+    assert difference["difference"] == pytest.approx(accuracies[0] - accuracies[1])
+    assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
+    assert "one.safetensors - other.safetensors, points" in capsys.readouterr().out
+    assert main([one, "--against", str(tmp_path / "none.safetensors"), *settings, "--device", "cpu"]) == 2

@@ -16,6 +16,7 @@ from helpers.ranks import run
 from partialkd.config import EvaluateConfig
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.errors import DataError
+from partialkd.evaluate.intervals import identities_of_pairs
 from partialkd.evaluate.pairs import PairScores, score_pairs
 from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
 from partialkd.world.world import World
@@ -81,7 +82,10 @@ def test_scores_are_those_of_one_image_at_a_time(tmp_path: Path, flip: bool) -> 
     images = _write_set(tmp_path / "faces.bin")
     scores, embedded = _evaluate(World(), _config(tmp_path / "faces.bin", flip=flip))
     cosines = _reference(images, flip)
-    expected = score_pairs(cosines, np.arange(30) % 2 == 0, 10, (0.1, 0.3))
+    distinct = list(dict.fromkeys(images))
+    places, same = np.array([distinct.index(image) for image in images]), np.arange(30) % 2 == 0
+    people = identities_of_pairs(places[0::2], places[1::2], same)
+    expected = score_pairs(cosines, same, 10, (0.1, 0.3), people)
     assert len(set(np.round(cosines, 3))) > 20  # they tell the pairs apart
     assert scores == {"faces": expected}
     assert embedded == len(set(images)) * (2 if flip else 1)  # each image once
@@ -159,7 +163,9 @@ def test_sets_are_checked_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_table_and_json() -> None:
-    scores = PairScores(0.9963, 0.0031, 0.99871, 0.312, {"0.1": 1.0, "0.001": 0.985}, 6000)
+    interval = {"accuracy": [0.99, 0.998], "auc": [0.99, 0.9999], "tar_at_far": {"0.1": [0.97, 1.0], "0.001": [0.9, 1]}}
+    few = {"0.1": False, "0.001": True}
+    scores = PairScores(0.9963, 0.0031, 0.99871, 0.312, {"0.1": 1.0, "0.001": 0.985}, 6000, 90, interval, few)
     other = PairScores(0.5, 0.01, 0.5, 0.1, {"0.1": 0.1}, 10)
     results = {"lfw": {"teacher": scores, "student": other}}
     lines = results_table(results).get_string().splitlines()
@@ -167,13 +173,15 @@ def test_table_and_json() -> None:
         "set", "network", "accuracy %", "AUC", "TAR % @ FAR 0.1", "TAR % @ FAR 0.001", "threshold", "pairs",
     ]  # fmt: skip
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        "lfw", "teacher", "99.63 ± 0.31", "0.9987", "100.00", "98.50", "0.312", "6000",
+        "lfw", "teacher", "99.63 ± 0.31 [99.0, 99.8]", "0.9987 [0.990, 1.000]", "100.00* [97.0, 100.0]", "-",
+        "0.312", "6000",
     ]  # fmt: skip
     assert [cell.strip() for cell in lines[4].split("|")[1:-1]][4:6] == ["10.00", ""]
     tree = json.loads(json.dumps(results_dict(results)))
     assert tree["sets"]["lfw"]["teacher"] == {
         "accuracy": 0.9963, "accuracy_std": 0.0031, "auc": 0.99871, "threshold": 0.312,
-        "tar_at_far": {"0.1": 1.0, "0.001": 0.985}, "pairs": 6000,
+        "tar_at_far": {"0.1": 1.0, "0.001": 0.985}, "pairs": 6000, "impostors": 90, "interval": interval,
+        "too_few_impostors": few,
     }  # fmt: skip
     assert list(tree["sets"]["lfw"]) == ["teacher", "student"]
 
