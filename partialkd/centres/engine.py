@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from partialkd.centres.contrast import Contrast, with_slope
 from partialkd.centres.device_io import to_host
 from partialkd.centres.gathered import OwnRows, where_finite
 from partialkd.centres.host_memory import RowsInWindows
@@ -38,24 +39,16 @@ from partialkd.centres.rounding import Draw
 from partialkd.centres.row_memory import RowMemory, RowsInStore
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.sampling import Sampling
+from partialkd.centres.soft_targets import SoftContrast, SoftPass, SoftPending, SoftTargets
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
 from partialkd.centres.sweeps.choose import make_sweep
+from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.config import CentresConfig
 from partialkd.world.shard import local_rows
 from partialkd.world.world import World
 
 Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One rank's samples against all classes."""
-
-    target: Tensor  # (b,) cosine with the own centre
-    negative: Tensor  # (b,) log sum over the other classes of exp(scale * cosine)
-    looked: Tensor  # (b,) what `look` returned for these samples; zeros without one
-    centre: Tensor  # (b, D) the own centre, of unit length
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,7 @@ class _Pending:
     queries: Queries
     partition: Tensor  # (b,) Z of this rank's samples
     contrast: Contrast
+    soft: SoftPending | None = None
 
 
 class Centres:
@@ -97,18 +91,24 @@ class Centres:
         optimizer: RowOptimizer | None = None,
         accumulation: int = 1,
         undoable: bool = False,
+        soft: SoftTargets | None = None,
     ) -> None:
         """Take over a filled store; collective where `config.memory` is host.
 
         accumulation: micro-steps per step, to have room for. undoable: keep what `look` is about to move until the
-        optimiser step, so that `skip` can put it back.
+        optimiser step, so that `skip` can put it back. soft: what `teach` and `softened` are of.
         """
         self.world, self.scale, self.seed = world, scale, seed
         self.optimizer = optimizer
         self.sampling = Sampling(store.num_classes, config.sample_rate, seed) if config.sample_rate < 1 else None
         self.corrected = config.importance_correction and self.sampling is not None
         self._rows = _row_memory(store, world, config, self.sampling, accumulation)
-        self.sweep = make_sweep(config, scale, self._rows.device, store.length.dtype)
+        device, dtype = self._rows.device, store.length.dtype
+        self.sweep = make_sweep(config, scale, device, dtype)
+        products = make_products(config.products, device, dtype)
+        self.soft_targets = soft
+        self._soft = SoftPass(soft, world, scale, products, config.chunk_rows) if soft else None
+        self.softened: SoftContrast | None = None  # of the last `contrast`, where there are soft targets
         self._steps, self._undoable = 0, undoable
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
@@ -153,6 +153,12 @@ class Centres:
         """Send what `contrast(student, labels)`, which must be called next, will wait for."""
         self._begun = self._begin(student, labels, None)
 
+    def teach(self, teacher: Tensor | None) -> None:
+        """Send the teacher's embeddings (b, D of the teacher), before `contrast`, if there are soft targets."""
+        if self._soft is not None:
+            assert teacher is not None
+            self._soft.send(teacher, self._rows.store.length.dtype)
+
     def contrast(
         self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
     ) -> Contrast:
@@ -167,21 +173,25 @@ class Centres:
             own = self._rows.enter(begun.received(), self._steps)
             looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
             queries = Queries(where_finite(own.student), own.owned, own.row, self._rows.filter(own, self._steps))
-            total, partition = self.sweep.sums(own.store, queries)
-            parts = [total, self._targets(own), partition, looked]
+            soft = self._soft.begin(own, queries) if self._soft else None
+            total, partition = soft.hard if soft else self.sweep.sums(own.store, queries)
+            parts = [total, self._targets(own), partition, looked, *(soft.parts if soft else ())]
             if self.corrected:
                 parts.append(queries.filter.counts().to(total).expand(len(total), 2))
-            sums, target_centre, partition, looked, *counts = self._scatter(*parts)
+            sums, target_centre, partition, looked, *more = self._scatter(*parts)
+            correction = _correction(more.pop()) if self.corrected else torch.zeros_like(looked)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
-            value = partition.log() + offset_of(self.scale)
+            value = partition.log() + offset_of(self.scale) + correction
             value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
-            for count in counts:  # (b, 2) classes that may be compared with and that are, the own class among both
-                value += ((count[:, 0] - 1) / (count[:, 1] - 1).clamp_min(1)).log()
-        found = Contrast((x * target_centre).sum(1), _with_slope(value, x, slope), looked, target_centre)
+        found = Contrast((x * target_centre).sum(1), with_slope(value, x, slope), looked, target_centre)
+        pending = soft.finish(x, found.target, more, correction) if soft else None
+        self.softened = pending.found if pending else None
         if self.optimizer:
             found.target.retain_grad()
             found.negative.retain_grad()
-            self._pending.append(_Pending(queries, partition, found))
+            if pending:
+                pending.retain_grad()
+            self._pending.append(_Pending(queries, partition, found, pending))
         return found
 
     def step(self, lr: float) -> None:
@@ -191,7 +201,7 @@ class Centres:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
                 with self._rows.working.rounding(Draw(self.seed, self._steps)):
-                    self.sweep.move(self._rows.working, batches, self.optimizer, lr)
+                    self._move(self.optimizer, batches, lr)
         self._rows.leave(everything=self.optimizer is not None)
         self._forget()
         self._steps += 1
@@ -207,11 +217,19 @@ class Centres:
             self._looks += 1
             return look(own)
 
+    def _move(self, optimizer: RowOptimizer, batches: list[MicroStep], lr: float) -> None:
+        if self._soft is None:
+            self.sweep.move(self._rows.working, batches, optimizer, lr)
+            return
+        parts = zip(self._pending, batches, strict=True)
+        softened = [pending.soft.micro_step(batch, len(batches)) for pending, batch in parts if pending.soft]
+        self._soft.sweep.move(self._rows.working, softened, optimizer, lr)
+
     def _forget(self) -> None:
         self._pending.clear()
         self._looks = 0
 
-    def _row_weights(self, pending: _Pending) -> tuple[Queries, Tensor, Tensor]:
+    def _row_weights(self, pending: _Pending) -> MicroStep:
         """Gather the gradients of a micro-step -> queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,), c cosines.
 
         L is the mean over ranks and micro-steps of the ranks' losses.
@@ -289,7 +307,6 @@ def _row_memory(
     return RowsInWindows(store, world, sampling, accumulation)
 
 
-def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """Make a tensor equal to `value` (b,) whose gradient to x (b, D) is `slope` (b, D)."""
-    inner = (x * slope).sum(1)
-    return value + (inner - inner.detach())
+def _correction(counts: Tensor) -> Tensor:
+    """Log of other classes that may be compared with over those that are; counts (b, 2), the own class among both."""
+    return ((counts[:, 0] - 1) / (counts[:, 1] - 1).clamp_min(1)).log()

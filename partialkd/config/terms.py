@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Moderate, Positive, Sampler, Section, Share, TeacherUse, choice_of
+from partialkd.config.base import (
+    Count,
+    Moderate,
+    NonNegativeFloat,
+    Positive,
+    Radians,
+    Sampler,
+    Section,
+    Share,
+    TeacherUse,
+    choice_of,
+)
 
 PartWeight = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]  # of a part of a term; 0: without it
 
@@ -131,6 +142,43 @@ class TripletTermConfig(RelationalSection):
         if self.margin_max < self.margin_min:
             raise ValueError(f"margin_max must be at least margin_min ({self.margin_min:g}), got {self.margin_max:g}")
         return self
+
+
+class SoftTargetSection(TermSection):
+    """What the terms say that compare the student's distribution over all classes with the teacher's.
+
+    A phase has at most one of them: it goes along with the method's own pass over the centres.
+    """
+
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+    same_dim: ClassVar[bool] = False
+
+    temperature: Moderate = 4.0  # of both networks' logits
+    teacher_scale: Moderate | None = None  # of the teacher's logits, teacher_scale * cosine; None: the method's
+
+
+class LogitKdTermConfig(SoftTargetSection):
+    """Hinton's distillation: the student's distribution over the classes is drawn to the teacher's."""
+
+    name: Literal["logit_kd"]
+    margin: Radians = 0.0  # of the student's own logit, scale * cos(angle + margin); 0: plain, as published
+
+
+class MarginTTermConfig(SoftTargetSection):
+    """Distillation of logits with a margin, of both networks ("margin based with T")."""
+
+    name: Literal["margin_t"]
+    margin: Radians = 0.5
+
+
+class GkdTermConfig(SoftTargetSection):
+    """Group distillation: only the classes that the student finds probable are drawn to the teacher's one by one."""
+
+    name: Literal["gkd"]
+    share: Share = 0.93  # of the student's probability that the primary classes have
+    most: Annotated[int, Field(gt=0, le=100_000)] = 1000  # primary classes of an image, beside its own
+    beta: NonNegativeFloat = 8.0  # weight of the divergence within the primary classes
+    ramp_steps: Count = 0  # optimiser steps over which the term's value grows from 0 to its own
 
 
 if TYPE_CHECKING:

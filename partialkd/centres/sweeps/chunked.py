@@ -26,7 +26,7 @@ class ChunkedSweep(Sweep):
         x = queries.embeddings
         total, partition = torch.zeros_like(x), torch.zeros_like(x[:, 0])
         rows = self._rows_per_chunk(queries, SUMS_CHUNK)
-        workspace, nothing = _Workspace(), torch.zeros_like(x[:, 0])
+        workspace, nothing = Workspace(), torch.zeros_like(x[:, 0])
         columns = self._columns(queries)
         for chunk in chunks(store, [queries.filter], rows, self.products):
             terms = workspace.take(x, len(chunk), len(x))
@@ -47,7 +47,7 @@ class ChunkedSweep(Sweep):
         operand = self.products.operand
         columns = [self._columns(queries) for queries, _, _ in batches]
         plain = [operand(queries.embeddings) for queries, _, _ in batches]
-        workspace = _Workspace()
+        workspace = Workspace()
         for chunk in chunks(store, filters, rows, self.products):
             gradient = store.length.new_empty(len(chunk), store.dim)
             for k, (queries, weight, target_gradient) in enumerate(batches):
@@ -84,7 +84,7 @@ class ChunkedSweep(Sweep):
         terms.exp_()
 
 
-class _Workspace:
+class Workspace:
     """Memory for one chunk of logits at a time, used again for the next; grows when a chunk has more rows."""
 
     MARGIN = 64  # numbers on either side, where what is put outside goes; lines begin where products like them

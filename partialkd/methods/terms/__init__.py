@@ -10,6 +10,9 @@ from partialkd.config.terms import (
     CckdTermConfig,
     DarkRankTermConfig,
     EkdTermConfig,
+    GkdTermConfig,
+    LogitKdTermConfig,
+    MarginTTermConfig,
     RkdTermConfig,
     SpTermConfig,
     TripletTermConfig,
@@ -21,6 +24,7 @@ from partialkd.methods.terms.darkrank import DarkRank
 from partialkd.methods.terms.ekd import EvaluationOriented
 from partialkd.methods.terms.embedding import EmbeddingDistance
 from partialkd.methods.terms.rkd import Rkd
+from partialkd.methods.terms.soft import GroupKD, LogitKD
 from partialkd.methods.terms.sp import SimilarityPreserving
 from partialkd.methods.terms.triplet import TripletDistillation
 
@@ -32,6 +36,9 @@ TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     DarkRankTermConfig: DarkRank,
     EkdTermConfig: EvaluationOriented,
     TripletTermConfig: TripletDistillation,
+    LogitKdTermConfig: LogitKD,
+    MarginTTermConfig: LogitKD,
+    GkdTermConfig: GroupKD,
 }
 
 
