@@ -74,6 +74,8 @@ class Config(Section):
         method = self.student.method
         if self.teacher.centres != "classifier" or not isinstance(method, AdaDistillConfig):
             return
+        if self.student.teacher_rows:
+            return
         if method.initial_centres != "teacher_means":
             rule = 'must be "teacher_means" with teacher.centres = "classifier"'
             raise ValueError(f'student.method.initial_centres {rule}, got "{method.initial_centres}"')

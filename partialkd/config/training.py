@@ -24,7 +24,7 @@ from partialkd.config.base import (
 )
 from partialkd.config.methods import MarginDistillationConfig, MethodConfig, MethodSection
 from partialkd.config.models import ModelConfig
-from partialkd.config.terms import TermConfig, TermSection
+from partialkd.config.terms import SoftTargetSection, TermConfig, TermSection
 
 
 def sampled_share(rate: float) -> Fraction:
@@ -131,6 +131,24 @@ class PhaseConfig(Section):
         """Whether the student's embedding must be as long as the teacher's: it is compared with it, or its centres."""
         parts: list[MethodSection | TermSection] = [self.method, *self.terms]
         return any(part.same_dim for part in parts if part.teacher_use != "none")
+
+    @property
+    def teacher_rows(self) -> bool:
+        """Whether a term compares with the teacher's centres, and the method's are others."""
+        return self.method.centre_kind != "fixed" and any(isinstance(term, SoftTargetSection) for term in self.terms)
+
+    @model_validator(mode="after")
+    def _one_with_soft_targets(self) -> PhaseConfig:
+        soft = [(at, term.name) for at, term in enumerate(self.terms) if isinstance(term, SoftTargetSection)]
+        for at, name in soft[1:]:
+            rule = f'must be left out beside terms.{soft[0][0]}.name = "{soft[0][1]}": the two would share one pass'
+            raise ValueError(f'terms.{at}.name {rule} over the centres, got "{name}"')
+        if self.teacher_rows and self.centres.memory == "host":
+            rule = f'must be "device" with terms.{soft[0][0]}.name = "{soft[0][1]}" and {self.method.name}'
+            raise ValueError(
+                f"centres.memory {rule}: the teacher's centres are others than the student's, got \"host\""
+            )
+        return self
 
     @model_validator(mode="after")
     def _compilable(self) -> PhaseConfig:

@@ -134,22 +134,24 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
     checked.network = network if to_make else None
     checked.scores = kept or (score(context, "teacher", network.embed) if to_score and network else {})
     opened = checked.teaching or network
-    _check_classifier(context, opened.project if opened else None)
+    if opened:
+        _check_classifier(context, opened.project, opened.embedding_dim)
     judge_teacher(context, checked.scores, strict=not (resumed and _has_begun(context)))
     return checked
 
 
-def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor] | None) -> None:
-    """Read once the rows that the student's centres are to be made of, if they come from a file."""
-    config, method, world = context.config.teacher, context.config.student.method, context.world
-    if config.centres != "classifier" or method.teacher_use == "none" or project is None:
-        return
-    if isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means":
+def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor], dim: int) -> None:
+    """Read once the rows that centres are to be made of, if they come from a file; dim: of the teacher's embedding."""
+    config, student, world = context.config.teacher, context.config.student, context.world
+    method = student.method
+    random = isinstance(method, AdaDistillConfig) and method.initial_centres != "teacher_means"
+    unread = (random or method.teacher_use == "none") and not student.teacher_rows
+    if config.centres != "classifier" or unread:
         return
     assert config.classifier is not None
     assert config.label_map is not None
     path, label_map, classes = Path(config.classifier), config.label_map, context.source.num_classes
-    shard, dim = shard_of(classes, world.rank, world.size), context.config.student.model.embedding_dim
+    shard = shard_of(classes, world.rank, world.size)
     world.together(lambda: own_rows(path, label_map, shard, classes, dim, project, world.device))
 
 

@@ -36,6 +36,26 @@ def make_store(context: RunContext, phase: PhaseConfig, teacher: Teaching | None
         exclude, seed = method.initial_centres == "exclude", context.config.run.seed
         return CentreStore.random(shard, classes, dim, dtype, device, seed, skip_unseen=exclude)
     assert teacher is not None
+    return _of_teacher(context, teacher, dim, dtype, device, resumed)
+
+
+def teacher_rows(
+    context: RunContext, phase: PhaseConfig, teacher: Teaching | None, resumed: bool = False
+) -> CentreStore | None:
+    """Make the teacher's centres beside those of the method, where a term compares with both."""
+    if not phase.teacher_rows:
+        return None
+    assert teacher is not None
+    dtype, device = DTYPES[phase.centres.store], context.world.device
+    return _of_teacher(context, teacher, teacher.embedding_dim, dtype, device, resumed)
+
+
+def _of_teacher(
+    context: RunContext, teacher: Teaching, dim: int, dtype: torch.dtype, device: torch.device, resumed: bool
+) -> CentreStore:
+    """Fill a store with the teacher's centres, made or as the run has kept them; collective."""
+    classes, world = context.source.num_classes, context.world
+    shard = shard_of(classes, world.rank, world.size)
     store = CentreStore.empty(shard, classes, dim, dtype, device, skip_unseen=True)
     facts = {
         "teacher": teacher.fingerprint,

@@ -46,7 +46,7 @@ from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.plan import Ranks
 from partialkd.run.checks import Checked, check_job, for_good, phases_of
 from partialkd.run.finished import check_finished, made_from
-from partialkd.run.first_centres import make_store
+from partialkd.run.first_centres import make_store, teacher_rows
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, owned_run, run_folder
 from partialkd.run.out_of_memory import advising
 from partialkd.run.scores import Scores, keep_scores, score, score_trained
@@ -199,8 +199,9 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
     with job.times.phase(name), advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
         store = make_store(context, phase, teacher, job.resumed)
+        rows = teacher_rows(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
-        trainer = Trainer(name, phase, context, store, live, job.times.note)
+        trainer = Trainer(name, phase, context, store, live, job.times.note, rows)
         try:
             network = trainer.run(job.resumed)
         finally:

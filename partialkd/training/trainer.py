@@ -24,6 +24,7 @@ import torch
 from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import make_row_optimizer
+from partialkd.centres.soft_targets import SoftTargets
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import phase_length
 from partialkd.context import RunContext
@@ -38,6 +39,7 @@ from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
 from partialkd.methods import Outcome, make_method
 from partialkd.methods.stateful import States
 from partialkd.methods.terms import TermInputs, Terms, TermSetting
+from partialkd.methods.terms.soft import soft_targets
 from partialkd.models import build_model
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
@@ -105,8 +107,9 @@ class Trainer:
         store: CentreStore,
         teacher: Teacher | KeptEmbeddings | None,
         on_save: Callable[[], None] = lambda: None,
+        teacher_rows: CentreStore | None = None,
     ) -> None:
-        """on_save: called after every save, on every rank."""
+        """on_save: called after every save, on every rank. teacher_rows: its centres, where the method's are others."""
         self.name, self.phase, self.context, self.store = name, phase, context, store
         self.config, self.world, source = context.config, context.world, context.source
         config, world, seed = self.config, self.world, self.config.run.seed
@@ -121,7 +124,7 @@ class Trainer:
         self.teacher = teacher if isinstance(teacher, Teacher) else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
-        self.centres = _centres(phase, store, world, config)
+        self.centres = _centres(phase, store, world, config, soft_targets(phase, teacher_rows))
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
         guarded = skipping(config)
@@ -200,6 +203,7 @@ class Trainer:
         if self.teacher and not averaged:
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
+        self.centres.teach(teacher)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres)
         outcome = self.terms.added_to(outcome, inputs)
@@ -292,10 +296,10 @@ class Trainer:
         return self.folder / "checkpoints"
 
 
-def _centres(phase: PhaseConfig, store: CentreStore, world: World, config: Config) -> Centres:
+def _centres(phase: PhaseConfig, store: CentreStore, world: World, config: Config, soft: SoftTargets | None) -> Centres:
     trainable = phase.method.centre_kind == "trainable"
     optimizer = make_row_optimizer(store, phase.optimizer, phase.centres) if trainable else None
     return Centres(
         store, world, phase.method.scale, phase.centres, config.run.seed, optimizer, phase.accumulation,
-        undoable=skipping(config),
+        undoable=skipping(config), soft=soft,
     )  # fmt: skip
