@@ -9,7 +9,7 @@ import torch
 
 from partialkd.config import PhaseConfig
 from partialkd.config.load import load_config
-from partialkd.config.terms import GKDTermConfig
+from partialkd.config.terms import GkdTermConfig
 from partialkd.errors import ConfigError
 from partialkd.methods.terms import TermSetting
 from partialkd.methods.terms.soft import GroupKD, soft_targets
@@ -102,15 +102,15 @@ def test_the_teachers_scale_is_the_methods_unless_it_is_given() -> None:
 
 
 def test_the_ramp_counts_optimiser_steps_and_goes_on_with_them() -> None:
-    term = GroupKD(GKDTermConfig(name="gkd", ramp_steps=4), TermSetting())
+    term = GroupKD(GkdTermConfig(name="gkd", ramp_steps=4), TermSetting())
     factors = []
     for _ in range(6):
         factors.append(term.ramped())
         term.stepped()
     assert factors == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     term.skipped()
-    other = GroupKD(GKDTermConfig(name="gkd", ramp_steps=8), TermSetting())
+    other = GroupKD(GkdTermConfig(name="gkd", ramp_steps=8), TermSetting())
     other.load_state({key: value.clone() for key, value in term.state().items()})
     assert other.ramped() == 6 / 8
-    assert GroupKD(GKDTermConfig(name="gkd"), TermSetting()).ramped() == 1.0
+    assert GroupKD(GkdTermConfig(name="gkd"), TermSetting()).ramped() == 1.0
     assert torch.equal(term.state()["steps"], torch.tensor([6.0], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A student that learns a teacher's distribution over all classes, as a whole job: its own centres beside the teacher's."""
+"""A student that learns a teacher's distribution over all classes, as a whole job: its own centres beside those."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_smaller_embedding_learns_from_the_teachers_classifier_and_resumes(tmp
     for step in (2, 4):
         for value in ("loss", "term_0_gkd", "cosine"):
             assert parts[step][value] == pytest.approx(whole[step][value], rel=1e-4)
-    assert 0 < whole[2]["term_0_gkd"]
+    assert whole[2]["term_0_gkd"] > 0
     manifest = json.loads((tmp_path / "whole" / "runs" / "trial" / "teacher_centres" / "manifest.json").read_text())
     assert (manifest["how"], manifest["dim"], manifest["classes"]) == ("classifier", 16, 12)
 
