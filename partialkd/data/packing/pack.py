@@ -1,4 +1,7 @@
-"""Pack image folders or list files as an InsightFace folder (`insightface_folder.pack_records`), and back.
+"""Pack image folders, list files or any source as an InsightFace folder or as WebDataset, and back.
+
+A folder or a list is packed in the order of its class ids, a source in its own order: records whose class ids do not
+ascend have no header and identity records (insightface_folder.py).
 
 JPEG and PNG bytes are kept as they are; other formats become PNG. A size resizes (antialiased bilinear) what is not of
 that size already; a quality re-encodes everything. What is re-encoded becomes JPEG without chroma subsampling. Images
@@ -11,13 +14,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from partialkd.data.formats.image_tree import read_file
+from partialkd.config import DataConfig, PartConfig
+from partialkd.config.data import PartSource
 from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
+from partialkd.data.formats.webdataset_writer import write_shards
 from partialkd.data.images.decode import (
     Wanted,
     decode,
@@ -30,10 +37,12 @@ from partialkd.data.images.decode import (
 )
 from partialkd.data.images.orientation import UPRIGHT, orientation
 from partialkd.data.ordered_threads import in_order
-from partialkd.data.packing.image_list import Gaps, ImageList, Problem, list_to_pack
+from partialkd.data.packing.image_list import Gaps, Problem, SourceToPack, ToPack, files_to_pack
 from partialkd.data.sources.insightface import RecordIOSource
+from partialkd.data.sources.open import SOURCES
+from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError, DataError, printable
-from partialkd.storage.atomic_files import new_folder, refuse_existing, replacing
+from partialkd.storage.atomic_files import discard, followed, hidden_name, new_folder, refuse_existing, replacing
 from partialkd.world.passes import counted
 
 SKIPPED = "skipped.txt"
@@ -57,26 +66,55 @@ class PackOptions:
     size_option: str = "--size"  # what the user can give to have all resized
     quality: int | None = None  # JPEG quality 1..100; None: re-encode only what is resized, at 95
     skip_unreadable: bool = False
-    gaps: Gaps = "refuse"  # class ids of a list file that have no image
+    gaps: Gaps = "refuse"  # class ids of a list file or a source that have no image
+    to: Literal["rec", "webdataset"] = "rec"
+    shard_images: int = 10000  # webdataset: in each shard but the last
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)  # threads
 
     def __post_init__(self) -> None:
-        for key, low, high in (("size", 16, 512), ("quality", 1, 100), ("workers", 1, 1024)):
+        ranges = ("size", 16, 512), ("quality", 1, 100), ("workers", 1, 1024), ("shard_images", 1, 10**9)
+        for key, low, high in ranges:
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"pack.{key}: must be in {low}..{high}, got {value}")
 
 
-def pack(images: Path, out: Path, options: PackOptions | None = None) -> tuple[int, list[Problem]]:
-    """Pack a folder or a list file into `out` -> number of images, problems that were skipped."""
+def pack(
+    images: Path, out: Path, options: PackOptions | None = None, form: PartSource | None = None
+) -> tuple[int, list[Problem]]:
+    """Pack a folder, a list file or a source into `out` -> number of images, problems that were skipped.
+
+    form: of a source, as data.source names it.
+    """
     images, out, options = Path(images), Path(out), options or PackOptions()
     refuse_existing(out / SKIPPED)
-    todo = list_to_pack(images, options.gaps)
+    if form is None:
+        return _pack(files_to_pack(images, options.gaps), out, options)
+    with _opened(images, form, out) as source:
+        return _pack(SourceToPack(source, images, options.gaps), out, options)
+
+
+@contextmanager
+def _opened(path: Path, form: PartSource, out: Path) -> Iterator[Source]:
+    """Open a source; Parquet is written out beside `out` meanwhile."""
+    place = hidden_name(followed(out))
+    try:
+        data = DataConfig(path=str(path), source=form, resize=True, index_cache=str(place))
+        yield SOURCES[form](PartConfig(path=str(path), source=form), data)
+    finally:
+        discard(place)
+
+
+def _pack(todo: ToPack, out: Path, options: PackOptions) -> tuple[int, list[Problem]]:
     size = options.size or _first_size(todo)
     job: Callable[[int], tuple[bytes, int] | Problem] = lambda number: _prepare(todo, number, size, options)
-    results = in_order(job, range(len(todo.paths)), options.workers, READ_AHEAD * options.workers)
-    packed = (result for _, result in counted(results, "packing", len(todo.paths), "images"))
-    count = pack_records(out, _packable(packed, todo.problems, options), len(todo.names), size, todo.names)
+    results = in_order(job, range(len(todo)), options.workers, READ_AHEAD * options.workers)
+    packed = (result for _, result in counted(results, "packing", len(todo), "images"))
+    packable = _packable(packed, todo.problems, options)
+    if options.to == "webdataset":
+        count = write_shards(out, packable, todo.names, options.shard_images)
+    else:
+        count = pack_records(out, packable, len(todo.names), size, todo.names, plain=not todo.sorted)
     if todo.problems:
         with replacing(out / SKIPPED) as (file,):
             file.writelines(f"{printable(one.path)}\t{printable(one.reason)}\n".encode() for one in todo.problems)
@@ -98,12 +136,11 @@ def _packable(
         raise PackError(problems)
 
 
-def _prepare(todo: ImageList, number: int, size: int, options: PackOptions) -> tuple[bytes, int] | Problem:
+def _prepare(todo: ToPack, number: int, size: int, options: PackOptions) -> tuple[bytes, int] | Problem:
     """Encode image and label as they go into the record."""
-    path = todo.paths[number]
+    path = todo.name(number)
     try:
-        encoded = read_file(todo.root / path)
-        return _encoded(encoded, path, size, options), todo.labels[number]
+        return _encoded(todo.read(number), path, size, options), int(todo.labels[number])
     except OSError as error:
         return Problem(path, f"cannot be read: {error.strerror}")
     except DataError as error:
@@ -120,14 +157,14 @@ def _encoded(encoded: bytes, path: str, size: int, options: PackOptions) -> byte
     return encoded if orientation(encoded) == UPRIGHT else encode_upright(encoded, pixels)
 
 
-def _first_size(todo: ImageList) -> int:
+def _first_size(todo: ToPack) -> int:
     """Read the width of the first image whose header can be read."""
-    for path in todo.paths:
+    for number in range(len(todo)):
         try:
-            return image_size(read_file(todo.root / path), path)[0]
+            return image_size(todo.read(number), todo.name(number))[0]
         except (OSError, DataError):  # becomes a Problem when its turn comes
             continue
-    raise PackError([*todo.problems, Problem(str(todo.root), "none of its images can be decoded")])
+    raise PackError([*todo.problems, Problem(str(todo.where), "none of its images can be decoded")])
 
 
 def unpack(folder: Path, out: Path, workers: int = PackOptions().workers) -> int:
