@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
 from partialkd.commands.networks import add_choice
-from partialkd.commands.protocols import Network, add_protocols, judged, opened
+from partialkd.commands.protocols import Network, add_protocols, check_card, judged, make_card, opened
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.evaluate.verification import (
@@ -65,6 +65,8 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
             _show([differences_table(found["differences"], name, Path(options.against).name)])
     judged_network = Network(name, network.embed, network.image_size, network.fingerprint)
     found |= judged(others, judged_network, world, lambda one: _show(one.tables))
+    if options.card and (table := make_card(others, options, judged_network, world)):
+        _show([table])
     if world.is_main and options.json:
         settings = config.model_dump(mode="json", exclude={"sets"})
         settings |= {"image_size": network.image_size, "resize": options.resize, "world_size": world.size}
@@ -85,6 +87,7 @@ def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, 
         raise ConfigError(f"{options.file}: no such file")
     options.file = str(chosen(Path(options.file), options.checkpoint, options.phase))
     open_sets(config)
+    check_card(options)
     others = opened(options)
     if not config.sets and not others:
         raise ConfigError("nothing to judge by: name --sets, --templates, --identify or --all-pairs")

@@ -8,6 +8,7 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoi
 from partialkd.commands.networks import add_choice
 from partialkd.config import ModelConfig
 from partialkd.errors import PartialKDError
+from partialkd.evaluate.card import compact, read_card
 from partialkd.export.onnx import TOLERANCE, export
 from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
+from partialkd.teacher.network import fingerprint_of
 from partialkd.world.command import say_error
 from partialkd.world.messages import output
 
@@ -42,10 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="a run's model.safetensors, a checkpoint or a run folder")
     parser.add_argument("folder", type=Path, help="folder to write to")
     add_choice(parser)
+    parser.add_argument("--card", type=Path, help="the network's threshold card, for the metadata of both files")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
     args = parser.parse_args(arguments)
     try:
-        done = export(*described(chosen(args.model, args.checkpoint, args.phase)), args.folder, args.tolerance)
+        state, config, image_size = described(chosen(args.model, args.checkpoint, args.phase))
+        card = read_card(args.card, fingerprint_of(state, image_size)) if args.card else None
+        thresholds = json.dumps(compact(card)) if card else None
+        done = export(state, config, image_size, args.folder, args.tolerance, thresholds)
     except (PartialKDError, OSError) as error:
         say_error(error)
         return 1

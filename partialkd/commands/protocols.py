@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from prettytable import PrettyTable
+from torch import Tensor
 
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.formats.ijb_folder import read_template_set
 from partialkd.data.images.decode import DECODING
+from partialkd.errors import ConfigError
+from partialkd.evaluate import card
 from partialkd.evaluate import identification_protocol as identification
 from partialkd.evaluate import template_protocol as templates
 from partialkd.evaluate.embedding import Embed, Images, Kept, embed_images
+from partialkd.storage.atomic_files import write_json
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.world.world import World
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,17 @@ class Network:
     embed: Embed
     image_size: int
     fingerprint: str
+
+    def at(self, precision: str, device: torch.device) -> Network:
+        """Return the same network, computing in this precision."""
+        if precision == "fp32":
+            return self
+
+        def embed(images: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return self.embed(images)
+
+        return replace(self, embed=embed, fingerprint=f"{self.fingerprint} {precision}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,9 @@ def add_protocols(parser: argparse.ArgumentParser) -> None:
     add("--templates", nargs="+", default=[], metavar="FOLDER", help="IJB-B, IJB-C: 1:1 and 1:N of templates")
     add("--identify", nargs="+", default=[], metavar="FOLDER", help="probes in a gallery (TinyFace), or distractors")
     add("--all-pairs", nargs="+", default=[], metavar="FOLDER", help="identities: every image with every other (MFR)")
+    add("--card", metavar="FILE", help="thresholds from the one folder of --all-pairs, with intervals, as JSON there")
+    precisions = "of the card (default fp32; bf16: autocast)"
+    add("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help=precisions)
     add("--keep", metavar="FOLDER", help="keep embeddings there; a pass that was killed is gone on with")
 
 
@@ -57,6 +80,23 @@ def opened(options: argparse.Namespace) -> list[_Opened]:
     found += [_Identification(Path(folder), options) for folder in options.identify]
     found += [_Everything(Path(folder), options) for folder in options.all_pairs]
     return found
+
+
+def _kept_name(folder: Path, kind: str, network: Network) -> str:
+    _, _, precision = network.fingerprint.partition(" ")
+    return "_".join(part for part in (folder.resolve().name, kind, precision) if part)
+
+
+def check_card(options: argparse.Namespace) -> None:
+    """ConfigError for a card that cannot be made."""
+    if options.card is None:
+        return
+    if len(options.all_pairs) != 1:
+        raise ConfigError(f"--card needs one folder of identities: --all-pairs FOLDER, got {len(options.all_pairs)}")
+    if "bf16" in options.precision and str(options.file).endswith(".onnx"):
+        raise ConfigError("--precision bf16 is of networks in torch; an ONNX file computes as it was written")
+    if not os.access(Path(options.card).parent, os.W_OK):
+        raise ConfigError(f"--card {options.card}: its folder must exist and be writable")
 
 
 class _Opened:
@@ -78,19 +118,19 @@ class _Opened:
 
     def judge(self, network: Network, world: World) -> Judged | None:
         """Collective. Embed the images, and score them on rank 0 -> the results there, None elsewhere."""
-        keep = self.options.keep
-        described = {
-            "network": network.fingerprint,
-            "image_size": network.image_size,
-            "decoding": DECODING,
-            **self.of(),
-        }
-        kept = Kept(Path(keep) / f"{self.folder.resolve().name}_{self.kind}", described) if keep else None
-        images = self.images(network.image_size)
-        rows = embed_images(network.embed, images, network.image_size, self.options.batch, world, kept)
+        rows = self.embedded(network, world)
         scored: list[Judged] = []
         world.on_main(lambda: scored.append(self.score(rows, network.name, world)))
         return scored[0] if scored else None
+
+    def embedded(self, network: Network, world: World) -> np.ndarray:
+        """Collective -> (2, n, D) on every rank."""
+        keep = self.options.keep
+        facts = {"network": network.fingerprint, "image_size": network.image_size, "decoding": DECODING}
+        described = {**facts, **self.of()}
+        kept = Kept(Path(keep) / _kept_name(self.folder, self.kind, network), described) if keep else None
+        images = self.images(network.image_size)
+        return embed_images(network.embed, images, network.image_size, self.options.batch, world, kept)
 
 
 class _Templates(_Opened):
@@ -173,3 +213,17 @@ def judged(sets: list[_Opened], network: Network, world: World, show: Callable[[
             show(found)
             results.setdefault(found.kind, {})[found.folder] = {network.name: found.results}
     return results
+
+
+def make_card(sets: list[_Opened], options: argparse.Namespace, network: Network, world: World) -> PrettyTable | None:
+    """Collective. Write the threshold card of a network -> its table, on rank 0."""
+    (folder,) = (one for one in sets if isinstance(one, _Everything))
+    found = {}
+    for precision in options.precision:
+        rows = folder.embedded(network.at(precision, world.device), world)
+        make = lambda rows=rows: card.thresholds(rows, folder.identities, folder.groups, world.device)
+        found[precision] = world.on_main(make)
+    facts = {"format": card.FORMAT, "model": network.name, "fingerprint": network.fingerprint}
+    whole = {**facts, "faces": {"folder": folder.folder.name, **folder.of()}, "thresholds": found}
+    world.on_main(lambda: write_json(Path(options.card), whole))
+    return card.table_of(whole) if world.is_main else None

@@ -64,12 +64,22 @@ class People:
         apart = self.first != self.second
         totals = np.bincount(self.first, residuals, count)
         totals += np.bincount(self.second[apart], residuals[apart], count)
-        squares, by_person = residuals * residuals, totals * totals
-        variance = max(float(by_person.sum() - squares[apart].sum()), float(squares.sum()))
-        if variance == 0:
-            return 0.0
-        freedom = max(3.0, 3 * float(by_person.sum()) ** 2 / float((by_person * by_person).sum()))
-        return student(freedom) * sqrt(variance)
+        squares = residuals * residuals
+        return half_width(totals, float(squares[apart].sum()), float(squares.sum()))
+
+
+def half_width(totals: np.ndarray, twice: float, squares: float) -> float:
+    """Half the width of the interval of a sum of residuals.
+
+    totals (identities,): sum of the residuals of all pairs that each is in. twice: squares of those of two identities;
+    squares: of all.
+    """
+    by_person = totals * totals
+    variance = max(float(by_person.sum()) - twice, squares)
+    if variance == 0:
+        return 0.0
+    freedom = max(3.0, 3 * float(by_person.sum()) ** 2 / float((by_person * by_person).sum()))
+    return student(freedom) * sqrt(variance)
 
 
 def student(freedom: float) -> float:
@@ -84,6 +94,11 @@ def share(events: np.ndarray, people: People) -> Interval:
     if p in (0.0, 1.0):  # no residual tells how much identities matter: count them, not pairs
         return wilson(p, len(np.unique(np.concatenate([people.first, people.second]))))
     return wilson(p, n * _effective_part(events, people, p))
+
+
+def share_of(events: np.ndarray, who: np.ndarray) -> Interval:
+    """Interval of the mean of events (n,) that each belong to one person, (n,)."""
+    return share(events.astype(float), People.single(who))
 
 
 def _effective_part(events: np.ndarray, people: People, p: float) -> float:
@@ -101,9 +116,15 @@ def threshold(impostor: np.ndarray, people: People, far: float) -> Interval:
     """Interval of the threshold that lets a share `far` of all impostors pass; not finite where nothing limits it."""
     ordered, n = np.sort(impostor), len(impostor)
     part = _effective(impostor > strict_threshold(ordered, LOOSER * far), people)
-    root = sqrt(far * n * part + 0.375)  # of a Poisson number, nearly normal with deviation one half (Anscombe)
-    fewest, most = (((max(0.0, root + side * Z / 2)) ** 2 - 0.375) / part for side in (-1, 1))
+    fewest, most = accepted_counts(far * n, part)
     return _quantile(ordered, most), _quantile(ordered, fewest)
+
+
+def accepted_counts(expected: float, part: float) -> Interval:
+    """How many impostors are accepted where `expected` are on average, effectively `part` of them independent."""
+    root = sqrt(expected * part + 0.375)  # a Poisson number's is nearly normal with deviation one half (Anscombe 1948)
+    fewest, most = (((max(0.0, root + side * Z / 2)) ** 2 - 0.375) / part for side in (-1, 1))
+    return fewest, most
 
 
 def _effective(events: np.ndarray, people: People) -> float:

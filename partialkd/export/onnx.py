@@ -58,14 +58,19 @@ def export(
     image_size: int,
     folder: str | Path,
     tolerance: float = TOLERANCE,
+    thresholds: str | None = None,
 ) -> Exported:
-    """Write both forms of the network `config` with the weights `state`."""
+    """Write both forms of the network `config` with the weights `state`.
+
+    thresholds: JSON that goes into the metadata of both (evaluate/card.py).
+    """
+    more = {} if thresholds is None else {"thresholds": thresholds}
     folder = Path(folder)
     if problem := not_finite(state):
         raise CheckpointError(f"{folder}: not written: {problem}")
     network = _plain_network(state, config, image_size)
     with Pass("exporting to ONNX"):
-        content = to_onnx(network, describe(config, image_size))
+        content = to_onnx(network, {**more, **describe(config, image_size)})
         difference = largest_difference(network, content)
     if not difference <= tolerance:  # NaN must fail too
         rule = f"embeddings by onnxruntime must be within {tolerance} of the network's"
@@ -73,7 +78,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     discard(folder / MANIFEST)  # of earlier files
     write_bytes(folder / "model.onnx", content)
-    save_model(folder / "model.safetensors", network, config, image_size)
+    save_model(folder / "model.safetensors", network, config, image_size, more)
     write_export_manifest(folder, ("model.onnx", "model.safetensors"))
     return Exported(folder / "model.onnx", folder / "model.safetensors", difference)
 

@@ -206,6 +206,11 @@ def _fingerprint(digest: str, accepts: InputConfig, image_size: int, project_to:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_of(state: dict[str, Tensor], image_size: int) -> str:
+    """Return the fingerprint that a network of ours with these weights has as a teacher."""
+    return _fingerprint(state_digest(state), InputConfig(size=image_size), image_size, None)
+
+
 def wrap_teacher(
     model: nn.Module,
     image_size: int,

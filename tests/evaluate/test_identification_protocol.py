@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from partialkd.commands.evaluate import main
+from partialkd.commands.export import main as export
 from partialkd.config import ModelConfig
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.images.decode import encode_jpeg
-from partialkd.errors import DataError
+from partialkd.errors import ConfigError, DataError
+from partialkd.evaluate.all_pairs import all_pairs
+from partialkd.evaluate.card import read_card, threshold_interval
 from partialkd.evaluate.identification_protocol import group_summary, read_identities
+from partialkd.evaluate.intervals import People, threshold
 from partialkd.models import build_model
-from partialkd.models.saved import save_model
+from partialkd.models.saved import read_metadata, save_model
 from partialkd.world.world import free_port
 
 MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
@@ -109,3 +114,50 @@ def test_groups_in_one_line() -> None:
         "worst": "African",
         "worst_value": 0.9,
     }
+
+
+def test_a_threshold_card_and_its_way_into_exported_files(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, people = tmp_path / "card.json", folder / "probes"
+    _judge(tmp_path, "--all-pairs", str(people), "--fars", "0.1", "--card", str(card), "--precision", "fp32", "bf16")
+    assert "cosine @ FAR 0.001" in capsys.readouterr().out
+    found = json.loads(card.read_text())
+    assert set(found["thresholds"]) == {"fp32", "bf16"}
+    one = found["thresholds"]["fp32"]["flip"]["all"]
+    assert (one["images"], one["identities"], one["genuine"], one["impostors"]) == (18, 6, 18, 135)
+    assert one["at_far"]["0.001"]["too_few_impostors"]
+    assert export([str(tmp_path / "net.safetensors"), str(tmp_path / "out"), "--card", str(card)]) == 0
+    written = json.loads(read_metadata(tmp_path / "out" / "model.safetensors")["thresholds"])
+    assert written["fp32"]["plain"]["all"]["0.001"]["threshold"] == pytest.approx(
+        found["thresholds"]["fp32"]["plain"]["all"]["at_far"]["0.001"]["threshold"]
+    )
+    properties = {one.key: one.value for one in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    assert json.loads(properties["thresholds"]) == written
+    save_model(tmp_path / "other.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
+    assert export([str(tmp_path / "other.safetensors"), str(tmp_path / "no"), "--card", str(card)]) == 1
+    assert "the card of another network, 'net.safetensors'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_card_that_cannot_be_made(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
+    assert main([str(tmp_path / "net.safetensors"), "--card", str(tmp_path / "card.json")]) == 2
+    assert "--card needs one folder of identities: --all-pairs FOLDER, got 0" in capsys.readouterr().err
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"card.json: not a threshold card"):
+        read_card(tmp_path / "card.json", "")
+
+
+def test_the_cards_interval_is_that_of_a_list_of_pairs() -> None:
+    rng = np.random.default_rng(3)
+    identities = np.repeat(np.arange(40), 4)
+    rows = rng.normal(size=(160, 16)) + rng.normal(size=(40, 16))[identities]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    a, b = np.triu_indices(160, 1)
+    apart = identities[a] != identities[b]
+    scores = (rows[a] * rows[b]).sum(1)[apart]
+    expected = threshold(scores, People(identities[a][apart], identities[b][apart]), 1e-2)
+    assert threshold_interval(all_pairs(rows, identities, (0.05,)), identities, 1e-2) == pytest.approx(
+        expected, abs=1e-5
+    )
