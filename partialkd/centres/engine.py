@@ -4,7 +4,8 @@
 cosine and the negative log-sum-exp over all other classes (docs/flows.md). Both carry their exact
 gradient to this rank's embeddings; a mean over the rank's samples and plain averaging over ranks give the
 gradient of the global mean. Collectives: one all_gather and one reduce_scatter; none in the backward pass. `begin`
-starts the first one early, so that it goes on while the teacher embeds the batch.
+starts the first one early, so that it goes on while the teacher embeds the batch. A margin that bends the negatives
+needs the target cosines before the sweep: they travel first, by one more sum over ranks of a number per sample.
 
 Where rows are sampled, `importance_correction` adds log(classes other than the own / of them compared with) to the
 negative log-sum-exp: its sum is then unbiased if the classes of the batch are drawn like any others. It changes no
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from partialkd.centres.contrast import Contrast, with_slope
+from partialkd.centres.contrast import Bending, Contrast, Look, with_slope
 from partialkd.centres.device_io import to_host
 from partialkd.centres.gathered import OwnRows, where_finite
 from partialkd.centres.host_memory import RowsInWindows
@@ -42,13 +43,13 @@ from partialkd.centres.sampling import Sampling
 from partialkd.centres.soft_targets import SoftContrast, SoftPass, SoftPending, SoftTargets
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
+from partialkd.centres.sweeps.bend import Bend
 from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.config import CentresConfig
+from partialkd.errors import ConfigError
 from partialkd.world.shard import local_rows
 from partialkd.world.world import World
-
-Look = Callable[[OwnRows], Tensor]  # reads or moves owned centres before the sweep -> (N,), 0 where not owned
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Centres:
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
         self._asked: deque[tuple[Tensor, Callable[[], bool]]] = deque()  # (2, b) wrong or not, labels; once there
-        self._looks = 0  # since the last optimiser step
+        self._micro_steps = 0  # since the last optimiser step
 
     @property
     def steps(self) -> int:
@@ -160,11 +161,17 @@ class Centres:
             self._soft.send(teacher, self._rows.store.length.dtype)
 
     def contrast(
-        self, student: Tensor, labels: Tensor, teacher: Tensor | None = None, look: Look | None = None
+        self,
+        student: Tensor,
+        labels: Tensor,
+        teacher: Tensor | None = None,
+        look: Look | None = None,
+        bending: Bending | None = None,
     ) -> Contrast:
         """Compare this rank's samples with all classes, and let `look` move their own centres first.
 
-        student (b, D) with gradient, labels (b,) int64, teacher (b, D); neither need be normalised.
+        student (b, D) with gradient, labels (b,) int64, teacher (b, D); neither need be normalised. bending: of the
+        negatives, by the target cosines of the centres as they are compared with.
         """
         begun, self._begun = self._begun or self._begin(student, labels, teacher), None
         assert begun.student is student, "Centres.contrast of other embeddings than were begun with"
@@ -172,7 +179,9 @@ class Centres:
         with torch.no_grad():
             own = self._rows.enter(begun.received(), self._steps)
             looked = self._look(look, own) if look else torch.zeros_like(own.student[:, 0])
-            queries = Queries(where_finite(own.student), own.owned, own.row, self._rows.filter(own, self._steps))
+            bend = self._bend(bending, own) if bending else None
+            kept = self._rows.filter(own, self._steps)
+            queries = Queries(where_finite(own.student), own.owned, own.row, kept, bend)
             soft = self._soft.begin(own, queries) if self._soft else None
             total, partition = soft.hard if soft else self.sweep.sums(own.store, queries)
             parts = [total, self._targets(own), partition, looked, *(soft.parts if soft else ())]
@@ -181,9 +190,11 @@ class Centres:
             sums, target_centre, partition, looked, *more = self._scatter(*parts)
             correction = _correction(more.pop()) if self.corrected else torch.zeros_like(looked)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
-            value = partition.log() + offset_of(self.scale) + correction
+            value = partition.log() + offset_of(self.scale, bend) + correction
             value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
-        found = Contrast((x * target_centre).sum(1), with_slope(value, x, slope), looked, target_centre)
+        first = (self._micro_steps * self.world.size + self.world.rank) * len(x)
+        self._micro_steps += 1
+        found = Contrast((x * target_centre).sum(1), with_slope(value, x, slope), looked, target_centre, first)
         pending = soft.finish(x, found.target, more, correction) if soft else None
         self.softened = pending.found if pending else None
         if self.optimizer:
@@ -213,9 +224,14 @@ class Centres:
 
     def _look(self, look: Look, own: OwnRows) -> Tensor:
         self._rows.moves(own, self._undoable)
-        with own.store.rounding(Draw(self.seed, self._steps, self._looks)):
-            self._looks += 1
+        with own.store.rounding(Draw(self.seed, self._steps, self._micro_steps)):
             return look(own)
+
+    def _bend(self, bending: Bending, own: OwnRows) -> Bend:
+        if not self.sweep.bends or self._soft:
+            by = "a pass with soft targets" if self._soft else type(self.sweep).__name__
+            raise ConfigError(f"centres.backend: {by} knows of no margin that bends negatives")
+        return bending(self.world.sum((own.student * self._targets(own)).sum(1)))
 
     def _move(self, optimizer: RowOptimizer, batches: list[MicroStep], lr: float) -> None:
         if self._soft is None:
@@ -227,7 +243,7 @@ class Centres:
 
     def _forget(self) -> None:
         self._pending.clear()
-        self._looks = 0
+        self._micro_steps = 0
 
     def _row_weights(self, pending: _Pending) -> MicroStep:
         """Gather the gradients of a micro-step -> queries, dL/dc_ij / p_ij (N,), dL/dc_iy (N,), c cosines.

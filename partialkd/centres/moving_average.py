@@ -44,6 +44,13 @@ def move_ema(own: OwnRows, weighted: bool, first_sight: bool, renormalise: bool,
     return alpha.where(own.owned, 0)
 
 
+def certainty(own: OwnRows) -> Tensor:
+    """Compute <w/|w|, f_t> of every owned sample (N,), else 0: how sure the teacher is of its class."""
+    if not len(own.store.shard):
+        return torch.zeros_like(own.teacher[:, 0])
+    return (own.store.directions(own.row) * own.teacher).sum(1) * own.owned
+
+
 def momentum(student: Tensor, centre: Tensor | None, clip: Clip) -> Tensor:
     """Compute a of each sample (n,) from the cosines (n,) of its teacher with its student and, weighted, its centre.
 

@@ -5,6 +5,16 @@ A file is one complete run; reading files and saying what is wrong with them: pa
 
 from partialkd.config.data import ArchiveConfig, AugmentConfig, DataConfig, PartConfig, ProceduralConfig
 from partialkd.config.job import Config, EvaluateConfig
+from partialkd.config.margins import (
+    AdaFaceMarginConfig,
+    CurricularMarginConfig,
+    Elastic,
+    ElasticArcMarginConfig,
+    ElasticCosMarginConfig,
+    MagFaceMarginConfig,
+    MarginSection,
+    SphereMarginConfig,
+)
 from partialkd.config.methods import (
     AdaDistillConfig,
     ArcDistillConfig,
@@ -15,6 +25,8 @@ from partialkd.config.methods import (
     MarginDistillationConfig,
     MethodConfig,
     MethodSection,
+    TeacherCentresConfig,
+    TrainedCentresConfig,
 )
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
@@ -24,6 +36,7 @@ from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfi
 
 __all__ = [
     "AdaDistillConfig",
+    "AdaFaceMarginConfig",
     "ArcDistillConfig",
     "ArcFaceConfig",
     "ArchiveConfig",
@@ -33,13 +46,19 @@ __all__ = [
     "Config",
     "CosDistillConfig",
     "CosFaceConfig",
+    "CurricularMarginConfig",
     "DataConfig",
     "DistConfig",
+    "Elastic",
+    "ElasticArcMarginConfig",
+    "ElasticCosMarginConfig",
     "EmbeddingTermConfig",
     "EvaluateConfig",
     "HealthConfig",
     "InputConfig",
+    "MagFaceMarginConfig",
     "MarginDistillationConfig",
+    "MarginSection",
     "MethodConfig",
     "MethodSection",
     "ModelConfig",
@@ -49,7 +68,10 @@ __all__ = [
     "ProceduralConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SphereMarginConfig",
+    "TeacherCentresConfig",
     "TeacherConfig",
     "TermSection",
+    "TrainedCentresConfig",
     "sampled_share",
 ]

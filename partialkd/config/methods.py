@@ -5,11 +5,12 @@ To add a method: its section here, its class in partialkd/methods (docs/extendin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from partialkd.config.base import Before, Moderate, Radians, Section, TeacherUse, choice_of
+from partialkd.config.margins import AdaFaceMarginConfig, MarginSection, NamedMargin
 
 CentreKind = Literal["trainable", "fixed", "ema"]
 
@@ -32,6 +33,25 @@ class MethodSection(Section):
 
     name: str
     scale: Moderate = 64.0
+
+    @property
+    def named_margin(self) -> MarginSection | None:
+        """The margin that is a section of its own; None where it is numbers of the method."""
+        margin = getattr(self, "margin", None)
+        return margin if isinstance(margin, MarginSection) else None
+
+
+def _without_geometry(margin: MarginSection) -> MarginSection:
+    if isinstance(margin, AdaFaceMarginConfig) and margin.geometry:
+        raise ValueError(f"geometry must be 0 but with adadistill, got {margin.geometry:g}")
+    return margin
+
+
+def _margin_kind(margin: Any) -> str:
+    return "<named>" if isinstance(margin, dict | MarginSection) else "<number>"
+
+
+MarginAlone = Annotated[NamedMargin, AfterValidator(_without_geometry)]  # where no teacher sees each image
 
 
 class ArcFaceConfig(MethodSection):
@@ -66,13 +86,36 @@ class CosDistillConfig(MethodSection):
     margin: Annotated[float, Field(ge=0, le=1)] = 0.35
 
 
+class TrainedCentresConfig(MethodSection):
+    """Margin softmax over trained centres, with a named margin."""
+
+    centre_kind: ClassVar[CentreKind] = "trainable"
+    teacher_use: ClassVar[TeacherUse] = "none"
+
+    name: Literal["trained_centres"]
+    margin: MarginAlone
+
+
+class TeacherCentresConfig(MethodSection):
+    """Margin softmax over the teacher's centres, with a named margin."""
+
+    centre_kind: ClassVar[CentreKind] = "fixed"
+    teacher_use: ClassVar[TeacherUse] = "centres"
+
+    name: Literal["teacher_centres"]
+    margin: MarginAlone
+
+
 class AdaDistillConfig(MethodSection):
     centre_kind: ClassVar[CentreKind] = "ema"
     teacher_use: ClassVar[TeacherUse] = "every batch"
 
     name: Literal["adadistill"]
-    kind: Literal["arc", "cos"] = "arc"
-    margin: Radians = 0.45  # radians for arc, cosine for cos
+    kind: Literal["arc", "cos"] = "arc"  # of a margin that is a number
+    # radians for arc, cosine for cos; or a margin with a name of its own
+    margin: Annotated[
+        Annotated[Radians, Tag("<number>")] | Annotated[NamedMargin, Tag("<named>")], Discriminator(_margin_kind)
+    ] = 0.45
     weighted: bool = True  # alpha' (True) or alpha (False)
     initial_centres: Literal["teacher_means", "random", "exclude"] = "teacher_means"
     first_sight: bool = True  # a class seen first takes the mean of its teacher embeddings
@@ -83,8 +126,10 @@ class AdaDistillConfig(MethodSection):
 
     @model_validator(mode="after")
     def _cosine_margin(self) -> AdaDistillConfig:
-        if self.kind == "cos" and self.margin > 1:
+        if self.kind == "cos" and isinstance(self.margin, float) and self.margin > 1:
             raise ValueError(f'margin must be at most 1 with kind = "cos", got {self.margin}')
+        if self.kind == "cos" and (margin := self.named_margin):
+            raise ValueError(f'kind must be left out with margin.name = "{margin.name}", got "cos"')
         return self
 
 

@@ -56,6 +56,8 @@ def _key(location: tuple[str | int, ...], tree: dict[str, Any]) -> list[str]:
     for part in location:
         if isinstance(node, dict) and part not in node and part in (node.get("name"), node.get("kind")):
             continue
+        if part in ("<named>", "<number>"):  # tags of the forms that a margin may have
+            continue
         parts.append(str(part))
         if isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
             node = node[part]

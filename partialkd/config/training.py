@@ -180,6 +180,9 @@ class PhaseConfig(Section):
         if whole and self.accumulation > 1:  # D_max is taken over the global batch, which must be there at once
             rule = "must be 1 with margindistillation (unless method.per_rank_maximum = true)"
             raise ValueError(f"accumulation {rule}, got {self.accumulation}")
+        margin = self.method.named_margin
+        if margin and margin.whole_batch and self.accumulation > 1:
+            raise ValueError(f"accumulation must be 1 with method.margin.{margin.whole_batch}, got {self.accumulation}")
         for at, term in enumerate(self.terms):
             if term.whole_batch and self.accumulation > 1:
                 rule = f'must be 1 with terms.{at}.name = "{term.name}", which looks at the global batch at once'

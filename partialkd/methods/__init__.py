@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from partialkd.config import AdaDistillConfig, MarginDistillationConfig, MethodSection
+from partialkd.config import (
+    AdaDistillConfig,
+    MarginDistillationConfig,
+    MethodSection,
+    TeacherCentresConfig,
+    TrainedCentresConfig,
+)
 from partialkd.methods.adadistill import AdaDistill
 from partialkd.methods.base import Method, Outcome
 from partialkd.methods.margin_softmax import MARGINS, MarginSoftmax
 from partialkd.methods.margindistillation import MarginDistillation
 
 METHODS: dict[type[MethodSection], Callable[[Any], Method]] = {
-    **dict.fromkeys(MARGINS, MarginSoftmax),
+    **dict.fromkeys([*MARGINS, TrainedCentresConfig, TeacherCentresConfig], MarginSoftmax),
     AdaDistillConfig: AdaDistill,
     MarginDistillationConfig: MarginDistillation,
 }

@@ -11,6 +11,9 @@ from which N_i = log Z_i + offset and dN_i/dx_i = scale * O_i / Z_i (docs/flows.
 added: |cosine| <= 1 bounds every term, so there is no maximum to keep. offset = max(0, scale - 64). For trainable
 rows a second sweep computes p_ij again and turns it into gradients of the rows, which it moves piece by piece.
 
+Where the queries have a `bend` (bend.py), f(<x_i, u_j>) stands in the place of the cosine in p_ij, and df/dc_ij times
+p_ij in that of p_ij in O and in the rows' gradients.
+
 A backend is a subclass of `Sweep` and a line in choose.BACKENDS (docs/extending.md).
 """
 
@@ -28,15 +31,11 @@ from torch import Tensor
 from partialkd.centres.row_filter import RowFilter, one_for_all
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
+from partialkd.centres.sweeps.bend import LARGEST_SCALE, Bend, offset_of
 from partialkd.centres.sweeps.products import Products
 from partialkd.config import CentresConfig
 
-LARGEST_SCALE = 64.0  # exp(+-64) and sums of 1e8 such terms fit into float32
-
-
-def offset_of(scale: float) -> float:
-    """The constant subtracted from every logit before exp."""
-    return max(0.0, scale - LARGEST_SCALE)
+__all__ = ["LARGEST_SCALE", "Bend", "MicroStep", "Queries", "RowGradient", "Sweep", "move_rows", "offset_of"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Queries:
     owned: Tensor  # (N,) bool: the sample's class is in this shard
     row: Tensor  # (N,) int64 row of the sample's class, 0 where not owned
     filter: RowFilter  # the rows compared with
+    bend: Bend | None = None  # of the negatives' cosines; None: as they are
 
     @cached_property
     def place(self) -> Tensor:
@@ -79,6 +79,7 @@ class Sweep(ABC):
     """One way to compute the two sweeps. Owed: `sums` and `row_gradients`; all else has a default."""
 
     competes: ClassVar[bool] = False  # `centres.backend = "auto"` measures it on CUDA, beside chunked
+    bends: ClassVar[bool] = False  # knows of `Queries.bend`; refused with margins that have one, unless it does
 
     def __init__(self, scale: float, chunk_rows: int | None = None, products: Products | None = None) -> None:
         """Build it; chunk_rows: rows multiplied with at once, None: as many as suit; products: None: exact."""

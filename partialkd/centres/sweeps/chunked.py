@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep, offset_of
+from partialkd.centres.sweeps.base import Bend, MicroStep, Queries, RowGradient, Sweep, offset_of
 from partialkd.centres.sweeps.chunks import Chunk, ChunkSize, cache_of, chunks
 
 # Logits in a chunk on the CPU: few chunks, for threads meet at the end of each; but the second sweep also passes over
@@ -20,7 +20,12 @@ SUMS_CHUNK, GRADIENTS_CHUNK = ChunkSize(1 << 22, copies=0), ChunkSize(1 << 20, c
 
 
 class ChunkedSweep(Sweep):
-    """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O."""
+    """Matrix products over chunks of rows; any device. Extra memory: one chunk of logits and of rows, and O.
+
+    With a bend another chunk of logits, of df/dc.
+    """
+
+    bends = True
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         x = queries.embeddings
@@ -30,11 +35,14 @@ class ChunkedSweep(Sweep):
         columns = self._columns(queries)
         for chunk in chunks(store, [queries.filter], rows, self.products):
             terms = workspace.take(x, len(chunk), len(x))
-            self._exponentiate(columns, chunk, terms)
+            slopes = self._exponentiate(columns, chunk, terms, queries.bend)
             if chunk.kept is not None:
                 terms.masked_fill_(~chunk.kept[:, None], 0.0)
             workspace.put(chunk.own(queries), nothing)
             partition += terms.sum(0)
+            if slopes is not None:
+                terms *= slopes
+                del slopes
             factors = self.products.operand(terms)
             for piece in chunk.pieces:
                 self.products.add(factors[piece.lines].T, piece.unit, total)
@@ -52,8 +60,11 @@ class ChunkedSweep(Sweep):
             gradient = store.length.new_empty(len(chunk), store.dim)
             for k, (queries, weight, target_gradient) in enumerate(batches):
                 terms = workspace.take(weight, len(chunk), len(weight))
-                self._exponentiate(columns[k], chunk, terms)
+                slopes = self._exponentiate(columns[k], chunk, terms, queries.bend)
                 terms *= weight
+                if slopes is not None:
+                    terms *= slopes
+                    del slopes
                 if len(batches) > 1 and chunk.kept is not None:
                     terms *= queries.filter.holds(chunk.rows)[:, None]
                 workspace.put(chunk.own(queries), target_gradient)
@@ -75,13 +86,15 @@ class ChunkedSweep(Sweep):
         """Scaled embeddings that rows are multiplied with to give logits, (D, N) line by line."""
         return self.products.operand((queries.embeddings * self.scale).T.contiguous())
 
-    def _exponentiate(self, columns: Tensor, chunk: Chunk, terms: Tensor) -> None:
-        """Compute terms (r, N) = exp(scale * cosine - offset)."""
+    def _exponentiate(self, columns: Tensor, chunk: Chunk, terms: Tensor, bend: Bend | None) -> Tensor | None:
+        """Compute terms (r, N) = exp(scale * f(cosine) - offset) -> df/dc (r, N), None where nothing is bent."""
         for piece in chunk.pieces:
             self.products.multiply(piece.unit, columns, terms[piece.lines])
-        if offset_of(self.scale):
-            terms -= offset_of(self.scale)
+        slopes = bend.bend(terms, self.scale) if bend else None
+        if bend or offset_of(self.scale):
+            terms -= offset_of(self.scale, bend)
         terms.exp_()
+        return slopes
 
 
 class Workspace:

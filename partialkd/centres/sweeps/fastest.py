@@ -57,7 +57,9 @@ class Trial:
 
 
 class FastestSweep(Sweep):
-    """The fastest of several backends, by shape."""
+    """The fastest of several backends, by shape; for bent negatives chunked."""
+
+    bends = True
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class FastestSweep(Sweep):
             return Trial(lambda: dict(zip("OZ", run(), strict=True)), run)
 
         able = [name for name, sweep in self.others.items() if sweep.sums_by_itself(store, queries)]
+        able = [] if queries.bend else able
         return self._fastest("sums", able, store, queries, prepare).sums(store, queries)
 
     def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
@@ -85,7 +88,7 @@ class FastestSweep(Sweep):
     def move(self, store: CentreStore, batches: Sequence[MicroStep], optimizer: RowOptimizer, lr: float) -> None:
         """Move a single micro-step by the fastest backend, several by chunked."""
         sweep, able = self.chunked, list[str]()
-        if len(batches) == 1:
+        if len(batches) == 1 and batches[0][0].bend is None:
             able = [name for name, other in self.others.items() if other.moves_by_itself(store, optimizer)]
         if able:
             queries, weight, target = batches[0]

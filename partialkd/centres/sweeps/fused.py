@@ -3,8 +3,8 @@
 Beyond the store it needs O and Z a few times (once per split), and where rows are sampled or unseen lists of those
 kept, in which the filter marks those that are not, LISTED_AT_ONCE rows at a time.
 
-What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, AdamW with
-a full second moment, and the movement of rows by several micro-steps at once.
+What has no kernel goes to the chunked path: stores of other types than float32 and bfloat16, D over 1024, bent
+negatives, AdamW with a full second moment, and the movement of rows by several micro-steps at once.
 Differs from the chunked path: products are in the type of the store, so with bfloat16 rows p and x are rounded too.
 Where `centres.products` names the other precision, the store goes to the chunked path; where only the movement of
 rows has no kernel, that takes the chunked path in the precision of the store.
@@ -76,7 +76,7 @@ class FusedSweep(ChunkedSweep):
         return None
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
-        if not self.takes(store):
+        if not self.sums_by_itself(store, queries):
             return super().sums(store, queries)
         x, own = _operands(store, queries)
         total, partition = torch.zeros_like(queries.embeddings), torch.zeros_like(queries.embeddings[:, 0])
@@ -96,7 +96,7 @@ class FusedSweep(ChunkedSweep):
 
     def move(self, store: CentreStore, batches: Sequence[MicroStep], optimizer: RowOptimizer, lr: float) -> None:
         """Move by the kernels a single micro-step of what they know, all else chunk by chunk."""
-        if not self.takes(store):
+        if not all(self.sums_by_itself(store, queries) for queries, _, _ in batches):
             super().move(store, batches, optimizer, lr)
             return
         if len(batches) != 1 or optimizer.rule not in RULES:
@@ -126,7 +126,7 @@ class FusedSweep(ChunkedSweep):
         return ChunkedSweep(self.scale, self.chunk_rows, make_products(kind, store.device))
 
     def sums_by_itself(self, store: CentreStore, queries: Queries) -> bool:
-        return self.takes(store)
+        return self.takes(store) and queries.bend is None
 
     def moves_by_itself(self, store: CentreStore, optimizer: RowOptimizer) -> bool:
         return self.takes(store) and optimizer.rule in RULES

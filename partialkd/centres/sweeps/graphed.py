@@ -23,7 +23,7 @@ movement of trainable rows, whose learning rate and random bits do.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import Queries
+from partialkd.centres.sweeps.base import Bend, Queries
 from partialkd.centres.sweeps.chunked import SUMS_CHUNK, ChunkedSweep
 from partialkd.centres.sweeps.products import Products
 from partialkd.errors import PartialKDWarning
@@ -102,23 +102,22 @@ class GraphedSweep(ChunkedSweep):
         self._graph = None
 
     def _graph_of(self, store: CentreStore, queries: Queries) -> _Graph:
-        key = _key(store, queries.embeddings)
+        key = _key(store, queries)
         if self._graph is None or self._graph.key != key:
             self.forget()  # before there is another
             self._graph = self._captured(key, store, queries)
         return self._graph
 
     def _captured(self, key: object, store: CentreStore, queries: Queries) -> _Graph:
-        x, owned, row = (
-            value.clone(memory_format=torch.contiguous_format)
-            for value in (queries.embeddings, queries.owned, queries.row)
-        )
+        inputs = [value.clone(memory_format=torch.contiguous_format) for value in _inputs(queries)]
+        x, owned, row, *bend = inputs
 
         def run() -> tuple[Tensor, Tensor]:
-            static = Queries(x, owned, row, RowFilter(len(store.shard), row))  # with nothing cached yet
+            kept = RowFilter(len(store.shard), row)
+            static = Queries(x, owned, row, kept, Bend(*bend) if bend else None)  # with nothing cached yet
             return ChunkedSweep.sums(self, store, static)
 
-        return _Graph(key, (x, owned, row), self._capture(run))
+        return _Graph(key, inputs, self._capture(run))
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,11 @@ class _Graph:
     """The sums of one store for batches of one size."""
 
     key: object
-    inputs: tuple[Tensor, Tensor, Tensor]  # embeddings, owned, row
+    inputs: Sequence[Tensor]  # of `_inputs`
     replay: Run
 
     def __call__(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        for own, given in zip(self.inputs, (queries.embeddings, queries.owned, queries.row), strict=True):
+        for own, given in zip(self.inputs, _inputs(queries), strict=True):
             own.copy_(given)
         total, partition = self.replay()
         return total.clone(), partition.clone()
@@ -163,8 +162,15 @@ def _stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def _key(store: CentreStore, x: Tensor) -> object:
+def _inputs(queries: Queries) -> list[Tensor]:
+    """List what changes from batch to batch: embeddings, owned, row, and a bend's threshold and strength."""
+    bend = [] if queries.bend is None else [queries.bend.threshold, queries.bend.strength]
+    return [queries.embeddings, queries.owned, queries.row, *bend]
+
+
+def _key(store: CentreStore, queries: Queries) -> object:
     """Everything that a graph of these sums depends on beside its inputs' values."""
     read = [value for value in (store.unit, store.scale) if value is not None]
     places = [(value.data_ptr(), value.shape, value.stride(), value.dtype) for value in read]
-    return places, store.length.dtype, x.shape, x.dtype
+    x = queries.embeddings
+    return places, store.length.dtype, x.shape, x.dtype, queries.bend is None

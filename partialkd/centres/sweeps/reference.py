@@ -14,12 +14,14 @@ from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep
 class ReferenceSweep(Sweep):
     """Autograd through the logits (N, R) of all rows, in the precision of the operands. For tests."""
 
+    bends = True
+
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = queries.embeddings.detach().requires_grad_()
             negative = self._negative(x, store.directions(slice(None)), queries)
             (slope,) = torch.autograd.grad(negative.sum(), x)  # scale * O / Z
-        partition = (negative.detach() - offset_of(self.scale)).exp()
+        partition = (negative.detach() - offset_of(self.scale, queries.bend)).exp()
         return slope.nan_to_num() * partition[:, None] / self.scale, partition
 
     def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
@@ -28,7 +30,8 @@ class ReferenceSweep(Sweep):
             unit = store.directions(slice(None)).detach().requires_grad_()
             loss = unit.sum() * 0
             for queries, weight, target_gradient in batches:
-                terms = (self._masked(queries.embeddings, unit, queries) - offset_of(self.scale)).exp()
+                logits = self._masked(queries.embeddings, unit, queries)
+                terms = (logits - offset_of(self.scale, queries.bend)).exp()
                 cosine = (queries.embeddings * unit[queries.row]).sum(1) * queries.owned if len(unit) else weight * 0
                 loss = loss + (weight[:, None] * terms).sum() / self.scale + (target_gradient * cosine).sum()
             (gradient,) = torch.autograd.grad(loss, unit)
@@ -43,7 +46,8 @@ class ReferenceSweep(Sweep):
 
     def _masked(self, x: Tensor, unit: Tensor, queries: Queries) -> Tensor:
         """Logits (N, R), -inf at rows not kept and at each sample's own class."""
-        logits = self.scale * (x @ unit.T)
+        cosine = x @ unit.T
+        logits = self.scale * (queries.bend.bent(cosine) if queries.bend else cosine)
         own = torch.zeros_like(logits, dtype=torch.bool)
         samples = queries.owned.nonzero().squeeze(1)
         own[samples, queries.row[samples]] = True

@@ -24,8 +24,8 @@ def arc_margin(cosine: Tensor, radians: float | Tensor) -> Tensor:
     return combined_margin(cosine, 1.0, radians, 0.0)
 
 
-def cos_margin(cosine: Tensor, margin: float) -> Tensor:
-    """CosFace: cos(theta) - m."""
+def cos_margin(cosine: Tensor, margin: float | Tensor) -> Tensor:
+    """CosFace: cos(theta) - m; m one number, or one per sample (b,)."""
     return cosine - margin
 
 
