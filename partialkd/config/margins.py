@@ -48,7 +48,7 @@ class AdaFaceMarginConfig(MarginSection):
 
     @property
     def numbers_sent(self) -> int:
-        return 1
+        return 1 + (self.geometry > 0)
 
 
 class MagFaceMarginConfig(MarginSection):

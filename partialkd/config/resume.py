@@ -77,10 +77,16 @@ def before(section: type[Section]) -> dict[str, Any]:
 def identity_changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (saved, given) where a checkpoint's identity is not this phase's.
 
-    What checkpoints of before did not record counts as equal, unless the field did not exist then (`Before`).
+    What checkpoints of before did not record counts as equal, unless the field did not exist then (`Before`). Where one
+    has a section and the other a value (a margin may be either), that is a change.
     """
-    was = before(PhaseConfig) | flat(saved)
-    return {key: (was[key], now) for key, now in flat(given).items() if key in was and was[key] != now}
+    was, now = before(PhaseConfig) | flat(saved), flat(given)
+    changes = {key: (was[key], value) for key, value in now.items() if key in was and was[key] != value}
+    for key in now.keys() - was.keys():
+        changes |= {one: (was[one], "a section") for one in was if key.startswith(f"{one}.")}
+    for key in was.keys() - now.keys():
+        changes |= {one: ("a section", now[one]) for one in now if key.startswith(f"{one}.")}
+    return changes
 
 
 def check_same_run(config: Config, path: Path, extend: bool = False) -> list[str]:

@@ -226,7 +226,9 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
         listed = min(phase.accumulation * batch, most)
         before = dim + bytes_a_row(phase) // FLOAT if copies > 1 else 0
         beside, width = max(beside, listed * (dim * copies + before)), max(width, listed)
-    return (width * batch + beside) * FLOAT + copied * width * (batch + dim)
+    margin = phase.method.named_margin
+    bent = width * batch * (FLOAT + 1) if margin and margin.bends else 0  # df/dc, and where it is 1
+    return (width * batch + beside) * FLOAT + copied * width * (batch + dim) + bent
 
 
 def _chunk_rows(phase: PhaseConfig, batch: int, size: ChunkSize, cuda: bool) -> int:

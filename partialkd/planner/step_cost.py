@@ -24,6 +24,8 @@ def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
         "all_gather of embeddings": others * local * (both * dim * FLOAT + 8),
         "reduce_scatter of sums": others * local * (2 * dim + 2 + 2 * counts) * FLOAT,
     }
+    if (margin := phase.method.named_margin) and margin.numbers_sent:
+        wire["collectives of the margin"] = others * local * margin.numbers_sent * FLOAT
     if phase.method.centre_kind == "trainable":
         wire["all_gather of row weights"] = others * local * 2 * FLOAT
     return wire

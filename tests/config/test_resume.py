@@ -57,6 +57,9 @@ def test_checkpoints_of_before_are_compared_in_what_they_recorded() -> None:
     assert identity_changes({**recorded, "seed": None}, now) == {"seed": (None, 0)}
     other = {**recorded, "method": {**now["method"], "scale": 32.0}}
     assert identity_changes(other, now) == {"method.scale": (32.0, 64.0)}
+    number, named = {"method": {"margin": 0.4}}, {"method": {"margin": {"name": "adaface", "m": 0.4}}}
+    assert identity_changes(number, named) == {"method.margin": (0.4, "a section")}
+    assert identity_changes(named, number) == {"method.margin": ("a section", 0.4)}
     assert identity_changes(now, {"seed": 0, **phase_identity(phase(optimizer={"lr": 0.2}))}) == {
         "optimizer.lr": (0.1, 0.2)
     }
@@ -72,6 +75,8 @@ def test_every_section_of_a_method_has_a_class_and_says_what_it_needs() -> None:
         "cosdistill": ("fixed", "centres"),
         "adadistill": ("ema", "every batch"),
         "margindistillation": ("fixed", "every batch"),
+        "trained_centres": ("trainable", "none"),
+        "teacher_centres": ("fixed", "centres"),
     }
 
 

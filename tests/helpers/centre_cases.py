@@ -36,13 +36,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "ada_poster": {"name": "adadistill", "clip": "poster"},
     "margindistillation": {"name": "margindistillation"},
 }
+NAMED: dict[str, dict[str, Any]] = {
+    "curricular": {"name": "trained_centres", "margin": {"name": "curricular"}},
+    "elastic_plus": {"name": "trained_centres", "margin": {"name": "elastic_cos", "plus": True}},
+    "ada_adaface": {"name": "adadistill", "margin": {"name": "adaface", "geometry": 3.0}},
+    "ada_curricular": {"name": "adadistill", "margin": {"name": "curricular"}},
+    "magface": {"name": "teacher_centres", "margin": {"name": "magface"}},
+}
 
 
 def method_of(name: str, scale: float = SCALE) -> Any:
     tree = {
         "run": {"name": "t"}, "data": {"path": "x"}, "teacher": {"source": "onnx", "path": "t", "embedding_dim": 8},
         "student": {
-            "model": {"name": "iresnet18", "embedding_dim": 8}, "method": {**METHODS[name], "scale": scale},
+            "model": {"name": "iresnet18", "embedding_dim": 8}, "method": {**(METHODS | NAMED)[name], "scale": scale},
             "epochs": 1, "global_batch": 1,
         },
     }  # fmt: skip

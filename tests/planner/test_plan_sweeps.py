@@ -38,6 +38,7 @@ def phase_of(config: str, *overrides: str) -> PhaseConfig:
     [
         ("ms1mv2_arcface.toml", ["centres.store=bf16"]),
         ("ms1mv2_arcface.toml", ["centres.store=bf16", SAMPLED]),
+        ("ms1mv2_arcface.toml", ['method={name="trained_centres", margin={name="curricular"}}']),
         ("ms1mv2_arcface.toml", ["optimizer.name=adamw"]),
         ("ms1mv2_arcface.toml", ["optimizer.name=adamw", SAMPLED]),
         ("webface42m_adadistill_32gpu.toml", ["centres.sample_rate=1", "centres.store=int8"]),

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from helpers import dense
-from helpers.centre_cases import METHODS, method_of, store_of
+from helpers.centre_cases import METHODS, NAMED, method_of, store_of
 from helpers.ranks import run
 from partialkd.centres import Centres, CentreStore, engine, row_filter
 from partialkd.centres import store as store_module
@@ -75,6 +75,17 @@ def test_collectives_of_a_step(name: str, settings: dict[str, Any]) -> None:
     assert run(collectives, 2, name, settings) == [wanted, wanted]
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMED)
+def test_collectives_of_named_margins(name: str) -> None:
+    """AdaFace gathers norms, ElasticFace+ cosines, CurricularFace sums cosines."""
+    wanted = Counter(start_all_gather=1, reduce_scatter=1)
+    wanted["start_all_gather"] += (NAMED[name]["name"] == "trained_centres") + (name in ("ada_adaface", "elastic_plus"))
+    if "curricular" in name:
+        wanted["sum"] += 1
+    assert run(collectives, 2, name, {}) == [wanted, wanted]
+
+
 def begun(world: World, name: str) -> bool:
     """Whether an early start of the all_gather changes a bit of the loss, the gradient or the values reported."""
     p, method, mine = dense.make_problem(40, 12, 8), method_of(name), slice(6 * world.rank, 6 * world.rank + 6)
@@ -116,6 +127,10 @@ STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("arcface", "sgd", "bf16", {"moments": "bf16"}),
     ("arcface", "sgd", "fp32", SETTINGS[1]),
     ("arcface", "adamw", "bf16", {"second_moment": "row", "sample_rate": 0.3}),
+    ("curricular", "sgd", "fp32", {}),
+    ("elastic_plus", "sgd", "fp32", {}),
+    ("ada_adaface", "sgd", "fp32", SETTINGS[1]),
+    ("magface", "sgd", "fp32", {}),
 )
 
 

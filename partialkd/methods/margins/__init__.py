@@ -19,6 +19,7 @@ from partialkd.methods.margins.base import Margin, MarginInputs, Moved, PlainMar
 from partialkd.methods.margins.curricular import CurricularMargin
 from partialkd.methods.margins.elastic import elastic_arc, elastic_cos
 from partialkd.methods.margins.functions import (
+    EDGE,
     arc_margin,
     combined_margin,
     cos_margin,
@@ -45,6 +46,7 @@ def named_margin(config: MarginSection) -> Margin:
 
 
 __all__ = [
+    "EDGE",
     "NAMED",
     "Margin",
     "MarginInputs",
