@@ -42,8 +42,8 @@ from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.sampling import Sampling
 from partialkd.centres.soft_targets import SoftContrast, SoftPass, SoftPending, SoftTargets
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
-from partialkd.centres.sweeps.bend import Bend
+from partialkd.centres.sweeps.base import MicroStep, Queries
+from partialkd.centres.sweeps.bend import Bend, offset_with
 from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.config import CentresConfig
@@ -188,9 +188,9 @@ class Centres:
             if self.corrected:
                 parts.append(queries.filter.counts().to(total).expand(len(total), 2))
             sums, target_centre, partition, looked, *more = self._scatter(*parts)
-            correction = _correction(more.pop()) if self.corrected else torch.zeros_like(looked)
+            correction = _correction(more.pop()) if self.corrected else torch.zeros_like(partition)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
-            value = partition.log() + offset_of(self.scale, bend) + correction
+            value = partition.log() + offset_with(self.scale, bend) + correction
             value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
         first = (self._micro_steps * self.world.size + self.world.rank) * len(x)
         self._micro_steps += 1

@@ -143,6 +143,10 @@ class PhaseConfig(Section):
         for at, name in soft[1:]:
             rule = f'must be left out beside terms.{soft[0][0]}.name = "{soft[0][1]}": the two would share one pass'
             raise ValueError(f'terms.{at}.name {rule} over the centres, got "{name}"')
+        margin = self.method.named_margin
+        if soft and margin and margin.bends:
+            rule = f'must be left out with a margin that bends negatives, as method.margin.name = "{margin.name}" does'
+            raise ValueError(f'terms.{soft[0][0]}.name {rule}, got "{soft[0][1]}"')
         if self.teacher_rows and self.centres.memory == "host":
             rule = f'must be "device" with terms.{soft[0][0]}.name = "{soft[0][1]}" and {self.method.name}'
             raise ValueError(

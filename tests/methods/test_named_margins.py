@@ -303,6 +303,12 @@ def test_margins_dealt_out_anew_refuse_accumulation() -> None:
         parse_config(tree(method, accumulation=2))
 
 
+def test_bent_negatives_have_no_soft_targets() -> None:
+    method = {"name": "teacher_centres", "margin": MARGINS["curricular"]}
+    with pytest.raises(ConfigError, match=r"student.terms.0.name: must be left out with a margin that bends negatives"):
+        parse_config(tree(method, terms=({"name": "logit_kd"},)))
+
+
 def test_geometry_is_allowed_with_a_teacher_of_every_batch() -> None:
     margin = parse_config(tree({"name": "adadistill", "margin": GEOMETRY})).student.method.named_margin
     assert isinstance(margin, AdaFaceMarginConfig)

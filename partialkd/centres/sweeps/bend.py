@@ -4,9 +4,9 @@ A negative whose cosine is above the sample's threshold T_i, which is its target
 
     f(c_ij) = c_ij (t + c_ij) where c_ij > T_i, else c_ij;   df/dc_ij = t + 2 c_ij, else 1.
 
-T_i and t carry no gradient. With |t| <= 1 the bent cosine lies in [-1, 1 + |t|], so that the constant which keeps exp
-within float32 grows with |t| (`offset_of`). f jumps at T_i: of cosines that differ by rounding one may be hard and the
-other not.
+T_i and t carry no gradient. With |t| <= 1 the bent cosine lies in [-1, 1 + |t|]; the constant that keeps exp within
+float32 grows with |t| (`offset_with`). f jumps at T_i: of cosines that differ by rounding one may be hard and the other
+not.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ class Bend:
         return torch.where(cosine > self.threshold[:, None], cosine * (self.strength + cosine), cosine)
 
 
-def offset_of(scale: float, bend: Bend | None = None) -> float | Tensor:
-    """The constant subtracted from every logit before exp: max(0, scale * largest cosine - 64); of a bend ()."""
+def offset_of(scale: float) -> float:
+    """The constant subtracted from every logit before exp: largest logit - 64, at least 0."""
+    return max(0.0, scale - LARGEST_SCALE)
+
+
+def offset_with(scale: float, bend: Bend | None) -> float | Tensor:
+    """`offset_of`, or with a bend that of the largest bent logit, scale * (1 + |t|), ()."""
     if bend is None:
-        return max(0.0, scale - LARGEST_SCALE)
+        return offset_of(scale)
     return (scale * (1 + bend.strength.abs()) - LARGEST_SCALE).clamp_min(0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import Bend, MicroStep, Queries, RowGradient, Sweep, offset_of
+from partialkd.centres.sweeps.bend import offset_with
 from partialkd.centres.sweeps.chunks import Chunk, ChunkSize, cache_of, chunks
 
 # Logits in a chunk on the CPU: few chunks, for threads meet at the end of each; but the second sweep also passes over
@@ -92,7 +93,7 @@ class ChunkedSweep(Sweep):
             self.products.multiply(piece.unit, columns, terms[piece.lines])
         slopes = bend.bend(terms, self.scale) if bend else None
         if bend or offset_of(self.scale):
-            terms -= offset_of(self.scale, bend)
+            terms -= offset_with(self.scale, bend)
         terms.exp_()
         return slopes
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep, offset_of
+from partialkd.centres.sweeps.base import MicroStep, Queries, RowGradient, Sweep
+from partialkd.centres.sweeps.bend import offset_with
 
 
 class ReferenceSweep(Sweep):
@@ -21,7 +22,7 @@ class ReferenceSweep(Sweep):
             x = queries.embeddings.detach().requires_grad_()
             negative = self._negative(x, store.directions(slice(None)), queries)
             (slope,) = torch.autograd.grad(negative.sum(), x)  # scale * O / Z
-        partition = (negative.detach() - offset_of(self.scale, queries.bend)).exp()
+        partition = (negative.detach() - offset_with(self.scale, queries.bend)).exp()
         return slope.nan_to_num() * partition[:, None] / self.scale, partition
 
     def row_gradients(self, store: CentreStore, batches: Sequence[MicroStep]) -> Iterator[RowGradient]:
@@ -31,7 +32,7 @@ class ReferenceSweep(Sweep):
             loss = unit.sum() * 0
             for queries, weight, target_gradient in batches:
                 logits = self._masked(queries.embeddings, unit, queries)
-                terms = (logits - offset_of(self.scale, queries.bend)).exp()
+                terms = (logits - offset_with(self.scale, queries.bend)).exp()
                 cosine = (queries.embeddings * unit[queries.row]).sum(1) * queries.owned if len(unit) else weight * 0
                 loss = loss + (weight[:, None] * terms).sum() / self.scale + (target_gradient * cosine).sum()
             (gradient,) = torch.autograd.grad(loss, unit)

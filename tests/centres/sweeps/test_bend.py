@@ -14,7 +14,8 @@ from helpers.kernel_cases import Case
 from helpers.recording import Recording
 from partialkd.centres import Centres, CentreStore
 from partialkd.centres.row_optimizers import RowSGD
-from partialkd.centres.sweeps.base import Bend, Queries, Sweep, offset_of
+from partialkd.centres.sweeps.base import Bend, Queries, Sweep
+from partialkd.centres.sweeps.bend import offset_with
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fastest import FastestSweep
 from partialkd.centres.sweeps.fused import FusedSweep
@@ -48,7 +49,7 @@ def dense(store: CentreStore, queries: Queries, scale: float) -> tuple[Tensor, T
     """O and Z over their offset, term by term in float64."""
     assert queries.bend is not None
     x, u = queries.embeddings.double(), store.directions(slice(None)).double()
-    t, offset = float(queries.bend.strength), float(offset_of(scale, queries.bend))
+    t, offset = float(queries.bend.strength), float(offset_with(scale, queries.bend))
     cosine = x @ u.T
     hard = cosine > queries.bend.threshold.double()[:, None]
     logit = scale * torch.where(hard, cosine * (t + cosine), cosine)
@@ -85,7 +86,7 @@ def test_the_largest_and_the_least_fit_into_float32() -> None:
     queries = replace(plain, embeddings=x, owned=owned, row=row, bend=Bend(torch.tensor([0.5, 0.5]), torch.tensor(1.0)))
     for scale in (64.0, 200.0):
         total, partition = ChunkedSweep(scale).sums(store, queries)
-        value = partition.log() + offset_of(scale, queries.bend)
+        value = partition.log() + offset_with(scale, queries.bend)
         assert total.isfinite().all()
         torch.testing.assert_close(value[0], torch.tensor(2 * scale), rtol=1e-6, atol=0)
 
