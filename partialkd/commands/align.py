@@ -30,7 +30,7 @@ from partialkd.align.template import SIDE
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import PartialKDError, printable
 from partialkd.storage.atomic_files import refuse_existing
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def _finder(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="align.py",
         description="Find the faces of photographs and bring them to the ArcFace template.",
         epilog=EXAMPLES,

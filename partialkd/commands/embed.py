@@ -28,6 +28,7 @@ from partialkd.teacher.cache import TeacherCache, kept_before
 from partialkd.teacher.embedded_records import check_writable, write_embedded
 from partialkd.teacher.network import open_teacher
 from partialkd.teacher.supervision import facts_of, look_at, make_cache
+from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
 from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: teacher.cache)")

@@ -38,6 +38,7 @@ from partialkd.models.onnx_file import read_model
 from partialkd.models.saved import read_description
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher, wrap_teacher
+from partialkd.world.command import CommandParser
 from partialkd.world.launch import launched
 from partialkd.world.messages import output
 from partialkd.world.world import World
@@ -179,7 +180,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = EvaluateConfig()
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="Score a network on verification sets.")
+    parser = CommandParser(prog="evaluate.py", description="Score a network on verification sets.")
     parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx, a checkpoint or a run folder")
     add_choice(parser)
     parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")

@@ -7,7 +7,6 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from partialkd.export.onnx import TOLERANCE, export
 from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
 from partialkd.teacher.network import fingerprint_of
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 
@@ -38,7 +37,7 @@ def described(path: Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="export.py",
         description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same.",
     )

@@ -5,19 +5,18 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.errors import PartialKDError
 from partialkd.models.mxnet.checkpoint import CLASSIFIER_FILE, MODEL_FILE, import_checkpoint
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="import_mxnet.py",
         description="An MXNet teacher as a network of this project, and its rows for teacher.classifier.",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from partialkd.data.formats.pair_lists import FORMS, LFW_NAMES, read_pair_list
 from partialkd.data.packing.verification_sets import PAIRS, build_bin, extract_bin
 from partialkd.errors import PartialKDError
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 
@@ -39,7 +39,7 @@ def _extract(args: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make_bin.py", description="Build or take apart a verification set.")
+    parser = CommandParser(prog="make_bin.py", description="Build or take apart a verification set.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="aligned images and a list of pairs -> .bin")
     build.add_argument("form", choices=FORMS, help="form of the list")

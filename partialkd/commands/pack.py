@@ -14,7 +14,7 @@ from partialkd.config.data import PartSource
 from partialkd.data.packing.image_list import Gaps
 from partialkd.data.packing.pack import PackOptions, pack, unpack
 from partialkd.errors import PartialKDError
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 
@@ -45,7 +45,7 @@ def _unpack(args: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Pack images as the train.rec, train.idx and property that training reads, or unpack such a folder."
-    parser = argparse.ArgumentParser(prog="pack.py", description=description)
+    parser = CommandParser(prog="pack.py", description=description)
     parser.add_argument("direction", choices=["pack", "unpack"])
     source = "folder <identity>/<image>, list (a line path<TAB>class id per image), or what --from says"
     parser.add_argument("source", type=Path, help=source)

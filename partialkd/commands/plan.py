@@ -25,7 +25,9 @@ from partialkd.data.formats.property_file import read_property
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
 from partialkd.planner.plan import Plan, Ranks, plan_phase
+from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured
+from partialkd.world.messages import output
 
 GB = 10**9
 _NUMBER = r"(\d+(?:\.\d*)?(?:e\d+)?)"
@@ -66,20 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = known or max(room, ranks.size)
         plan = plan_phase(phase, config.data, classes, ranks, teacher)
         most = "" if known else ", the most that fit" if room else ", and not even these fit"
-        print(f"\n{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each")
-        print(memory_table(plan, memory))
-        print(cost_table(plan, device))
+        output("", f"{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each")
+        output(*memory_table(plan, memory).get_string().splitlines())
+        output(*cost_table(plan, device).get_string().splitlines())
         if freed := behind_the_step(phase, config.data, classes, ranks, teacher):
-            print(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
-        print(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
+            output(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
+        output(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
         for change, then in sampling(phase, config.data, classes, ranks, teacher):
-            print(f"most products are the centres'; {change}: {_least_text(then, device)}")
+            output(f"most products are the centres'; {change}: {_least_text(then, device)}")
         if plan.peak > memory:
             fits = False
-            print("does not fit; what would help, one line at a time:")
+            output("does not fit; what would help, one line at a time:")
             for change, then in savings(phase, config.data, classes, ranks, teacher, memory):
                 fitting = ", fits" if then.peak <= memory else ""
-                print(f"  {change}: {_size(then.peak)} a rank{_beside(then)}, {_least_text(then, device)}{fitting}")
+                output(f"  {change}: {_size(then.peak)} a rank{_beside(then)}, {_least_text(then, device)}{fitting}")
     return 0 if fits else 1
 
 
@@ -177,7 +179,7 @@ def parse_count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Memory, traffic and least time of a run, before it waits in a queue."
-    parser = argparse.ArgumentParser(prog="launch/plan.py", description=description)
+    parser = CommandParser(prog="launch/plan.py", description=description)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(

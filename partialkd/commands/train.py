@@ -18,7 +18,9 @@ import torch
 from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
 from partialkd.run.job import run_job
+from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
+from partialkd.world.messages import output
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 RANKS_WITHOUT_GPU = 2
@@ -32,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = [argument for argument in options.arguments if "=" not in argument]
     if len(paths) > 1:
         parser.error(f"one CONFIG, got {paths}")
+    if options.log_level:
+        overrides.append(f"run.log_level={options.log_level}")
     config = configured(lambda: load_config(paths[0] if paths else DEFAULT, overrides))
     if options.check:
-        print(configured(_ranks_here))
+        output(configured(_ranks_here))
         return 0
     job = lambda world: run_job(config, world, options.resume, options.extend)
     return launched(config.dist, job, ("--resume", "auto"))
@@ -49,9 +53,7 @@ def _ranks_here() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
     parser.add_argument(

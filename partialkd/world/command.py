@@ -1,4 +1,4 @@
-"""What every program of launch/ has in common: messages, Ctrl-C, and errors that no part of it has explained.
+"""What every program of launch/ has in common: messages, their level, Ctrl-C, and errors that no part has explained.
 
 `raise SystemExit(command(body))`, where `body` imports what is slow: from then on Ctrl-C is one line and status 130,
 not the traceback of an import. Light: imports nothing slow itself.
@@ -6,6 +6,7 @@ not the traceback of an import. Light: imports nothing slow itself.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -13,12 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from partialkd.errors import PartialKDError, text_of
 from partialkd.storage.launcher_notes import launched
-from partialkd.world.messages import NOT_SHOWN, PACKAGE, Screen, Stream, begin, begun, rank
+from partialkd.world.messages import NOT_SHOWN, PACKAGE, Screen, Stream, begin, begun, rank, set_level
 
 FAILED, INTERRUPTED = 1, 130
+LEVELS = ("debug", "info", "warning", "error")
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,22 @@ def command(body: Callable[[], int], progress: Stream = "stdout") -> int:
         return FAILED
     finally:
         interrupts.forget()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command: with `--log-level`, which holds from where it is read on."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument(
+            "--log-level", choices=LEVELS, action=_SetLevel, help='what is said beside the result (default "info")'
+        )
+
+
+class _SetLevel(argparse.Action):
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        set_level(value)
+        setattr(namespace, self.dest, value)
 
 
 class _Interrupts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from partialkd.commands.export import described
 from partialkd.commands.export import main as export
 from partialkd.errors import CheckpointError
 from partialkd.models.saved import open_model
+from partialkd.storage.manifest import MANIFEST, write_manifest
 from partialkd.storage.tensor_file import read_tensors
 
 STEP = Path("checkpoints", "step_000000003")
@@ -96,12 +98,39 @@ def test_a_stopped_run_is_evaluated(folder: Path, tmp_path: Path, monkeypatch: p
     assert main([str(folder), "--checkpoint", "best", *arguments]) == 1
 
 
+def score(checkpoint: Path, score: float, step: int = 3) -> None:
+    """Give a checkpoint a score, as `run.keep_best` does."""
+    facts = json.loads((checkpoint / MANIFEST).read_bytes())
+    del facts["crc32"]
+    write_manifest(checkpoint, {**facts, "score": score, "step": step})
+
+
+@pytest.fixture
+def scored(folder: Path) -> Path:
+    """The same run with a later, worse checkpoint; lower scores are better."""
+    best = folder / "student" / STEP
+    later = shutil.copytree(best, best.with_name("step_000000004"))
+    score(best, 0.2)
+    score(later, 0.7, step=4)
+    return folder
+
+
+def test_the_best_checkpoint_is_evaluated(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert chosen(scored) == chosen(scored, "last") == scored / "student" / "checkpoints" / "step_000000004"
+    sets, target = str(tmp_path / "data" / "faces.bin"), tmp_path / "scores.json"
+    arguments = ["--sets", sets, "--folds", "2", "--fars", "0.1", "--device", "cpu", "--json", str(target)]
+    assert main([str(scored), "--checkpoint", "best", *arguments]) == 0
+    assert json.loads(target.read_text())["model"] == str(scored / "student" / STEP)
+
+
 @pytest.mark.slow
-def test_a_stopped_run_is_exported(folder: Path, tmp_path: Path) -> None:
-    assert export([str(folder), str(tmp_path / "out"), "--checkpoint", "last"]) == 0
+def test_the_best_checkpoint_of_a_stopped_run_is_exported(scored: Path, tmp_path: Path) -> None:
+    assert export([str(scored), str(tmp_path / "out"), "--checkpoint", "best"]) == 0
     exported, ours = (
         open_model(tmp_path / "out" / "model.safetensors")[0],
-        checkpoint_network(folder / "student" / STEP)[0],
+        checkpoint_network(scored / "student" / STEP)[0],
     )
     assert all(torch.equal(x, exported.state_dict()[name]) for name, x in ours.state_dict().items())
     assert (tmp_path / "out" / "model.onnx").is_file()
