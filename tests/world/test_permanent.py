@@ -104,23 +104,45 @@ if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$FAKE_QUEUE"; fi
 """
 
 
-@pytest.mark.parametrize(("said", "queued", "status"), [("2", False, 2), ("", True, 0)], ids=["wrong", "time is up"])
-def test_the_batch_script_queues_no_wrong_job_again(said: str, queued: bool, status: int, tmp_path: Path) -> None:
-    """Its time is up in both cases; srun and scontrol are stood in for."""
+PYTHON = """#!/usr/bin/env bash
+echo "$@" > "$FAKE_CHECK"
+exit "${FAKE_WRONG:-0}"
+"""
+
+
+def batch_script(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run launch/slurm/train.sbatch with stand-ins for srun, scontrol and python; what it says is in `log`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(PYTHON)
+    (tmp_path / "bin" / "python").chmod(0o755)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
-    environment = {
+    given = {
         **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2",
-        "FAKE_STATUS": said, "FAKE_QUEUE": str(tmp_path / "queue"),
+        "FAKE_QUEUE": str(tmp_path / "queue"), "FAKE_CHECK": str(tmp_path / "check"), "PARTIALKD_VENV": str(tmp_path),
+        **environment,
     }  # fmt: skip
-    command = ["bash", "launch/slurm/train.sbatch", "run.toml"]
+    command = ["bash", "launch/slurm/train.sbatch", "run.toml", "run.name=x"]
     with (tmp_path / "log").open("w") as log:  # no pipe: the script leaves a sleep behind
-        got = subprocess.run(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=60, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=given, stdout=log, stderr=log, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("said", "queued", "status"), [("2", False, 2), ("", True, 0)], ids=["wrong", "time is up"])
+def test_the_batch_script_queues_no_wrong_job_again(said: str, queued: bool, status: int, tmp_path: Path) -> None:
+    """Its time is up in both cases."""
+    got = batch_script(tmp_path, FAKE_STATUS=said)
     at_last = (tmp_path / "log").read_text()
     assert got.returncode == status, at_last
     assert (tmp_path / "queue").exists() == queued
     assert ("not queued again: it would fail in the same way" in at_last) == (not queued)
     assert not (tmp_path / "slurm-7.status").exists()
+    assert (tmp_path / "check").read_text() == "launch/train.py --check run.toml run.name=x\n"
+
+
+def test_the_batch_script_starts_no_rank_with_a_wrong_configuration(tmp_path: Path) -> None:
+    assert batch_script(tmp_path, FAKE_WRONG="2").returncode == 2
+    assert "rendezvous" not in (tmp_path / "log").read_text()  # said when ranks are started
+    assert not (tmp_path / "queue").exists()
