@@ -25,6 +25,8 @@ from partialkd.teacher.network import fingerprint_of
 from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
+MOST_IMAGES = 4096  # in one batch: more is a mistyped number
+
 
 def described(path: Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
     """Weights, configuration and image size of a network file or a checkpoint."""
@@ -46,12 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_choice(parser)
     parser.add_argument("--card", type=Path, help="the network's threshold card, for the metadata of both files")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
+    parser.add_argument("--batch", type=int, metavar="N", help="model.onnx takes N images, not any number")
     args = parser.parse_args(arguments)
+    if args.batch is not None and not 1 <= args.batch <= MOST_IMAGES:
+        parser.error(f"--batch must be in 1..{MOST_IMAGES}, got {args.batch}")
     try:
         state, config, image_size = described(chosen(args.model, args.checkpoint, args.phase))
         card = read_card(args.card, fingerprint_of(state, image_size)) if args.card else None
         thresholds = json.dumps(compact(card)) if card else None
-        done = export(state, config, image_size, args.folder, args.tolerance, thresholds)
+        done = export(state, config, image_size, args.folder, args.tolerance, thresholds, args.batch)
     except (PartialKDError, OSError) as error:
         say_error(error)
         return 1

@@ -1,10 +1,11 @@
 """A trained network as files that others can run: `model.onnx` and `model.safetensors`, in one folder.
 
 model.onnx (IR 9, opset 20, which onnxruntime 1.17 and onnx 1.15 read): input "images" (batch, 3, S, S) float32, RGB,
-(pixel - 127.5) / 127.5; output "embeddings" (batch, D) float32, not normalised; batch is free; weights inside the file.
+(pixel - 127.5) / 127.5; output "embeddings" (batch, D) float32, not normalised; batch is free unless a number is asked
+for, which converters to LiteRT and ncnn want; weights inside the file.
 Both files carry the description of models/saved.py as metadata. Parity: embeddings of random images from the network
 and from onnxruntime, each scaled to length one, may differ by at most `tolerance` (1e-4) in any number, at batch sizes
-1 and 3; else nothing is written.
+1 and 3 or at the one asked for; else nothing is written.
 Errors: CheckpointError. Each file appears complete or not at all; last comes manifest.json with the size and CRC-32 of
 both, which whatever opens model.onnx here compares.
 """
@@ -15,7 +16,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,11 @@ def export(
     folder: str | Path,
     tolerance: float = TOLERANCE,
     thresholds: str | None = None,
+    batch: int | None = None,
 ) -> Exported:
     """Write both forms of the network `config` with the weights `state`.
 
-    thresholds: JSON that goes into the metadata of both (evaluate/card.py).
+    thresholds: JSON that goes into the metadata of both (evaluate/card.py). batch: None, model.onnx takes any.
     """
     more = {} if thresholds is None else {"thresholds": thresholds}
     folder = Path(folder)
@@ -70,8 +72,8 @@ def export(
         raise CheckpointError(f"{folder}: not written: {problem}")
     network = _plain_network(state, config, image_size)
     with Pass("exporting to ONNX"):
-        content = to_onnx(network, {**more, **describe(config, image_size)})
-        difference = largest_difference(network, content)
+        content = to_onnx(network, {**more, **describe(config, image_size)}, batch)
+        difference = largest_difference(network, content, BATCHES if batch is None else (batch,))
     if not difference <= tolerance:  # NaN must fail too
         rule = f"embeddings by onnxruntime must be within {tolerance} of the network's"
         raise CheckpointError(f"{folder / 'model.onnx'}: {rule}, got a difference of {difference}")
@@ -83,16 +85,16 @@ def export(
     return Exported(folder / "model.onnx", folder / "model.safetensors", difference)
 
 
-def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
-    """Return the serialised ONNX model of a network in eval mode."""
-    images = torch.zeros(2, 3, network.image_size, network.image_size)
+def to_onnx(network: Network, metadata: dict[str, str], batch: int | None = None) -> bytes:
+    """Return the serialised ONNX model of a network in eval mode; batch: None, any."""
+    images = torch.zeros(batch or 2, 3, network.image_size, network.image_size)
     with _quiet():
         program: Any = torch.onnx.export(
             network,
             (images,),
             input_names=["images"],
             output_names=["embeddings"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if batch is None else None,
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
@@ -102,12 +104,12 @@ def to_onnx(network: Network, metadata: dict[str, str]) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def largest_difference(network: Network, content: bytes) -> float:
-    """Return the largest difference between embeddings of length one, over random images."""
+def largest_difference(network: Network, content: bytes, batches: Sequence[int] = BATCHES) -> float:
+    """Return the largest difference between embeddings of length one, over random images in batches of these sizes."""
     session = OnnxSession(content, "the exported network")
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for batch in BATCHES:
+    for batch in batches:
         images = torch.rand((batch, 3, network.image_size, network.image_size), generator=generator) * 2 - 1
         with torch.no_grad():
             ours = normalize(network(images))

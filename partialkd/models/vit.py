@@ -7,7 +7,9 @@ learned token before the head; residual branches are dropped for whole images wi
 Both draw from torch's global generator (of the device).
 Source: arXiv:2010.11929; layer facts from arcface_torch/backbones/vit.py.
 Differs: attention through torch's scaled_dot_product_attention; mixed precision only if the caller asks for it (there:
-always on, except in the softmax); recomputation is an option of every size (there: of base only).
+always on, except in the softmax); recomputation is an option of every size (there: of base only). No tensor has more
+than four dimensions, linear layers see rows (b * n, dim), and -1 stands for the batch: so ncnn and OpenCV's classic
+engine take an exported file.
 """
 
 from __future__ import annotations
@@ -27,6 +29,13 @@ DROP_PATH = 0.1  # of the last block
 MLP_RATIO = 4
 
 
+def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Mix values by softmax(q k / sqrt(d)); all (b, 8, n, d). Spelled out where it becomes a file."""
+    if not torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(queries, keys, values)
+    return (queries @ (keys * queries.shape[3] ** -0.5).transpose(2, 3)).softmax(dim=3) @ values
+
+
 class Attention(nn.Module):
     """(b, n, dim) -> (b, n, dim), 8 heads."""
 
@@ -37,9 +46,11 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = self.qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)  # each (b, 8, n, dim/8)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+        tokens, dim = x.shape[1:]
+        heads = lambda part: part.reshape(-1, tokens, HEADS, dim // HEADS).transpose(1, 2)  # (b, 8, n, dim/8)
+        mixed = attention(*map(heads, self.qkv(x.reshape(-1, dim)).chunk(3, dim=1)))
+        rows = self.dropout(self.proj(mixed.transpose(1, 2).reshape(-1, dim)))
+        return rows.reshape(-1, tokens, dim)
 
 
 class MLP(nn.Module):
@@ -52,7 +63,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.relu6(self.fc1(x)))))
+        hidden = self.dropout(F.relu6(self.fc1(x.reshape(-1, x.shape[2]))))
+        return self.dropout(self.fc2(hidden)).reshape(-1, *x.shape[1:])
 
 
 class TransformerBlock(Block):
@@ -87,7 +99,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, PATCH, PATCH)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        maps = self.proj(images)
+        return maps.reshape(-1, maps.shape[1], maps.shape[2] * maps.shape[3]).transpose(1, 2)
 
 
 class VisionTransformer(Network):
@@ -135,7 +148,7 @@ class VisionTransformer(Network):
         return torch.cat([seen, hidden], dim=1).gather(1, _spread(order.argsort(dim=1), seen))
 
     def head(self, maps: Tensor) -> Tensor:
-        return self.feature(maps.flatten(1))
+        return self.feature(maps.reshape(-1, maps.shape[1] * maps.shape[2]))
 
 
 def _spread(index: Tensor, tokens: Tensor) -> Tensor:

@@ -139,7 +139,10 @@ def test_a_job_whose_time_is_up_is_queued_again_and_completes(tmp_path: Path) ->
             asked(environment, "scancel", number)
             wait_for(lambda: "JobState=RUNNING" not in state() and "COMPLETING" not in state(), 120, slurm)
     said = (slurm / "job.log").read_text()
-    assert len(re.findall("^(teacher: stopped and saved at step |stopped (before|while) )", said, re.MULTILINE)) == 1
+    assert (
+        len(re.findall("^[-0-9: ]+warning: (teacher: stopped and saved at step |stopped (before|while) )", said, re.M))
+        == 1
+    )
     assert said.count(f"queueing job {number} again") == 1
     assert "start 2: 1 nodes x 1 ranks" in said
     lines, expected = (
