@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.data.formats.pair_lists import FORMS, LFW_NAMES, read_pair_list
-from partialkd.data.packing.verification_sets import PAIRS, build_bin, extract_bin
+from partialkd.data.packing.verification_sets import PAIRS, build_bin, build_from_pixels, extract_bin
 from partialkd.errors import PartialKDError
 from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
+
+ARRAYS = "npy"  # the form of sets that are arrays of pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> str:
+    if args.form == ARRAYS:
+        bgr = None if args.colour is None else args.colour == "bgr"
+        return f"{args.out}: {build_from_pixels(args.pairs, args.images, args.out, bgr)} pairs"
     pairs = read_pair_list(args.form, args.pairs, args.names, args.allow_duplicates)
     count = build_bin(pairs, args.images, args.out, args.image_size, args.resize)
     return f"{args.out}: {count} pairs, {sum(pair.same for pair in pairs)} of one person"
@@ -42,11 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="make_bin.py", description="Build or take apart a verification set.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="aligned images and a list of pairs -> .bin")
-    build.add_argument("form", choices=FORMS, help="form of the list")
-    build.add_argument("pairs", type=Path, help="the list; cfp-fp and cfp-ff: the folder Protocol")
-    build.add_argument("images", type=Path, help="folder of the paths, or .tar where all are <identity>/<image>")
+    build.add_argument("form", choices=[*FORMS, ARRAYS], help="form of the list")
+    build.add_argument("pairs", type=Path, help="the list; cfp-*: the folder Protocol; npy: lfw_list.npy or issame.txt")
+    build.add_argument("images", type=Path, help="folder of the paths, .tar of <identity>/<image>; npy: the array")
     build.add_argument("out", type=Path, help=".bin to write")
     build.add_argument("--names", default=LFW_NAMES, help="lfw: path of a name and a number (default %(default)s)")
+    build.add_argument("--colour", choices=["rgb", "bgr"], help="npy: order (default: uint8 rgb, floats bgr)")
     build.add_argument("--image-size", type=int, default=112, help="pixels per side (default %(default)s)")
     build.add_argument("--resize", action="store_true", help="bring images of another size to it")
     build.add_argument("--allow-duplicates", action="store_true", help="a pair may be listed again")

@@ -1,4 +1,4 @@
-"""Build verification sets (.bin) from image files and a list of pairs, and take them apart.
+"""Build verification sets (.bin) from image files and a list of pairs, or from arrays; and take them apart.
 
 Faces are not aligned here: the images must be, to the template of the training images.
 
@@ -19,8 +19,10 @@ from pathlib import Path
 
 from partialkd.data.formats.image_tree import list_images, read_file, read_images
 from partialkd.data.formats.pair_lists import ListedPair
+from partialkd.data.formats.pixel_arrays import PixelArray, read_answers
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
-from partialkd.data.images.decode import Wanted, image_suffix, sized
+from partialkd.data.images.decode import Wanted, encode_png, image_suffix, sized
+from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing
 from partialkd.world.passes import counted
@@ -47,6 +49,20 @@ def build_bin(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, [encoded[path] for path in paths], [pair.same for pair in pairs])
     return len(pairs)
+
+
+def build_from_pixels(answers: Path, images: Path, out: Path, bgr: bool | None = None, workers: int = 2) -> int:
+    """Write `out` from an array of pixels (pixel_arrays.py), each image as PNG -> the number of pairs."""
+    out = Path(out)
+    refuse_existing(out)
+    same, pixels = read_answers(Path(answers)), PixelArray(images, bgr)
+    if len(pixels) != 2 * len(same):
+        raise DataError(f"{pixels.path}: holds {len(pixels)} images, {answers} answers for {len(same)} pairs")
+    encode = lambda index: encode_png(pixels.pixels(index))
+    encoded = counted(in_order(encode, range(len(pixels)), workers, 64), "writing PNG", len(pixels), "images")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bin(out, [image for _, image in encoded], same)
+    return len(same)
 
 
 def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
