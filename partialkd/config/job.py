@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Place, Section
+from partialkd.config.base import Count, Free, Place, Section, Text
 from partialkd.config.data import DataConfig
 from partialkd.config.methods import AdaDistillConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
@@ -23,6 +23,39 @@ class EvaluateConfig(Section):
     folds: Annotated[int, Field(ge=2, le=10**6)] = 10
     flip: bool = True  # add the mirrored image's embedding
     batch: Annotated[int, Field(gt=0, le=10**6)] = 128  # images a forward, per rank
+    every: Count = 0  # optimiser steps between judgements while training; 0: only where checkpoints are scored
+    during: tuple[Text, ...] = ()  # names of the sets that training is judged by, without .bin; (): all
+    # What run.keep_best and patience go by: "accuracy", "auc", or "tar@0.001" with one of the fars; mean over the sets.
+    metric: Annotated[Text, Field(pattern=r"^(accuracy|auc|tar@[0-9.e+-]+)$")] = "accuracy"
+    patience: Count = 0  # judgements in a row without a best one that end a phase; 0: it goes on to its last step
+
+    @property
+    def while_training(self) -> EvaluateConfig:
+        """The same with the sets of `during` alone."""
+        chosen = tuple(path for path in self.sets if not self.during or Path(path).stem in self.during)
+        return self.model_copy(update={"sets": chosen})
+
+    @model_validator(mode="after")
+    def _judged(self) -> EvaluateConfig:
+        names = [Path(path).stem for path in self.sets]
+        for name in self.during:
+            if name not in names:
+                raise ValueError(f"during must name sets ({', '.join(names) or 'none'}), got {name!r}")
+        if self.every and not self.sets:
+            raise ValueError(f"every must be 0 without sets, got {self.every}")
+        if self.patience and not self.every:
+            raise ValueError(f"patience must be 0 with every = 0, got {self.patience}")
+        _, _, far = self.metric.partition("@")
+        if far and not _is_one_of(far, self.fars):
+            raise ValueError(f"metric must name one of the fars ({', '.join(f'{x:g}' for x in self.fars)}), got {far}")
+        return self
+
+
+def _is_one_of(far: str, fars: tuple[float, ...]) -> bool:
+    try:
+        return f"{float(far):g}" in {f"{one:g}" for one in fars}
+    except ValueError:
+        return False
 
 
 class Config(Section):

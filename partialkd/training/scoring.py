@@ -1,10 +1,9 @@
-"""Scoring of a student while it is trained, for `run.keep_best`. Its time is told apart: it is no training."""
+"""Scoring of a student in training, for `run.keep_best` and `evaluate.every`. Its time is told apart: no training."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from statistics import mean
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from partialkd.evaluate.verification import evaluate_sets
 
 
 class Scoring:
-    """Scores of one phase's student on all sets of the configuration."""
+    """Scores of one phase's student on the sets that training is judged by."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -31,12 +30,8 @@ class Scoring:
         embed = context.stop.listen(context.world).guarding(network, "scoring a checkpoint")
         found: dict[str, PairScores] | None = None
         with suppress(Preempted):  # heard on all ranks, and again after the next step, or when the last one is saved
-            found = evaluate_sets(embed, context.config.evaluation, data.image_size, data.resize, context.world)
+            config = context.config.evaluation.while_training
+            found = evaluate_sets(embed, config, data.image_size, data.resize, context.world)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         return found, seconds
-
-
-def share_wrong(scores: dict[str, PairScores]) -> float:
-    """Mean share of wrong pairs over the sets: what the best checkpoint has least of."""
-    return 1 - mean(score.accuracy for score in scores.values())

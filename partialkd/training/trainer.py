@@ -45,9 +45,10 @@ from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
 from partialkd.teacher.network import Teacher
 from partialkd.training.health import Health, skipping
+from partialkd.training.patience import Patience, shortfall
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
-from partialkd.training.scoring import Scoring, share_wrong
+from partialkd.training.scoring import Scoring
 from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.world.world import World, collective_failed, seed_rank
@@ -137,8 +138,10 @@ class Trainer:
         newest = lambda: checkpoint.newest(self._checkpoints)
         self.health = Health(name, context, self.student, self.centres, self.teacher, newest)
         moving = phase.method.centre_kind != "fixed"
-        self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health), self.states)
+        self.patience = Patience(config.evaluate)
+        self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health, self.patience), self.states)
         self.scoring, self._on_save = Scoring(context), on_save
+        self._judged: tuple[int, float] | None = None  # the newest judgement: after which step, its number
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
 
@@ -186,8 +189,9 @@ class Trainer:
         self._watch = self.context.stop.watch(self.world)
         if self.phase.compile and self.world.is_main:
             _log.info(f"{self.name}: the first step compiles the network, which may take minutes")
+        self._judge_if_due()  # a stop may have come between
         batches = iter(self.loader)
-        while self.student.steps < self.last_step:
+        while self.student.steps < self.last_step and not self.patience.over:
             lr, steps = self.student.lr, self.student.steps
             self._outcomes.append(self.micro_step(next(batches)))
             if self.student.steps > steps:
@@ -236,8 +240,18 @@ class Trainer:
             self.save()  # without a score: there may be little time
             self.saver.wait()
             raise Preempted(f"{self.name}: stopped and saved at step {step}")
+        if not last:
+            self._judge_if_due()
         if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
             self.save(self._score())
+
+    def _judge_if_due(self) -> None:
+        """Score the student if `evaluate.every` says so; collective."""
+        if self.patience.due(self.student.steps) and self._judgement() is not None and self.patience.over:
+            step, best = self.student.steps, 1 - self.patience.best
+            if self.world.is_main:
+                said = f"{self.patience.since} judgements in a row were not better than {best:.4f}"
+                _log.info(f"{self.name}: ends at step {step} of {self.last_step}: {said} (evaluate.patience)")
 
     def _means(self, outcomes: list[Outcome]) -> dict[str, float]:
         """Loss and the method's values, means over micro-steps and ranks; one collective. The loss must be finite."""
@@ -265,15 +279,21 @@ class Trainer:
         return path
 
     def _score(self) -> float | None:
-        """Score the student now, collectively, for `run.keep_best`: its mean share of wrong pairs in all sets."""
-        if not self.config.run.keep_best:
-            return None
-        scores, seconds = self.scoring.scores(self.student.network())
-        self._speed.leave_out(seconds)
-        if scores is None:
-            return None
-        self._progress.scored(self.student.steps, self.loader.position[0], scores, seconds)
-        return share_wrong(scores)
+        """Score the student now, collectively, for `run.keep_best`: by how much it falls short of the best possible."""
+        return self._judgement() if self.config.run.keep_best else None
+
+    def _judgement(self) -> float | None:
+        """Score the student after this step, once; collective. None: asked to stop meanwhile."""
+        step = self.student.steps
+        if self._judged is None or self._judged[0] != step:
+            scores, seconds = self.scoring.scores(self.student.network())
+            self._speed.leave_out(seconds)
+            if scores is None:
+                return None
+            self._progress.scored(step, self.loader.position[0], scores, seconds)
+            self._judged = step, shortfall(scores, self.config.evaluate.metric)
+            self.patience.hear(*self._judged)
+        return self._judged[1]
 
     def resume(self) -> None:
         """Go on from the newest undamaged checkpoint, of any number of ranks, if there is one; collective."""
