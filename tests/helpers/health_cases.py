@@ -42,6 +42,7 @@ def config_of(
     method: str = "arcface",
     health: dict[str, Any] | None = None,
     run: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
     **phase: Any,
 ) -> Config:
     often = {"log_every": 1, "checkpoint_every": 1}
@@ -49,7 +50,7 @@ def config_of(
         "run": {"name": "trial", "folder": str(folder), "tensorboard": False, **often, **(run or {})},
         "data": {
             "source": "synthetic", "path": "none", "image_size": 16, "loader": "jpeg", "workers": 1,
-            "synthetic_identities": CLASSES, "synthetic_images": IMAGES,
+            "synthetic_identities": CLASSES, "synthetic_images": IMAGES, **(data or {}),
         },
         "teacher": {"source": "onnx", "path": "none", "embedding_dim": 8},
         "student": {
@@ -97,7 +98,7 @@ def train(world: World, config: Config, injection: Injection | None, when: dict[
         one.loader.epoch = partial(without, one.loader.epoch, config.student.accumulation)  # type: ignore[method-assign]
     try:
         one.run(False)
-        state = {**one.student.state(), **one.student.local_state(), **one.store.state()}
+        state = {**one.student.state(), **one.student.local_state(), **one.store.state(), **one.states.state()}
         state = {key: value.clone() for key, value in state.items()}
     finally:
         one.close()

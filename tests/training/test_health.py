@@ -102,6 +102,7 @@ ADAMW = {"name": "adamw", "lr": 0.01}
         ("arcface", "bad_image", {"late": 1}, {"zero_stage": 1, "accumulation": 2, "optimizer": ADAMW}, 2),
         ("adadistill", "bad_teacher", {"late": 1}, {"zero_stage": 2, "accumulation": 2}, 2),
         ("adadistill", "bad_gradient", {}, {"zero_stage": 3}, 2),
+        ("arcface", "bad_gradient", {}, {"terms": ({"name": "ekd"},), "data": {"sampler": "pk"}}, 2),
     ],
 )
 def test_skip_leaves_the_step_out(

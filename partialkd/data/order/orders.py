@@ -72,8 +72,8 @@ class Passes:
         self.starts, self.ends = np.cumsum(self.sizes) - self.sizes, np.cumsum(self.taken)
         self.length = int(self.ends[-1])
 
-    def items(self, epoch: int, draws: np.ndarray) -> np.ndarray:
-        """Map the draws (n,) in [0, length) of an epoch to items (n,) int64, numbered through all sets."""
+    def items(self, epoch: int | np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Map draws (n,) in [0, length) of an epoch, or of an epoch each, to items (n,), numbered through all sets."""
         which = np.searchsorted(self.ends, draws, side="right")
         size, taken = self.sizes[which], self.taken[which]
         number, item = np.divmod(epoch * taken + draws - (self.ends[which] - taken), size)  # pass, place in it
@@ -90,7 +90,8 @@ class GlobalOrder:
         self.seed, self.passes = seed, Passes(sizes, weights, seed)
         self.length = self.passes.length
 
-    def records(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+    def records(self, epoch: int | np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Map positions (n,) of one epoch, or each of its own (n,), to records (n,)."""
         return self.passes.items(epoch, permute(self.length, hash64(self.seed, _EPOCH, epoch), positions))
 
 
@@ -233,8 +234,9 @@ class HalfPKOrder:
     """Gives global batches that are half a random order of all records, half P identities with K images each.
 
     Every second place is of the one, the places between of the other, so that each rank's part is half and half at any
-    number of ranks. An epoch is one pass over all records by the random half. Source: the sampler of EKD (CVPR 2022),
-    which draws both halves at random, with repetitions, for each rank by itself.
+    number of ranks. Both go on from epoch to epoch, the random half in passes over all records. An epoch has as many
+    batches as the data would fill. Source: the sampler of EKD (arXiv:2206.02325), which draws both halves at random,
+    with repetitions, for each rank by itself, and counts an epoch by its random half alone.
     """
 
     def __init__(self, source: Source, seed: int, global_batch: int, images_per_identity: int) -> None:
@@ -243,14 +245,13 @@ class HalfPKOrder:
             raise ConfigError(f'data.sampler must not be "half_pk" with an odd global batch, got {global_batch}')
         self.whole = GlobalOrder(source.sizes, [1.0] * len(source.sizes), seed)
         self.pk = PKOrder(source, seed, half, images_per_identity, "half the global batch")
-        self.length = 2 * self.pk.length
+        self.length = len(source) // global_batch * global_batch
 
     def records(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        place, second = np.divmod(positions, 2)
-        records = np.empty_like(positions)
-        for part, order in ((second == 0, self.whole), (second == 1, self.pk)):
-            records[part] = order.records(epoch, place[part])
-        return records
+        place, second = np.divmod(epoch * self.length + positions, 2)
+        number, place_in_pass = np.divmod(place, self.whole.length)
+        shuffled = self.whole.records(number, place_in_pass)
+        return np.where(second == 0, shuffled, self.pk.records(0, place))
 
 
 def check_positives(order: Order) -> None:
