@@ -47,3 +47,10 @@ CASES = {
     "triplet_wide": Case({"name": "triplet", "semi_hard": 1.5, "margin_max": 0.9}, each(relational.triplet)),
     "triplet_angle": Case({"name": "triplet", "distance": "angle"}, each(relational.triplet)),
 }
+
+# Terms that look at more than embeddings and labels, by the file in tests/methods/ that compares them.
+ELSEWHERE = {
+    "logit_kd": "test_soft_terms.py",
+    "margin_t": "test_soft_terms.py",
+    "gkd": "test_soft_terms.py",
+}

@@ -6,6 +6,7 @@ The table of terms and references: helpers/term_cases.py. All of them share one 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from helpers.ranks import run
 from helpers.term_batch import TEACHER_DIM, Batch, N, batches
-from helpers.term_cases import CASES
+from helpers.term_cases import CASES, ELSEWHERE
 from partialkd.config import PhaseConfig, TermSection
 from partialkd.config.base import leaves
 from partialkd.methods.base import Outcome
@@ -99,4 +100,6 @@ def test_value_and_gradient_are_those_of_the_papers_formulas(case: str, size: in
 
 
 def test_every_term_has_a_case() -> None:
-    assert {case.settings["name"] for case in CASES.values()} == SECTIONS.keys()
+    assert {case.settings["name"] for case in CASES.values()} | ELSEWHERE.keys() == SECTIONS.keys()
+    for name, file in ELSEWHERE.items():
+        assert f'"{name}"' in Path(__file__).with_name(file).read_text()

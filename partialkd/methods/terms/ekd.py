@@ -1,4 +1,4 @@
-"""Evaluation-oriented knowledge distillation (EKD, CVPR 2022, arXiv:2206.02325): pairs among thresholds as the teacher's.
+"""Evaluation-oriented distillation (EKD, CVPR 2022, arXiv:2206.02325): pairs lie among thresholds as the teacher's do.
 
 t_k is the cosine that 1 of 10^k pairs of two identities exceed, k = 1..6, a moving average over batches for student
 and teacher each. The rank of a pair of cosine c is r(c) = sum_k sigmoid((c - t_k) / 0.01); the loss is
