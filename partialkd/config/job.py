@@ -94,6 +94,7 @@ class Config(Section):
                 raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
         self._check_centres()
         self._check_sampler()
+        self._check_taps()
         self._check_kept_embeddings()
         for where, phase in (("teacher.train", teacher.train), ("alone", self.alone)):
             if phase is not None and (part := phase.taught_part):
@@ -112,6 +113,18 @@ class Config(Section):
         if method.initial_centres != "teacher_means":
             rule = 'must be "teacher_means" with teacher.centres = "classifier"'
             raise ValueError(f'student.method.initial_centres {rule}, got "{method.initial_centres}"')
+
+    def _check_taps(self) -> None:
+        """Refuse a teacher without layers where a term looks at them."""
+        teacher = self.teacher
+        for at, term in enumerate(self.student.terms):
+            wanting = f'with student.terms.{at}.name = "{term.name}", which looks at layers of the teacher'
+            if term.taps and teacher.source not in ("train", "checkpoint"):
+                raise ValueError(f'teacher.source must be "train" or "checkpoint" {wanting}, got "{teacher.source}"')
+            if term.taps and teacher.cache is not None:
+                raise ValueError(f"teacher.cache must be left out {wanting}, got {teacher.cache!r}")
+            if term.taps and teacher.compile:
+                raise ValueError(f"teacher.compile must be false {wanting}, got true")
 
     def _check_sampler(self) -> None:
         """Refuse a sampler that cannot give a term the batches that it needs."""

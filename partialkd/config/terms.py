@@ -5,6 +5,7 @@ To add a term: its section here, its class in partialkd/methods/terms (docs/exte
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,10 +20,21 @@ from partialkd.config.base import (
     Section,
     Share,
     TeacherUse,
+    Text,
     choice_of,
 )
 
 PartWeight = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]  # of a part of a term; 0: without it
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Blocks inside student and teacher that a term compares, in pairs, by their names in `named_modules()`."""
+
+    student: tuple[str, ...]  # (): the ends of the network's own `stages`
+    teacher: tuple[str, ...]
+    stages: tuple[int, ...]  # which of the four these are then
+    adapted: bool  # a trained 1x1 convolution brings the student's channels to the teacher's
 
 
 class TermSection(Section):
@@ -40,6 +52,11 @@ class TermSection(Section):
     def least_batch(self) -> int:
         """Images that a global batch must have."""
         return 1
+
+    @property
+    def taps(self) -> Taps | None:
+        """What it looks at inside both networks; None: their embeddings alone."""
+        return None
 
 
 class EmbeddingTermConfig(TermSection):
@@ -179,6 +196,69 @@ class GkdTermConfig(SoftTargetSection):
     most: Annotated[int, Field(gt=0, le=100_000)] = 1000  # primary classes of an image, beside its own
     beta: NonNegativeFloat = 8.0  # weight of the divergence within the primary classes
     ramp_steps: Count = 0  # optimiser steps over which the term's value grows from 0 to its own
+
+
+class TappedSection(TermSection):
+    """What terms say that look at maps inside both networks: which, from the same places in both."""
+
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+    same_dim: ClassVar[bool] = False
+    stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+    adapted: ClassVar[bool] = False
+
+    # Names of blocks, as many of each, as `named_modules()` has them; (): the ends of stages that the network names.
+    student_taps: tuple[Text, ...] = ()
+    teacher_taps: tuple[Text, ...] = ()
+
+    @property
+    def taps(self) -> Taps | None:
+        return Taps(self.student_taps, self.teacher_taps, self.stages, self.adapted)
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> TappedSection:
+        wanted = len(self.student_taps or self.stages)
+        if self.taps and len(self.teacher_taps or self.stages) != wanted:
+            got = f"{list(self.teacher_taps)}" if self.teacher_taps else f"the {len(self.stages)} of the network itself"
+            raise ValueError(f"teacher_taps must be as many as student_taps ({wanted}), got {got}")
+        return self
+
+
+class FitNetsTermConfig(TappedSection):
+    """Hints: maps of the student, through a trained adapter, are drawn to the teacher's."""
+
+    stages: ClassVar[tuple[int, ...]] = (1,)
+    adapted: ClassVar[bool] = True
+
+    name: Literal["fitnets"]
+
+
+class AttentionTermConfig(TappedSection):
+    """Attention transfer: where the maps are strong, as the teacher's are."""
+
+    name: Literal["attention"]
+
+
+class NstTermConfig(TappedSection):
+    """Neuron selectivity transfer: the distribution of the channels' maps, as the teacher's."""
+
+    stages: ClassVar[tuple[int, ...]] = (3,)
+
+    name: Literal["nst"]
+    kernel: Literal["polynomial", "gaussian", "linear"] = "polynomial"
+
+
+class AngularTermConfig(TappedSection):
+    """Angular distillation: the direction of the embedding, and of maps inside through trained adapters."""
+
+    same_dim: ClassVar[bool] = True
+    adapted: ClassVar[bool] = True
+
+    name: Literal["angular"]
+    layer_weight: PartWeight = 1.0  # of each pair of maps, beside 1 of the embedding; 0: the embedding alone
+
+    @property
+    def taps(self) -> Taps | None:
+        return super().taps if self.layer_weight else None
 
 
 if TYPE_CHECKING:

@@ -164,6 +164,15 @@ class PhaseConfig(Section):
         ):
             if self.compile and hinders:
                 raise ValueError(f"compile must be false with {key} = {value}, got true")
+        tapped = [f'terms.{at}.name = "{term.name}"' for at, term in enumerate(self.terms) if term.taps]
+        for key, given in (
+            ("compile", self.compile),
+            ("model.activation_checkpointing", self.model.activation_checkpointing),
+        ):
+            if given and tapped:
+                raise ValueError(
+                    f"{key} must be false with {tapped[0]}, which hooks into the network's layers, got true"
+                )
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor, nn
 
@@ -107,9 +108,17 @@ class IR(Network):
             nn.BatchNorm1d(config.embedding_dim, affine=layout.affine),
         )
         self.body = _body(unit, layout, config.depth)
+        self.last_blocks = [
+            end - 1 for end in accumulate(scaled_blocks(n, config.depth) for n in BLOCKS[layout.layers])
+        ]
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def stages(self) -> tuple[str, str, str, str]:
+        first, second, third, last = (f"body.{block}" for block in self.last_blocks)
+        return first, second, third, last
 
     def trunk(self, images: Tensor) -> Tensor:
         return self.output_layer[:3](self.body(self.input_layer(images)))

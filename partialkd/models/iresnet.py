@@ -68,6 +68,10 @@ class IResNet(Network):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)
 
+    @property
+    def stages(self) -> tuple[str, str, str, str]:
+        return "layer1", "layer2", "layer3", "layer4"
+
     def trunk(self, images: Tensor) -> Tensor:
         maps = self.prelu(self.bn1(self.conv1(images)))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))

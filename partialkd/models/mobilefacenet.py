@@ -71,6 +71,7 @@ class MobileFaceNet(Network):
         stages = _stages(variant, unit, config.depth)
         gdc = _global_depthwise(8 * unit, halved(image_size, 4), config, variant)
         last = _convolution(2 * unit * variant.scale, 8 * unit, numbered=variant.numbered)
+        self.numbered = variant.numbered
         if variant.numbered:
             self.layers = nn.Sequential(*stages)
             self.conv_sep = last
@@ -84,6 +85,11 @@ class MobileFaceNet(Network):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def stages(self) -> tuple[str, str, str, str]:
+        first, second, third, last = ("layers.1", "layers.3", "layers.5", "layers.7") if self.numbered else NAMES[1::2]
+        return first, second, third, last
 
     def trunk(self, images: Tensor) -> Tensor:
         for name in self._trunk_names:

@@ -47,6 +47,14 @@ class Network(nn.Module):
         with torch.autocast(device, enabled=False):
             return self.head(maps)
 
+    @property
+    def stages(self) -> tuple[str, str, str, str]:
+        """Name the modules (as of `named_modules`) at whose ends a quarter, half, ... of the trunk has been computed.
+
+        In convolutional networks each ends with the last map of its size: halved 1 to 4 times.
+        """
+        raise NotImplementedError
+
     def trunk(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 

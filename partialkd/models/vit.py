@@ -135,6 +135,12 @@ class VisionTransformer(Network):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def stages(self) -> tuple[str, str, str, str]:
+        depth = len(self.blocks)
+        first, second, third, last = (f"blocks.{max(0, quarter * depth // 4 - 1)}" for quarter in (1, 2, 3, 4))
+        return first, second, third, last
+
     def trunk(self, images: Tensor) -> Tensor:
         tokens = self.dropout(self.patch_embed(images) + self.pos_embed)
         if not self.training:

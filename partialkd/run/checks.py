@@ -31,6 +31,7 @@ from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.classifier import own_rows
 from partialkd.teacher.network import Teacher, described
 from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
+from partialkd.training.tapping import wires_of
 from partialkd.training.trainer import key_of, plan_of
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -76,7 +77,23 @@ def check_job(context: RunContext, resume: str, longer: list[str]) -> Checked:
         world.together(partial(_check_network, name, phase, context.image_size))
     _check_compilers(context)
     _check_finished_phases(context, resume, longer)
-    return check_teacher(context, resume != "never") if config.teacher.source != "none" else Checked()
+    checked = check_teacher(context, resume != "never") if config.teacher.source != "none" else Checked()
+    world.together(partial(_check_taps, context, checked))
+    return checked
+
+
+def _check_taps(context: RunContext, checked: Checked) -> None:
+    """Look at the blocks that terms name in the student and in the teacher."""
+    config, size = context.config, context.image_size
+    if all(term.taps is None for term in config.student.terms):
+        return
+    opened = checked.teaching and checked.teaching.network
+    if opened:
+        teacher = opened.network
+    else:
+        assert config.teacher.train is not None  # kept embeddings have no layers, which the configuration knows
+        teacher = build_empty(config.teacher.train.model, size)
+    wires_of(config.student, "student", build_empty(config.student.model, size), teacher)
 
 
 def _check_network(name: str, phase: PhaseConfig, image_size: int) -> None:

@@ -41,6 +41,7 @@ from partialkd.models.compiled import compile_in_place
 from partialkd.models.sync_batchnorm import synchronise
 from partialkd.training.optimizer import clip, make_optimizer, moment_keys, trained
 from partialkd.training.schedule import Schedule
+from partialkd.training.tapping import Tapping
 from partialkd.training.zero_values import FullValues, full_shape
 from partialkd.world.world import World
 
@@ -58,10 +59,12 @@ class Student:
         micro_steps: int,
         key: str = "student",
         guarded: bool = False,
+        taps: Tapping | None = None,
     ) -> None:
         """micro_steps: per epoch, as of the TrainingPlan; key: the phase's name in the configuration.
 
         guarded: look at every norm before the step, at stage 0 too, and keep the running statistics until then.
+        taps: what terms look at inside the network; their adapters train with it.
         """
         if phase.sync_batchnorm and phase.freeze_batchnorm:
             raise ConfigError(f"{key}.sync_batchnorm: must be false with {key}.freeze_batchnorm = true, got true")
@@ -74,6 +77,9 @@ class Student:
         self._buffers: list[Tensor] = []  # as they were before the optimiser step
         self.norm: Any = None  # of the last optimiser step, before clipping, on the device
         model = _prepared(model, phase, world)
+        self._taps = taps
+        if taps is not None:
+            taps.attach(model, world.device)
         self.optimizer = make_optimizer(model, phase.optimizer)
         self._moments = moment_keys(phase.optimizer)
         self._deepspeed = _import_deepspeed(world)
@@ -108,11 +114,14 @@ class Student:
         """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
         if self._guarded and self.engine.micro_steps % self.phase.accumulation == 0:
             self._buffers = [buffer.clone() for buffer in self.engine.module.buffers()]
+        if self._taps is not None:
+            self._taps.clear()
         return self.engine(images).float()
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
-        """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D)."""
-        self.engine.backward((embeddings * gradient).sum())
+        """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D), and tapped maps."""
+        carried = (embeddings * gradient).sum()
+        self.engine.backward(carried if self._taps is None else carried + self._taps.carried())
 
     def step(self) -> bool:
         """Step, after each backward -> True if this micro-step was the last of its optimiser step, now done."""
@@ -129,6 +138,8 @@ class Student:
     def close(self) -> None:
         """Take DeepSpeed's hooks off the network. The student cannot be used afterwards."""
         self.engine.destroy()
+        if self._taps is not None:
+            self._taps.close()
 
     # ------------------------------------------------------------------------------------------------ state
 

@@ -51,6 +51,7 @@ from partialkd.training.schedule import Schedule
 from partialkd.training.scoring import Scoring
 from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
+from partialkd.training.tapping import tapping_of
 from partialkd.world.world import World, collective_failed, seed_rank
 
 _log = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ class Trainer:
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
         guarded = skipping(config)
-        self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name), guarded)
+        self.taps = tapping_of(phase, key_of(name), network, self.teacher)
+        self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name), guarded, self.taps)
         seed_rank(seed, world)
         run = config.run
         self.saver = checkpoint.Saver(
@@ -209,7 +211,8 @@ class Trainer:
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
         self.centres.teach(teacher)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
-        inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres)
+        maps = self.taps.pairs(len(student)) if self.taps else {}
+        inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres, maps)
         outcome = self.terms.added_to(outcome, inputs)
         outcome.loss.backward()
         assert student.grad is not None

@@ -7,22 +7,30 @@ from typing import Any
 
 from partialkd.config import EmbeddingTermConfig, TermSection
 from partialkd.config.terms import (
+    AngularTermConfig,
+    AttentionTermConfig,
     CckdTermConfig,
     DarkRankTermConfig,
     EkdTermConfig,
+    FitNetsTermConfig,
     GkdTermConfig,
     LogitKdTermConfig,
     MarginTTermConfig,
+    NstTermConfig,
     RkdTermConfig,
     SpTermConfig,
     TripletTermConfig,
 )
 from partialkd.methods.base import Outcome
-from partialkd.methods.terms.base import GlobalBatch, Term, TermInputs, TermSetting
+from partialkd.methods.terms.angular import Angular
+from partialkd.methods.terms.attention import AttentionTransfer
+from partialkd.methods.terms.base import GlobalBatch, MapPair, Term, TermInputs, TermSetting
 from partialkd.methods.terms.cckd import CorrelationCongruence
 from partialkd.methods.terms.darkrank import DarkRank
 from partialkd.methods.terms.ekd import EvaluationOriented
 from partialkd.methods.terms.embedding import EmbeddingDistance
+from partialkd.methods.terms.fitnets import FitNets
+from partialkd.methods.terms.nst import NeuronSelectivity
 from partialkd.methods.terms.rkd import Rkd
 from partialkd.methods.terms.soft import GroupKD, LogitKD
 from partialkd.methods.terms.sp import SimilarityPreserving
@@ -39,6 +47,10 @@ TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     LogitKdTermConfig: LogitKD,
     MarginTTermConfig: LogitKD,
     GkdTermConfig: GroupKD,
+    FitNetsTermConfig: FitNets,
+    AttentionTermConfig: AttentionTransfer,
+    NstTermConfig: NeuronSelectivity,
+    AngularTermConfig: Angular,
 }
 
 
@@ -60,4 +72,4 @@ class Terms:
         return Outcome(loss, values)
 
 
-__all__ = ["TERMS", "GlobalBatch", "Term", "TermInputs", "TermSetting", "Terms"]
+__all__ = ["TERMS", "GlobalBatch", "MapPair", "Term", "TermInputs", "TermSetting", "Terms"]

@@ -12,8 +12,10 @@ that it keeps from step to step: partialkd.methods.stateful.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +49,13 @@ class GlobalBatch:
     teacher: Tensor | None  # (N, D of the teacher), not normalised, in the precision of the student's; or None
 
 
+class MapPair(NamedTuple):
+    """What a block of each network gave for this rank's images."""
+
+    student: Tensor  # (b, C, H, W) with gradient; C of the teacher's where the term is adapted
+    teacher: Tensor  # (b, C', H', W') without gradient
+
+
 @dataclass(frozen=True)
 class TermInputs:
     """One rank's micro-step as a term sees it."""
@@ -56,6 +65,7 @@ class TermInputs:
     teacher: Tensor | None  # (b, D) without gradient, not normalised; None where neither method nor terms ask for it
     world: World
     centres: Centres | None = None  # the phase's own, after the method's loss: `contrast`, or rows of `centres.store`
+    taps: Mapping[TermSection, Sequence[MapPair]] = field(default_factory=dict)  # maps of the terms that have taps
 
     @cached_property
     def gathered(self) -> GlobalBatch:
