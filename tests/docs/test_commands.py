@@ -6,6 +6,7 @@ by its own parser; all other commands run, in a folder that holds what they name
 
 from __future__ import annotations
 
+import io
 import re
 import runpy
 import shlex
@@ -17,13 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from helpers.places import ROOT
+from helpers.format_cases import drawn, write_lmdb, write_parquet
+from helpers.jobs import job
+from helpers.places import FACES, ROOT
+from helpers.ranks import run
 from partialkd.config import ModelConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.training.schedule import Schedule
@@ -156,6 +162,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "val" / "lfw").mkdir(parents=True)
     np.save(folder / "val" / "lfw" / "lfw.npy", draw.integers(0, 256, (4, 3, 112, 112), dtype=np.uint8))
     np.save(folder / "val" / "lfw_list.npy", np.array([True, False]))
+    write_lmdb(folder / "hsface.lmdb", drawn())
+    write_parquet(folder / "table", drawn())
     network = build_model(ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5), 112).eval()
     described = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
     save_model(folder / "runs" / "quickstart" / "student" / "model.safetensors", network, described, 112)
@@ -181,6 +189,10 @@ ELSEWHERE = {
 NOT_HERE = {"cfp-fp", "calfw", "cplfw", "paths", "runs/first", "work_dirs/ms1mv3_r100/model.pt"}
 
 
+# What a command reads and another one has packed.
+MADE_BEFORE = {"data/mine": ["photos"], "data/hsface": ["hsface.lmdb", "--from", "lmdb"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", OTHERS, ids=name_of)
 def test_a_command_runs(
@@ -198,8 +210,9 @@ def test_a_command_runs(
         clear_away(stage / word, made_by=arguments)
     monkeypatch.chdir(stage)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    if "unpack" in arguments and not (stage / "data" / "mine").exists():
-        subprocess.run([sys.executable, "launch/pack.py", "pack", "photos", "data/mine"], check=True, cwd=stage)
+    for needed, made in MADE_BEFORE.items():
+        if needed in arguments[1:2] and not (stage / needed).exists():
+            subprocess.run([sys.executable, "launch/pack.py", "pack", *made, needed], check=True, cwd=stage)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code in (0, None), capfd.readouterr().err
@@ -243,3 +256,52 @@ def test_a_short_look_is_longer_than_its_warm_up(data: str, images: int, monkeyp
         if phase is not None:
             schedule = Schedule.of_phase(phase, images // phase.global_batch * phase.accumulation)
             assert min(schedule.total_steps, phase.max_steps or schedule.total_steps) >= 30
+
+
+# ------------------------------------------------------------------------------------- photographs to a job
+
+SMALL = [f"student.model.{word}" for word in ("embedding_dim=16", "width=0.25", "depth=0.5")]
+SMALL += [
+    "data.loader=jpeg",
+    "data.workers=1",
+    "run.tensorboard=false",
+    "student.global_batch=8",
+    "student.max_steps=2",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.faces
+@pytest.mark.distributed
+def test_photographs_become_a_running_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block of docs/data.md, line by line; the job with a small network, for two steps."""
+    if not (FACES / "yunet_detector.onnx").exists():
+        pytest.skip(f"no {FACES}/yunet_detector.onnx")
+    pytest.importorskip("cv2")
+    block = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("```\n", 2)[1]
+    assert len(block.splitlines()) <= 10
+    _, align, pack, train = commands_in(block, "data.md")
+    (tmp_path / "face_detection_yunet.onnx").symlink_to(FACES / "yunet_detector.onnx")
+    take_photographs(tmp_path / "photographs")
+    monkeypatch.chdir(tmp_path)
+    for _, script, *arguments in (align.words, pack.words):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert ended.value.code in (0, None)
+    config, *overrides = arguments_of(train)
+    places = [f"data.path={tmp_path / 'data' / 'mine'}", f"run.folder={tmp_path / 'runs'}"]
+    settings = load_config(ROOT / config, [*overrides, *SMALL, *places])
+    result = run(job, 1, settings.model_dump(mode="json", exclude_unset=True))[0]
+    assert (result["identities"], result["images"]) == (5, 20)
+
+
+def take_photographs(folder: Path) -> None:
+    """Five persons with four pictures each, faces large and small in them."""
+    keys = [(person, picture) for person in range(5) for picture in range(4)]
+    for (person, picture), face in zip(keys, draw_jpegs(0, 112, keys), strict=True):
+        side = 120 + 30 * picture
+        photograph = Image.new("RGB", (400, 300), (90, 110, 130))
+        photograph.paste(Image.open(io.BytesIO(face)).resize((side, side)), (80 + 20 * picture, 40))
+        (folder / f"person_{person}").mkdir(parents=True, exist_ok=True)
+        photograph.save(folder / f"person_{person}" / f"IMG_{picture:04d}.jpg")
