@@ -5,19 +5,18 @@ Errors: one line on the error output and status 1, nothing written; wrong option
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialkd.errors import PartialKDError
 from partialkd.evaluate.made_templates import LEAST, make_templates
-from partialkd.world.command import say_error
+from partialkd.world.command import CommandParser, say_error
 from partialkd.world.messages import output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the set as the command line says; the exit status."""
-    parser = argparse.ArgumentParser(prog="make_templates.py", description="A small set in the form of IJB-C.")
+    parser = CommandParser(prog="make_templates.py", description="A small set in the form of IJB-C.")
     parser.add_argument("images", type=Path, help="aligned faces of 112 pixels, <identity>/<image>: a folder or .tar")
     parser.add_argument("out", type=Path, help="folder to make")
     least = f"how many at most (default %(default)s), of those with {LEAST} images"

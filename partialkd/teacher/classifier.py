@@ -34,9 +34,11 @@ from partialkd.errors import CheckpointError, DataError, TeacherError
 from partialkd.models.foreign_files import strange_kind, why_unreadable
 from partialkd.models.weights import read_tensors
 from partialkd.teacher.centres import checked_rows
+from partialkd.world.passes import Pass
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
+AT_ONCE = 1 << 14  # rows
 _ID = re.compile(r"-1|[0-9]{1,10}")
 _KINDS = ("checkpoint_gpu_{}.pt", "softmax_fc_gpu_{}.pt", "rank_{}_softmax_weight.pt")
 
@@ -112,11 +114,15 @@ def own_rows(
 
 
 def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
-    """Take these rows, ascending, of all shards, which lie one after the other."""
+    """Take these rows, ascending, of all shards, which lie one after the other; says how far it is."""
     starts = accumulate([0, *map(len, shards)])
-    return torch.cat(
-        [shard[rows[(rows >= at) & (rows < at + len(shard))] - at] for shard, at in zip(shards, starts, strict=False)]
-    )
+    pieces = []
+    with Pass("reading the classifier", len(rows), "rows") as reading:
+        for shard, at in zip(shards, starts, strict=False):
+            for places in (rows[(rows >= at) & (rows < at + len(shard))] - at).split(AT_ONCE):
+                pieces.append(shard[places])
+                reading.add(len(places))
+    return torch.cat(pieces)
 
 
 def read_matrix(path: Path) -> Tensor:

@@ -25,7 +25,7 @@ from partialkd.data.images.decode import Wanted, encode_png, image_suffix, sized
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing
-from partialkd.world.passes import counted
+from partialkd.world.passes import Pass, counted
 
 PAIRS = "pairs.csv"
 MIN_SIZE, MAX_SIZE = 16, 512  # pixels per side, as data.image_size
@@ -67,12 +67,13 @@ def build_from_pixels(answers: Path, images: Path, out: Path, bgr: bool | None =
 
 def extract_bin(path: Path, folder: Path) -> tuple[int, int]:
     """Write `folder`/images and pairs.csv; returns the numbers of images written and of pairs."""
-    folder, found = Path(folder), read_bin(path)
+    with Pass(f"reading {Path(path).name}"):
+        folder, found = Path(folder), read_bin(path)
     refuse_existing(folder)
     files, lines = _files_and_lines(found, path)
     with new_folder(folder) as hidden:
         (hidden / "images").mkdir()
-        for name, image in files.items():
+        for name, image in counted(files.items(), "writing images", len(files), "images"):
             (hidden / name).write_bytes(image)
         (hidden / PAIRS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(files), len(found.same)

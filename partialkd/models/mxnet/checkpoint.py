@@ -37,6 +37,7 @@ from partialkd.models.network import halved, scaled_blocks, scaled_channels
 from partialkd.models.saved import save_model
 from partialkd.models.weights import checksummed, put_weights
 from partialkd.storage.atomic_files import refuse_existing, write_bytes
+from partialkd.world.passes import Pass, counted
 
 OUR_EPS, OUR_STD = 1e-5, 127.5
 CLASSIFIER, BIAS = "arg:fc7_weight", "arg:fc7_bias"
@@ -63,9 +64,11 @@ def import_checkpoint(symbol: Path, params: Path, folder: Path, image_size: int 
     model = build_empty(found.config, found.image_size)
     put_weights(model, found.state, str(params), assign=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if found.classifier is not None:
-        write_bytes(folder / CLASSIFIER_FILE, save(rows := {"centres": found.classifier}, checksummed(rows, {})))
-    save_model(folder / MODEL_FILE, model, found.config, found.image_size)
+    size = sum(x.nbytes for x in (*found.state.values(), found.classifier) if x is not None)
+    with Pass(f"writing {size / 1e6:.0f} MB"):
+        if found.classifier is not None:
+            write_bytes(folder / CLASSIFIER_FILE, save(rows := {"centres": found.classifier}, checksummed(rows, {})))
+        save_model(folder / MODEL_FILE, model, found.config, found.image_size)
     return found
 
 
@@ -157,7 +160,8 @@ class _Parameters:
 
 def _state(graph: Graph, parameters: _Parameters) -> Iterator[tuple[str, Tensor]]:
     """Key and value of each entry but BatchNorm's counters, which start at zero."""
-    for module, kind, layer in layers(graph):
+    every = list(layers(graph))
+    for module, kind, layer in counted(every, "reading the network", len(every), "layers"):
         names = ("weight", "bias", "running_mean", "running_var")[: len(layer.variables)]
         found = _norm(layer, parameters) if kind == "norm" else [parameters.take("arg", v) for v in layer.variables]
         if module == "conv1":
