@@ -48,3 +48,11 @@ def test_one_page_says_what_no_gpu_has_run() -> None:
     others = [path for path in texts if path.name not in ("gpu.md", "README.md")]
     found = [path.name for path in others if _NOT_ON_A_GPU.search(path.read_text(encoding="utf-8"))]
     assert not found, "docs/gpu.md says it for all"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_can_be_read_as_they_are(page: Path) -> None:
+    """Prose ends its lines; tables and quoted messages cannot."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    long = [line[:60] for line in text.splitlines() if len(line) > 140 and not line.startswith("|")]
+    assert not long
