@@ -31,6 +31,8 @@ CLASSES, IMAGES, STEPS = 11, 48, 5
 METHOD: dict[str, dict[str, Any]] = {
     "arcface": {"name": "arcface", "scale": 16.0},
     "adadistill": {"name": "adadistill", "scale": 16.0, "initial_centres": "exclude"},
+    "adaface": {"name": "adadistill", "scale": 16.0, "margin": {"name": "adaface"}, "initial_centres": "exclude"},
+    "curricular": {"name": "trained_centres", "scale": 16.0, "margin": {"name": "curricular"}},
 }
 BAD = 2  # optimiser steps done when the injection comes: the third step is the bad one
 

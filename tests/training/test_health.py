@@ -103,6 +103,8 @@ ADAMW = {"name": "adamw", "lr": 0.01}
         ("adadistill", "bad_teacher", {"late": 1}, {"zero_stage": 2, "accumulation": 2}, 2),
         ("adadistill", "bad_gradient", {}, {"zero_stage": 3}, 2),
         ("arcface", "bad_gradient", {}, {"terms": ({"name": "ekd"},), "data": {"sampler": "pk"}}, 2),
+        ("adaface", "bad_gradient", {}, {"zero_stage": 0}, 2),
+        ("curricular", "bad_image", {"late": 1}, {"zero_stage": 0, "accumulation": 2}, 2),
     ],
 )
 def test_skip_leaves_the_step_out(

@@ -44,6 +44,8 @@ ADAMW = {"name": "adamw", "lr": 0.005, "weight_decay": 0.05}
 ARCFACE = {"name": "arcface", "scale": 16.0}
 ADADISTILL = {"name": "adadistill", "scale": 16.0, "initial_centres": "exclude"}
 MARGINDISTILLATION = {"name": "margindistillation", "scale": 16.0}
+ADAFACE = {**ADADISTILL, "margin": {"name": "adaface", "t_alpha": 0.3, "geometry": 2.0, "geometry_warmup_steps": 6}}
+ELASTIC = {"name": "trained_centres", "scale": 16.0, "margin": {"name": "elastic_arc", "std": 0.3}}
 
 
 class TinyNet(nn.Module):
@@ -89,6 +91,8 @@ CASES = (
     ),
     Case("ema", ADADISTILL, SGD, (3, 1, 0, 2, 1)),
     Case("fixed", MARGINDISTILLATION, ADAMW, (1, 2, 1, 3, 2), phase={"sync_batchnorm": True}),
+    Case("moving statistics", ADAFACE, SGD, (0, 2, 1, 0, 3)),
+    Case("drawn", ELASTIC, SGD, (0, 1, 0, 2, 0), (1, 2, 3, 2, 1)),
 )
 
 
