@@ -14,7 +14,7 @@ from partialkd.centres.store import DTYPES
 from partialkd.centres.sweeps.products import effect_of_setting, rounds
 from partialkd.config import CentresConfig
 
-FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate")
+FACTS = ("kind", "backend", "store", "memory", "products", "classes", "batch", "dim", "sample_rate", "term")
 MULTIPLIED = 1 << 18  # rows, at most, that the floor's products are measured with
 
 
@@ -27,6 +27,12 @@ def cases(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 def facts_of(args: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(args, key) for key in FACTS}
+
+
+def name_of(one: dict[str, Any]) -> str:
+    """Name a combination in a table."""
+    term = "" if one["term"] == "none" else f" and {one['term']}"
+    return f"{one['kind']}{term}, {one['store']} on {one['memory']}, {one['backend']}, products {one['products']}"
 
 
 def rounded(args: argparse.Namespace, device: torch.device) -> bool:
@@ -44,6 +50,8 @@ def centres_config(args: argparse.Namespace) -> CentresConfig:
 
 def refused(args: argparse.Namespace) -> str | None:
     """Reason for which the configuration refuses this combination; None: it does not."""
+    if args.term != "none" and args.memory == "host" and args.kind != "fixed":
+        return "the teacher's centres are kept beside the student's, on the device"
     if args.kind == "trainable" and args.store == "int8":
         return "int8 rows are for centres that no gradient moves"
     try:
@@ -58,7 +66,7 @@ def without_room(args: argparse.Namespace, device: torch.device) -> str | None:
     row = args.dim * (DTYPES[args.store].itemsize + 4 * (args.kind == "trainable")) + 9
     cpu = torch.device("cpu")
     needs = {cpu: 0, device: 4 * (2 * args.dim + args.batch) * min(args.classes, MULTIPLIED)}
-    needs[cpu if args.memory == "host" else device] += args.classes * row
+    needs[cpu if args.memory == "host" else device] += args.classes * row * (2 if args.term != "none" else 1)
     if args.memory == "host":
         needs[device] += int(2 * args.sample_rate * args.classes * (row + 8))
     for place, need in needs.items():
@@ -70,4 +78,7 @@ def without_room(args: argparse.Namespace, device: torch.device) -> str | None:
 def reference_fits(args: argparse.Namespace, device: torch.device) -> bool:
     """Whether there is room for eight tensors of logits, and for two of rows, six where centres move."""
     logits, rows = args.classes * args.batch, args.classes * args.dim
-    return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6)) < free_bytes(device)
+    if args.term not in ("none", "logit_kd"):
+        return False  # nobody has a usual one
+    more = 0 if args.term == "none" else 6 * logits + rows
+    return 4 * (8 * logits + rows * (2 if args.kind == "fixed" else 6) + more) < free_bytes(device)

@@ -13,12 +13,18 @@ Every combination of --kind, --classes, --backend, --store, --memory, --products
   rate of matrix products of this machine.
 - floor: 4 N S D flops at that rate, 8 N S D where centres are trained; S = sample rate x C.
 
+--term adds a term of soft targets (T = 4) to the step, with teacher's centres of their own unless the student's are
+fixed. Its floor has five products of 2 N S D flops for logit_kd (gkd: seven), three more where centres are trained, at
+the rate of its own: x W^T, f V^T and three times P W, by what the engine multiplies with. "alone": the sums of logit_kd
+without the cross-entropy, against four.
+
 Reference and products multiply in the precision of the step ("precision"): float32 without TF32, or bfloat16 operands
 with float32 sums (CUDA: autocast and bfloat16 tensors; CPU: oneDNN's setting, which the engine uses as well, where the
 processor rounds by it). Where that is bfloat16, `over_fp32_products` is the step against the same flops at the rate of
 float32 products, `fp32_products_flops`, measured beside; where it is float32, that ratio is `over_floor`.
 
-Runs are interleaved; seconds are medians. Peak extra bytes: beyond the centres and, where trainable, their momentum;
+Runs are interleaved; seconds are medians, with --clock processor of the process's own time, for a machine that others
+use as well (with OMP_NUM_THREADS=1). Peak extra bytes: beyond the centres and, where trainable, their momentum;
 with --memory host also beyond the two windows, with a CUDA graph beyond what it keeps. What the configuration refuses
 and what has no room in the memory that is free is "left_out", with the reason. FILE is written anew after every
 combination.
@@ -29,15 +35,27 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from centre_cases import MULTIPLIED, cases, centres_config, facts_of, reference_fits, refused, rounded, without_room
+from centre_cases import (
+    MULTIPLIED,
+    cases,
+    centres_config,
+    facts_of,
+    name_of,
+    reference_fits,
+    refused,
+    rounded,
+    without_room,
+)
 from measure import interleaved_seconds, machine, medians, peak_extra_bytes, rounding
 from prettytable import PrettyTable
+from term_cases import PRODUCTS, alone, plain, soft_targets, term_of, usual_term
 from torch import Tensor
 
 from partialkd.centres import Centres, CentreStore
@@ -54,6 +72,7 @@ SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
 KINDS = ("fixed", "ema", "trainable")
 FILLED_AT_ONCE = 1 << 16  # rows
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 Step = Callable[[], Any]
 
 
@@ -70,7 +89,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--memory", nargs="+", choices=("device", "host"), default=["device"])
     parser.add_argument("--products", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"])
     parser.add_argument("--chunk-rows", type=int)
+    parser.add_argument("--term", choices=tuple(PRODUCTS), default="none")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
@@ -80,9 +101,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_store(args: argparse.Namespace, device: torch.device) -> CentreStore:
+def make_store(args: argparse.Namespace, device: torch.device, seed: int = 0) -> CentreStore:
     """Random centres, all seen, made where they stay."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     device = torch.device("cpu") if args.memory == "host" else device
     store = CentreStore.empty(range(args.classes), args.classes, args.dim, DTYPES[args.store], device)
     for start in range(0, args.classes, FILLED_AT_ONCE):
@@ -98,10 +119,15 @@ def make_inputs(args: argparse.Namespace, store: CentreStore, device: torch.devi
     return (centres + noise[0]).to(device), (centres + 0.5 * noise[1]).to(device), labels.to(device)
 
 
-def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...]) -> Step:
+def engine_step(
+    args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...], taught: CentreStore | None
+) -> Step:
+    """taught: the teacher's own centres; None: the student's, if any."""
     student, teacher, labels = inputs
     optimizer = make_row_optimizer(store, SGD) if args.kind == "trainable" else None
-    centres = Centres(store, World(device=student.device), SCALE, centres_config(args), optimizer=optimizer)
+    soft = soft_targets(args, SCALE, taught)
+    centres = Centres(store, World(device=student.device), SCALE, centres_config(args), optimizer=optimizer, soft=soft)
+    term = term_of(args, centres)
 
     def look(own: Any) -> Tensor:
         return move_ema(own, weighted=True, first_sight=True, renormalise=False)
@@ -109,8 +135,10 @@ def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tens
     def step() -> Any:
         x = student.clone().requires_grad_()
         moves = args.kind == "ema"
+        centres.teach(teacher)
         found = centres.contrast(x, labels, teacher if moves else None, look if moves else None)
-        margin_softmax(found.negative, arc_margin(found.target, MARGIN), SCALE).backward()
+        loss = margin_softmax(found.negative, arc_margin(found.target, MARGIN), SCALE)
+        (loss + term(x, labels, teacher)).backward()
         centres.step(LR)
         assert x.grad is not None
         return x.grad
@@ -118,8 +146,10 @@ def engine_step(args: argparse.Namespace, store: CentreStore, inputs: tuple[Tens
     return step
 
 
-def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...], half: bool) -> Step:
-    """half: products of bfloat16 numbers, logits and all else in float32."""
+def materialised_step(
+    kind: str, store: CentreStore, inputs: tuple[Tensor, ...], half: bool, taught: CentreStore | None
+) -> Step:
+    """half: products of bfloat16 numbers, all else in float32. taught: of the term, or None."""
     student, teacher, labels = inputs
     rows = store.read(slice(None)).to(student.device)
     weight = F.normalize(rows) if kind == "fixed" else rows
@@ -127,6 +157,7 @@ def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...],
         weight = weight.bfloat16()  # once, not at every step
     weight.requires_grad_(kind == "trainable")
     optimizer = torch.optim.SGD([weight], LR, momentum=SGD.momentum, weight_decay=SGD.weight_decay)
+    known = taught and taught.directions(slice(None)).to(student.device)
 
     def step() -> Any:
         with rounding(half, student.device):
@@ -142,7 +173,10 @@ def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...],
         cosine = (unit @ (weight if kind == "fixed" else F.normalize(weight)).T).float()
         target = cosine.gather(1, labels[:, None])
         logits = SCALE * cosine.scatter(1, labels[:, None], arc_margin(target, MARGIN))
-        F.cross_entropy(logits, labels).backward()
+        loss = F.cross_entropy(logits, labels)
+        if known is not None:
+            loss = loss + usual_term(cosine, F.normalize(teacher), known, SCALE)
+        loss.backward()
         if kind == "trainable":
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -153,13 +187,17 @@ def materialised_step(kind: str, store: CentreStore, inputs: tuple[Tensor, ...],
 
 
 def plain_products(
-    args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...], half: bool
+    args: argparse.Namespace, store: CentreStore, inputs: tuple[Tensor, ...], half: bool, taught: CentreStore | None
 ) -> tuple[Step, float]:
-    """-> the step, its flops. half: of bfloat16 numbers."""
+    """-> the step, its flops. half: of bfloat16 numbers. taught: those of a term."""
     device = inputs[0].device
     dtype = torch.bfloat16 if half and device.type == "cuda" else torch.float32
     weight = store.read(slice(0, min(args.classes, MULTIPLIED))).to(device, dtype)
     x = F.normalize(inputs[0]).to(dtype)
+    if taught is not None:
+        rows = taught.read(slice(0, len(weight))).to(device, dtype)
+        five = plain(args, x, F.normalize(inputs[1]).to(dtype), weight, rows)
+        return five, 10.0 * args.batch * len(weight) * args.dim
     terms, total = x.new_empty(len(x), len(weight)), torch.empty_like(x)
 
     def step() -> Any:
@@ -173,16 +211,21 @@ def plain_products(
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     store, half = make_store(args, device), rounded(args, device)
     inputs = make_inputs(args, store, device)
-    step = engine_step(args, store, inputs)
-    products, flops = plain_products(args, store, inputs, half)
+    softened = args.term != "none"
+    taught = (store if args.kind == "fixed" else make_store(args, device, seed=1)) if softened else None
+    step = engine_step(args, store, inputs, None if taught is store else taught)
+    products, flops = plain_products(args, store, inputs, half, taught)
     variants: dict[str, Step] = {"products": products}
     if half:
-        variants["fp32_products"] = plain_products(args, store, inputs, half=False)[0]
+        variants["fp32_products"] = plain_products(args, store, inputs, half=False, taught=taught)[0]
     if reference_fits(args, device):
-        variants["reference"] = materialised_step(args.kind, store, inputs, half)
+        variants["reference"] = materialised_step(args.kind, store, inputs, half, taught)
+    if args.term == "logit_kd" and taught and args.sample_rate == 1 and args.memory == "device":
+        variants["alone"] = alone(args, store, taught, inputs, SCALE)
     variants["step"] = step
-    seconds = medians(interleaved_seconds(variants, args.runs, device))
-    result = {**facts_of(args), "precision": "bf16" if half else "fp32", "seconds": seconds["step"], "runs": args.runs}
+    seconds = medians(interleaved_seconds(variants, args.runs, device, clock=CLOCKS[args.clock]))
+    how = {"precision": "bf16" if half else "fp32", "clock": args.clock, "runs": args.runs}
+    result = {**facts_of(args), **how, "seconds": seconds["step"]}
     result |= against_products(args, flops, seconds)
     result["peak_extra_bytes"] = peak_extra_bytes(variants["step"], device)
     if "reference" in variants:
@@ -194,7 +237,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def against_products(args: argparse.Namespace, flops: float, seconds: dict[str, float]) -> dict[str, float]:
     """The floor, the ratio to it, and the ratio to float32 products where those were measured beside."""
-    passes = 8 if args.kind == "trainable" else 4
+    sums, gradients = PRODUCTS[args.term]
+    passes = 2 * (sums + gradients * (args.kind == "trainable"))
     rates = {name: flops / seconds[name] for name in ("products", "fp32_products") if name in seconds}
     work = passes * args.batch * args.classes * args.sample_rate * args.dim
     floors = {name: work / rate for name, rate in rates.items()}
@@ -203,6 +247,9 @@ def against_products(args: argparse.Namespace, flops: float, seconds: dict[str, 
         "over_floor": seconds["step"] / floors["products"],
         "products_flops": rates["products"],
     }
+    if "alone" in seconds:
+        result["alone_seconds"] = seconds["alone"]
+        result["alone_over_floor"] = seconds["alone"] / (floors["products"] * 8 / passes)
     if "fp32_products" in floors:
         result["over_fp32_products"] = seconds["step"] / floors["fp32_products"]
         result["fp32_products_flops"] = rates["fp32_products"]
@@ -229,10 +276,6 @@ def measure_all(args: argparse.Namespace, device: torch.device) -> dict[str, Any
         if args.out:
             write_text(args.out, json.dumps(result, indent=2) + "\n")
     return result
-
-
-def name_of(one: dict[str, Any]) -> str:
-    return f"{one['kind']}, {one['store']} on {one['memory']}, {one['backend']}, products {one['products']}"
 
 
 def table_of(results: list[dict[str, Any]]) -> PrettyTable:

@@ -20,6 +20,7 @@ def interleaved_seconds(
     runs: int,
     device: torch.device,
     before: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Run every variant once to warm up, then all of them in turn `runs` times -> seconds of each run.
 
@@ -32,10 +33,10 @@ def interleaved_seconds(
         for name, step in variants.items():
             before()
             wait_for(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -36,13 +36,20 @@ def centre_step(kind: str, classes: int, *more: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("fixed", []), ("ema", ["--store", "bf16"]), ("trainable", []), ("trainable", ["--sample-rate", "0.2"])],
+    [
+        ("fixed", []),
+        ("ema", ["--store", "bf16"]),
+        ("trainable", []),
+        ("trainable", ["--sample-rate", "0.2"]),
+        ("trainable", ["--term", "logit_kd"]),
+    ],
 )
 def test_extra_memory_does_not_grow_with_the_classes(kind: str, more: list[str]) -> None:
     few, many = (centre_step(kind, classes, "--chunk-rows", "128", *more) for classes in (10_000, 40_000))
     assert few.keys() >= KEYS
     assert all(few[key] > 0 for key in KEYS if key.endswith(("seconds", "bytes")))
     assert many["peak_extra_bytes"] <= 1.1 * few["peak_extra_bytes"]
+    assert ("alone_over_floor" in few) == ("--term" in more)
     assert many["reference_peak_extra_bytes"] > 3 * few["reference_peak_extra_bytes"]  # the measure sees what grows
 
 

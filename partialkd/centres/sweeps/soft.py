@@ -32,8 +32,8 @@ from partialkd.centres.sweeps.chunked import Workspace
 from partialkd.centres.sweeps.chunks import Chunk, ChunkSize, cache_of, chunks
 from partialkd.centres.sweeps.products import Products
 
-# Logits of one network in a chunk on the CPU; as in chunked.py.
-SOFT_CHUNK, SOFT_GRADIENTS_CHUNK = ChunkSize(1 << 22, copies=0), ChunkSize(1 << 20, copies=2)
+# Logits of one network in a chunk on the CPU: half of what they are in chunked.py, for there are two matrices of them.
+SOFT_CHUNK, SOFT_GRADIENTS_CHUNK = ChunkSize(1 << 21, copies=0), ChunkSize(1 << 20, copies=2)
 
 
 @dataclass(frozen=True)
