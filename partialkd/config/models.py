@@ -22,6 +22,9 @@ class ModelConfig(Section):
         "curricularface_ir50", "curricularface_ir101", "curricularface_ir152",
         "curricularface_ir_se50", "curricularface_ir_se101", "curricularface_ir_se152",
         "evolve_ir50", "evolve_ir101", "evolve_ir152", "evolve_ir_se50", "evolve_ir_se101", "evolve_ir_se152",
+        "edgeface_xxs", "edgeface_xs", "edgeface_s", "edgeface_base",
+        "facelivtv2_xs", "facelivtv2_s", "facelivtv2_m", "facelivtv2_l",
+        "ghostfacenet_v1_s1", "ghostfacenet_v1_s2", "ghostfacenet_v2_s1", "ghostfacenet_v2_s2",
     ]  # fmt: skip
     embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
     width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from partialkd.config import ModelConfig
+from partialkd.models import edgeface, facelivt, ghostfacenet
 from partialkd.models.ir import IR, LAYOUTS
 from partialkd.models.iresnet import STAGES, IResNet
 from partialkd.models.mobilefacenet import VARIANTS, MobileFaceNet
@@ -16,6 +17,9 @@ FAMILIES: dict[str, type[Network]] = {
     **dict.fromkeys(VARIANTS, MobileFaceNet),
     **dict.fromkeys(SIZES, VisionTransformer),
     **dict.fromkeys(LAYOUTS, IR),
+    **dict.fromkeys(edgeface.VARIANTS, edgeface.EdgeFace),
+    **dict.fromkeys(facelivt.CHANNELS, facelivt.FaceLiVT),
+    **dict.fromkeys(ghostfacenet.VARIANTS, ghostfacenet.GhostFaceNet),
 }
 
 

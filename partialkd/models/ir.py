@@ -116,14 +116,14 @@ class IR(Network):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
-    def stages(self) -> tuple[str, str, str, str]:
+    def stage_ends(self) -> tuple[str, str, str, str]:
         first, second, third, last = (f"body.{block}" for block in self.last_blocks)
         return first, second, third, last
 
     def trunk(self, images: Tensor) -> Tensor:
         return self.output_layer[:3](self.body(self.input_layer(images)))
 
-    def head(self, maps: Tensor) -> Tensor:
+    def embedding(self, maps: Tensor) -> Tensor:
         return self.output_layer[3:](maps)
 
 

@@ -69,7 +69,7 @@ class IResNet(Network):
                 nn.init.normal_(module.weight, 0.0, 0.1)
 
     @property
-    def stages(self) -> tuple[str, str, str, str]:
+    def stage_ends(self) -> tuple[str, str, str, str]:
         return "layer1", "layer2", "layer3", "layer4"
 
     def trunk(self, images: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class IResNet(Network):
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.dropout(self.bn2(maps).flatten(1))
 
-    def head(self, maps: Tensor) -> Tensor:
+    def embedding(self, maps: Tensor) -> Tensor:
         return self.features(self.fc(maps))
 
 

@@ -87,7 +87,7 @@ class MobileFaceNet(Network):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
-    def stages(self) -> tuple[str, str, str, str]:
+    def stage_ends(self) -> tuple[str, str, str, str]:
         first, second, third, last = ("layers.1", "layers.3", "layers.5", "layers.7") if self.numbered else NAMES[1::2]
         return first, second, third, last
 
@@ -96,7 +96,7 @@ class MobileFaceNet(Network):
             images = self.get_submodule(name)(images)
         return images
 
-    def head(self, maps: Tensor) -> Tensor:
+    def embedding(self, maps: Tensor) -> Tensor:
         return self.get_submodule(self._head_name)(maps)
 
 

@@ -23,7 +23,7 @@ from partialkd.config import ModelConfig
 
 
 class Network(nn.Module):
-    """Base of the networks: a `trunk` (b, 3, H, W) -> maps or tokens, and a `head` -> (b, embedding_dim)."""
+    """Base of the networks: a `trunk` (b, 3, H, W) -> maps or tokens, and their `embedding` (b, embedding_dim)."""
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()
@@ -43,22 +43,22 @@ class Network(nn.Module):
         maps = maps.to(next(self.parameters()).dtype)
         device = maps.device.type
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            return self.head(maps)
+            return self.embedding(maps)
         with torch.autocast(device, enabled=False):
-            return self.head(maps)
+            return self.embedding(maps)
 
     @property
-    def stages(self) -> tuple[str, str, str, str]:
+    def stage_ends(self) -> tuple[str, str, str, str]:
         """Name the modules (as of `named_modules`) at whose ends a quarter, half, ... of the trunk has been computed.
 
-        In convolutional networks each ends with the last map of its size: halved 1 to 4 times.
+        In convolutional networks each ends with the last map of its size: halved 1 to 4 times, in some 2 to 5 times.
         """
         raise NotImplementedError
 
     def trunk(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def head(self, maps: Tensor) -> Tensor:
+    def embedding(self, maps: Tensor) -> Tensor:
         raise NotImplementedError
 
 

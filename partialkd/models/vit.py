@@ -136,7 +136,7 @@ class VisionTransformer(Network):
                     nn.init.zeros_(module.bias)
 
     @property
-    def stages(self) -> tuple[str, str, str, str]:
+    def stage_ends(self) -> tuple[str, str, str, str]:
         depth = len(self.blocks)
         first, second, third, last = (f"blocks.{max(0, quarter * depth // 4 - 1)}" for quarter in (1, 2, 3, 4))
         return first, second, third, last
@@ -153,7 +153,7 @@ class VisionTransformer(Network):
         hidden = self.mask_token.to(seen.dtype).expand(tokens.shape[0], tokens.shape[1] - seen.shape[1], -1)
         return torch.cat([seen, hidden], dim=1).gather(1, _spread(order.argsort(dim=1), seen))
 
-    def head(self, maps: Tensor) -> Tensor:
+    def embedding(self, maps: Tensor) -> Tensor:
         return self.feature(maps.reshape(-1, maps.shape[1] * maps.shape[2]))
 
 

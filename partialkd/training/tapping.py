@@ -48,8 +48,8 @@ def wires_of(phase: PhaseConfig, key: str, student: Network, teacher: nn.Module)
             continue
         where, taps = f"{key}.terms.{at}", term.taps
         assert isinstance(teacher, Network)  # the configuration has it so
-        names = taps.student or tuple(student.stages[stage] for stage in taps.stages)
-        others = taps.teacher or tuple(teacher.stages[stage] for stage in taps.stages)
+        names = taps.student or tuple(student.stage_ends[stage] for stage in taps.stages)
+        others = taps.teacher or tuple(teacher.stage_ends[stage] for stage in taps.stages)
         own = tapped_channels(student, names, f"{where}.student_taps", training=True)
         taught = tapped_channels(teacher, others, f"{where}.teacher_taps", training=False)
         made = zip(names, others, own, taught, strict=True)

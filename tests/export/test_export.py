@@ -101,7 +101,11 @@ def test_an_exported_network_can_teach(exported: tuple[nn.Module, Exported]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet"])
+@pytest.mark.parametrize(
+    "name",
+    ["iresnet18", "mobilefacenet", "ir_se50", "edgeface_xs", "facelivtv2_xs", "ghostfacenet_v1_s2",
+     "ghostfacenet_v2_s1"],
+)  # fmt: skip
 def test_the_other_families_export(name: str, tmp_path: Path) -> None:
     config = ModelConfig.model_validate({"name": name, "width": 0.125, "depth": 0.1, "embedding_dim": 16})
     done = export(trained(config, 48).state_dict(), config, 48, tmp_path)

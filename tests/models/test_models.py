@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.same_network import assert_same_network, assert_same_outputs
 from partialkd.config import ModelConfig
-from partialkd.errors import CheckpointError
+from partialkd.errors import CheckpointError, ConfigError
 from partialkd.export.onnx import export
-from partialkd.models import build_model, load_weights
+from partialkd.models import build_model, edgeface, ghostfacenet, load_weights
 from partialkd.models.build import FAMILIES, build_empty
+from partialkd.models.facelivt import fused_parameters
 from partialkd.models.network import Block
 from partialkd.models.saved import describe, open_model, save_model
 from partialkd.models.weights import read_weights
@@ -33,6 +34,7 @@ SMALL = {"width": 0.125, "depth": 0.3, "embedding_dim": 16}
 ONE_OF_EACH = [
     "iresnet18", "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc", "vit_tiny",
     "ir_se50", "ir152", "curricularface_ir_se50", "evolve_ir50",
+    "edgeface_xs", "facelivtv2_xs", "ghostfacenet_v1_s2", "ghostfacenet_v2_s1",
 ]  # fmt: skip
 
 # Entries of the state_dict; parameters and multiply-adds at 112 x 112 in millions, with a tolerance of half the last
@@ -49,6 +51,18 @@ FIGURES: dict[str, tuple[int, float | None, tuple[float, float] | None]] = {
     "vit_tiny": (150, None, (1500, 50)),
     "vit_small": (150, None, None),
     "vit_base": (282, None, (11_000, 500)),
+    "ghostfacenet_v1_s1": (561, None, None),
+    "ghostfacenet_v1_s2": (561, None, None),
+    "ghostfacenet_v2_s1": (813, None, None),
+    "ghostfacenet_v2_s2": (813, None, None),
+    # otroshi/edgeface, README: operations, a multiply-add counted as two
+    "edgeface_xxs": (160, 1.24, (94.72 / 2, 0.0047 * 94.72)),
+    "edgeface_xs": (257, 1.77, (154.00 / 2, 0.005 * 154.00)),
+    "edgeface_s": (257, 3.65, (306.12 / 2, 0.005 * 306.12)),
+    "edgeface_base": (214, 18.23, (1398.83 / 2, 0.005 * 1398.83)),
+    # novendrastywn/FaceLiVT, README; of xs and l their definition gives others: 2.97 M and 89 M, 8.83 M and 331 M
+    "facelivtv2_s": (628, None, (179, 1.79)),
+    "facelivtv2_m": (628, None, (258, 2.58)),
 }
 
 
@@ -67,8 +81,13 @@ def warmed(config: ModelConfig, size: int) -> nn.Module:
     """A network with running statistics of its own, in eval mode."""
     torch.manual_seed(0)
     model = build_model(config, size)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # one batch says all
     with torch.no_grad():
         model(pictures(4, size))
+    for norm in norms:
+        norm.momentum = 0.1
     return model.eval()
 
 
@@ -112,6 +131,49 @@ def test_published_size_and_cost(name: str) -> None:
         assert counter.get_total_flops() / 2e6 == pytest.approx(cost[0], abs=cost[1])
 
 
+@pytest.mark.parametrize(("name", "millions"), [("facelivtv2_s", 4.62), ("facelivtv2_m", 7.02)])
+def test_parameters_after_fusion_are_the_published_ones(name: str, millions: float) -> None:
+    assert round(fused_parameters(build_empty(ModelConfig(name=name), 112)) / 1e6, 2) == millions
+
+
+def test_ghostfacenet_v2_has_the_published_counts() -> None:
+    """HamadYA/GhostFaceNets, Flops.ipynb: GhostFaceNetV2-1.3-1, operations as TensorFlow's profiler counts them."""
+    model = build_empty(ModelConfig(name="ghostfacenet_v2_s1", width=1.3), 112).eval()
+    statistics = sum(x.numel() for key, x in model.named_buffers() if "num_batches" not in key)
+    assert (sum(x.numel() for x in model.parameters()), statistics) == (6_795_720, 84_568)
+    operations = [0]  # of elementwise work: two each of PReLU and gates, one of attention, four of means over 2 x 2
+    each = {nn.PReLU: 2, ghostfacenet.SqueezeExcite: 2, nn.Sigmoid: 0, nn.AvgPool2d: 4, ghostfacenet.Ghost: 1}
+    for module in model.modules():
+        if type(module) in each and not (isinstance(module, ghostfacenet.Ghost) and module.attention is None):
+            weight = each[type(module)]
+            module.register_forward_hook(
+                lambda _, __, out, weight=weight: operations.__setitem__(0, operations[0] + weight * out.numel())
+            )
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 112, 112, device="meta"))
+    assert (counter.get_total_flops() + operations[0]) / 2 == pytest.approx(272_105_108, rel=1e-4)
+    assert counter.get_total_flops() / 2 == pytest.approx(272_105_108, rel=0.02)  # convolutions alone
+    small = build_empty(ModelConfig(name="ghostfacenet_v1_s1", width=1.3), 112)
+    everything = sum(x.numel() for key, x in small.state_dict().items() if "num_batches" not in key)
+    assert round(everything / 1e6, 2) == 4.09  # GhostFaceNetV1-1.3-1
+
+
+def test_padding_like_tensorflow_puts_more_at_the_end() -> None:
+    """At stride 2 the first window of an even map begins at its first place, where torch's begins before it."""
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[0, 0, 0, 0] = 1
+    for tf, expected in ((True, [[0.0, 2.0], [8.0, 10.0]]), (False, [[0.0, 0.0], [0.0, 5.0]])):
+        convolution = ghostfacenet.Padded(1, 1, 3, 2, tf=tf)
+        convolution.weight.data.copy_(kernel)
+        assert convolution(image)[0, 0].tolist() == expected
+
+
+def test_a_network_that_needs_larger_images_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"data.image_size must be at least 32 for edgeface_xs, got 16"):
+        build_empty(ModelConfig(name="edgeface_xs"), 16)
+
+
 def test_every_configurable_network_is_built() -> None:
     assert set(FAMILIES) == set(FIGURES) | {name for name, *_ in DIGESTS}
 
@@ -119,6 +181,7 @@ def test_every_configurable_network_is_built() -> None:
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("size", [16, 33, 48, 112])
 def test_any_image_size_gives_raw_float32_embeddings(name: str, size: int) -> None:
+    size = max(size, edgeface.SMALLEST) if name.startswith("edgeface") else size
     model = warmed(small(name), size)
     with torch.no_grad():
         embeddings = model(pictures(3, size, seed=1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.peaks import peak_of
 from helpers.places import ROOT
@@ -167,6 +168,21 @@ def test_a_network_is_counted_as_its_tensors_are() -> None:
     recomputed = network_cost(model.model_copy(update={"activation_checkpointing": True}), 32, 4, "fp32", True)
     assert recomputed.kept < cost.kept
     assert recomputed.flops > cost.flops
+
+
+KINDS = ["ir_se50", "edgeface_xs", "facelivtv2_xs", "ghostfacenet_v1_s1", "ghostfacenet_v2_s2"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_network_is_counted(name: str) -> None:
+    model = ModelConfig(name=name, embedding_dim=16, width=0.125, depth=0.1)
+    cost = network_cost(model, 48, 4, "bf16", training=True)
+    network = build_model(model, 48)
+    assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(4, 3, 48, 48)).sum().backward()
+    assert cost.flops == counter.get_total_flops()
+    assert cost.peak > cost.kept > 0
 
 
 def test_centres_are_planned_to_the_byte() -> None:

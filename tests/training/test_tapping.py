@@ -189,7 +189,7 @@ def test_a_run_goes_on_at_another_number_of_ranks_and_stage(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_network_names_its_stages(name: str) -> None:
     network = build_empty(ModelConfig(name=name, embedding_dim=8, width=0.125, depth=0.1), 32)  # type: ignore[arg-type]
-    channels = tapped_channels(network, network.stages, "student.terms.0.teacher_taps", training=False)
+    channels = tapped_channels(network, network.stage_ends, "student.terms.0.teacher_taps", training=False)
     assert channels == sorted(channels)
 
 
