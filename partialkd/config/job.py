@@ -145,8 +145,8 @@ class Config(Section):
             return
         if teacher.source == "records" and self.data.flip:
             raise ValueError('data.flip must be false with teacher.source = "records": no mirrored embedding is there')
-        if altering and (teacher.cache is not None or teacher.source == "records"):
-            where = "teacher.cache" if teacher.cache is not None else 'teacher.source = "records"'
+        if altering and (teacher.cache is not None or teacher.embeddings_alone):
+            where = "teacher.cache" if teacher.cache is not None else f'teacher.source = "{teacher.source}"'
             raise ValueError(
                 f"data.{altering[0]} must be off with {where}: the teacher's embeddings there are of plain and of "
                 f"mirrored images only (on: {', '.join(altering)})"

@@ -16,12 +16,12 @@ Dimension = Annotated[int, Field(gt=0, le=65536)]
 class TeacherConfig(Section):
     """Where the teacher comes from: trained first by this run, a state_dict of our models, or an ONNX file.
 
-    "records": no network, its embeddings stand in the training records (data.embeddings).
+    "records": no network, its embeddings stand in the training records (data.embeddings). "npz": they stand in a file.
     """
 
-    source: Literal["none", "train", "checkpoint", "onnx", "records"] = "none"
+    source: Literal["none", "train", "checkpoint", "onnx", "records", "npz"] = "none"
     # Where files lie may change on resume: fingerprints of what is in them are compared.
-    path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors) or .onnx
+    path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors), .onnx or .npz
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
@@ -46,6 +46,11 @@ class TeacherConfig(Section):
         model = {"train": self.train and self.train.model, "checkpoint": self.model}.get(self.source)
         return self.project_to or (model.embedding_dim if model else self.embedding_dim)
 
+    @property
+    def embeddings_alone(self) -> bool:
+        """Whether there are embeddings of the training images and no network."""
+        return self.source in ("records", "npz")
+
     def _check_path(self) -> None:
         """A file whose ending belongs to the other source."""
         if self.path is None or self.source not in ("checkpoint", "onnx"):
@@ -58,16 +63,16 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
         needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
-        needs["records"] = []
+        needs["records"], needs["npz"] = [], ["path"]
         self._check_path()
         if self.path is not None and self.path.endswith(".safetensors"):
             needs["checkpoint"] = ["path"]  # such a file may describe its network itself
         for key in needs[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f'{key} is required with source = "{self.source}"')
-        for key in ("project_to", "cache") if self.source == "records" else ():
+        for key in ("project_to", "cache") if self.embeddings_alone else ():
             if getattr(self, key) is not None:
-                raise ValueError(f'{key} must be left out with source = "records", got {getattr(self, key)!r}')
+                raise ValueError(f'{key} must be left out with source = "{self.source}", got {getattr(self, key)!r}')
         if self.compile and self.source not in ("train", "checkpoint"):
             raise ValueError(f'compile must be false with source = "{self.source}", got true')
         if self.output is not None and self.source != "onnx":

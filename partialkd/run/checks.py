@@ -141,7 +141,7 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
         checked, fingerprint = Checked(teaching), teaching.fingerprint
     checked.fingerprint = fingerprint
     kept = scored_before(context, fingerprint) if resumed else None
-    to_score = config.source != "records" and bool(context.config.evaluate.sets) and kept is None
+    to_score = not config.embeddings_alone and bool(context.config.evaluate.sets) and kept is None
     network = checked.teaching.network if checked.teaching else None
     to_make = config.cache == "auto" and not world.on_main((context.folder / CACHE / MANIFEST).exists)
     if network is None and (to_score or to_make):

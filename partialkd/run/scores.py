@@ -97,8 +97,8 @@ def judge_teacher(context: RunContext, scores: Scores, strict: bool) -> None:
 
 
 def _why_not(context: RunContext) -> str:
-    if context.config.teacher.source == "records":
-        return "its embeddings stand in the records, and there is no network to score"
+    if context.config.teacher.embeddings_alone:
+        return "its embeddings of the training images are all there is, and there is no network to score"
     return "evaluate.sets names no verification set"
 
 

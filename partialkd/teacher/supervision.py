@@ -1,9 +1,10 @@
 """Supervision of a student: a network that embeds each batch, or embeddings that were kept of it.
 
-Kept embeddings come from a teacher cache (`teacher.cache`; made here where the run is to make its own) or from the
-records themselves (`teacher.source = "records"`). The network is then opened only to make the cache, to project the
-rows of a classifier, and to be scored; no rank holds it while the student is trained. A cache is compared with the
-teacher's file and the data, and all of its blocks with their checksums, before anything is trained.
+Kept embeddings come from a teacher cache (`teacher.cache`; made here where the run is to make its own), from the
+records themselves (`teacher.source = "records"`) or from an .npz (`"npz"`). The network is then opened only to make the
+cache, to project the rows of a classifier, and to be scored; no rank holds it while the student is trained. A
+cache is compared with the teacher's file and the data, and all of its blocks with their checksums, before anything is
+trained.
 Errors: TeacherError and DataError naming the file, ConfigError naming the key, on every rank.
 """
 
@@ -33,6 +34,7 @@ from partialkd.teacher.cache_pass import embed_records
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
 from partialkd.teacher.embedded_records import RecordEmbeddings, check_decoding
 from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
+from partialkd.teacher.npz_embeddings import FLIPPED, NpzEmbeddings
 from partialkd.world.shard import shard_of
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None
         context.world.together(lambda: check_decoding(folders))
         kept = context.world.together(lambda: RecordEmbeddings(context.source, dim))
         teaching = Teaching(kept.fingerprint, dim, lambda rows: rows, kept=kept)
+    elif config.source == "npz":
+        teaching = _from_npz(context)
     elif config.cache is None:
         network = open_network(context, trained)
         teaching = Teaching(network.fingerprint, network.embedding_dim, network.project, network)
@@ -88,6 +92,14 @@ def teach(context: RunContext, trained: nn.Module | None, opened: Teacher | None
     if teaching.network is not None:
         look_at(teaching.network, context)
     return teaching
+
+
+def _from_npz(context: RunContext) -> Teaching:
+    kept = context.world.together(lambda: NpzEmbeddings(Path(context.config.teacher.path or ""), context.source))
+    if context.config.data.flip and not kept.mirrored and context.config.student.teacher_use == "every batch":
+        rule = f"must be false: {kept.path} has no array {FLIPPED}, of the mirrored images"
+        raise ConfigError(f"data.flip {rule}, got true")
+    return Teaching(kept.fingerprint, kept.dim, lambda rows: rows, kept=kept)
 
 
 def check_width(config: Config, emitted: int) -> None:
