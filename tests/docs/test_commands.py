@@ -117,7 +117,7 @@ def test_a_training_is_configured(command: Command, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     arguments = [word for word in arguments_of(command) if word not in PLACEHOLDERS]
     options = [word for word in arguments if word.startswith("--")]
-    assert set(options) <= {"--resume", "--output", "--dtype", "--records"}
+    assert set(options) <= {"--resume", "--output", "--dtype", "--records", "--cache", "--out"}
     files = [word for word in arguments if word.endswith(".toml")]
     load_config(files[0] if files else "configs/quickstart.toml", [word for word in arguments if "=" in word])
 

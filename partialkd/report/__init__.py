@@ -1,0 +1,1 @@
+"""What a person looks at: the audit of a data set."""
