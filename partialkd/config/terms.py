@@ -261,6 +261,19 @@ class AngularTermConfig(TappedSection):
         return super().taps if self.layer_weight else None
 
 
+class UnifiedTermConfig(TermSection):
+    """Hard images are drawn to the teacher's embedding, and images' cosines with a memory bank to the teacher's."""
+
+    teacher_use: ClassVar[TeacherUse] = "every batch"
+    whole_batch: ClassVar[bool] = True
+
+    name: Literal["unified"]
+    instance_weight: PartWeight = 1.0
+    relation_weight: PartWeight = 1.0
+    bank: Annotated[int, Field(gt=0, le=10**7)] = 4096  # embeddings of the teacher's that are kept, the newest
+    hardest: Positive = 64  # entries of the bank that an image is compared with, those that differ most
+
+
 if TYPE_CHECKING:
     TermConfig = TermSection
 else:  # any of the sections above

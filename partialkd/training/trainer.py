@@ -119,7 +119,7 @@ class Trainer:
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
-        self.terms = Terms(phase.terms, TermSetting(world, store.num_classes))
+        self.terms = Terms(phase.terms, TermSetting(world, store.num_classes, phase.model.embedding_dim))
         self.states = States({"method": self.method, **self.terms.named})
         teacher = teacher if phase.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None

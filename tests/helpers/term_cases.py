@@ -11,6 +11,7 @@ from torch import Tensor
 from helpers import relational_references as relational
 from helpers.relational_references import cosine, each, length
 from helpers.term_batch import Batch
+from helpers.unified_reference import unified
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ CASES = {
     "triplet": Case({"name": "triplet"}, each(relational.triplet)),
     "triplet_wide": Case({"name": "triplet", "semi_hard": 1.5, "margin_max": 0.9}, each(relational.triplet)),
     "triplet_angle": Case({"name": "triplet", "distance": "angle"}, each(relational.triplet)),
+    "unified": Case({"name": "unified"}, unified),
+    "unified_mined": Case({"name": "unified", "bank": 7, "hardest": 3, "relation_weight": 5.0}, unified),
 }
 
 # Terms that look at more than embeddings and labels, by the file in tests/methods/ that compares them.

@@ -11,8 +11,8 @@ from partialkd.config import PhaseConfig
 from partialkd.config.load import load_config
 from partialkd.config.terms import GkdTermConfig
 from partialkd.errors import ConfigError
-from partialkd.methods.terms import TermSetting
-from partialkd.methods.terms.soft import GroupKD, soft_targets
+from partialkd.methods.terms import Terms, TermSetting
+from partialkd.methods.terms.soft import GroupKD, LogitKD, soft_targets
 
 FILE = """
 [run]
@@ -99,6 +99,18 @@ def test_the_teachers_scale_is_the_methods_unless_it_is_given() -> None:
         targets = soft_targets(phase, None)
         assert targets is not None
         assert (targets.teacher_scale, targets.temperature, targets.share) == (wanted, 4.0, None)
+
+
+def test_the_margin_is_the_students_or_of_both() -> None:
+    settings = {"model": {"name": "iresnet18"}, "method": {"name": "arcface"}, "epochs": 1.0, "global_batch": 8}
+    for term, wanted in (
+        ({"name": "logit_kd"}, (0.0, 0.0)),
+        ({"name": "logit_kd", "margin": 0.3}, (0.3, 0.0)),
+        ({"name": "margin_t"}, (0.5, 0.5)),
+    ):
+        made = Terms(PhaseConfig.model_validate(settings | {"terms": (term,)}).terms).named[f"term_0_{term['name']}"]
+        assert isinstance(made, LogitKD)
+        assert made.margins == wanted
 
 
 def test_the_ramp_counts_optimiser_steps_and_goes_on_with_them() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from helpers.ranks import run
-from helpers.term_batch import TEACHER_DIM, Batch, N, batches
+from helpers.term_batch import DIM, TEACHER_DIM, Batch, N, batches
 from helpers.term_cases import CASES, ELSEWHERE
 from partialkd.config import PhaseConfig, TermSection
 from partialkd.config.base import leaves
@@ -30,7 +30,7 @@ Step = dict[str, Any]
 def terms_of(case: str, world: World) -> Terms:
     settings = {"model": {"name": "iresnet18"}, "method": {"name": "arcface"}, "epochs": 1.0, "global_batch": N}
     phase = PhaseConfig.model_validate(settings | {"terms": (CASES[case].settings | {"weight": WEIGHT},)})
-    return Terms(phase.terms, TermSetting(world, CLASSES))
+    return Terms(phase.terms, TermSetting(world, CLASSES, DIM))
 
 
 def batches_of(case: str) -> list[Batch]:

@@ -20,6 +20,7 @@ from partialkd.config.terms import (
     RkdTermConfig,
     SpTermConfig,
     TripletTermConfig,
+    UnifiedTermConfig,
 )
 from partialkd.methods.base import Outcome
 from partialkd.methods.terms.angular import Angular
@@ -35,6 +36,7 @@ from partialkd.methods.terms.rkd import Rkd
 from partialkd.methods.terms.soft import GroupKD, LogitKD
 from partialkd.methods.terms.sp import SimilarityPreserving
 from partialkd.methods.terms.triplet import TripletDistillation
+from partialkd.methods.terms.unified import Unified
 
 TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     EmbeddingTermConfig: EmbeddingDistance,
@@ -47,6 +49,7 @@ TERMS: dict[type[TermSection], Callable[[Any, TermSetting], Term]] = {
     LogitKdTermConfig: LogitKD,
     MarginTTermConfig: LogitKD,
     GkdTermConfig: GroupKD,
+    UnifiedTermConfig: Unified,
     FitNetsTermConfig: FitNets,
     AttentionTermConfig: AttentionTransfer,
     NstTermConfig: NeuronSelectivity,

@@ -33,6 +33,7 @@ class TermSetting:
 
     world: World = field(default_factory=World)
     num_classes: int = 0
+    embedding_dim: int = 0  # of the student
 
     @property
     def shard(self) -> range:
