@@ -87,7 +87,10 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         self.world, self.work, self.out = world, args.work, args.out
-        self.trees = {name: tree_of(name, args.overrides) for name in names()}
+        configs = {name: config_of(name, args.overrides) for name in names()}
+        # Without defaults, so that a key that is new changes no digest.
+        self.trees = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in configs.items()}
+        self.tapped = {name for name, one in configs.items() if any(term.taps for term in one.student.terms)}
         before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
         self.rows: list[Tree] = before.get("rows", [])
         self.facts = {**machine(world.device), "teacher": before.get("teacher")}
@@ -99,7 +102,7 @@ class Bench:
 
     def settings(self, name: str) -> str:
         """A digest of what makes the numbers of a method."""
-        tree = {key: self.trees[name][key] for key in ("teacher", "student", "evaluate")}
+        tree = {key: self.trees[name].get(key) for key in ("teacher", "student", "evaluate")}
         tree["data"] = {key: value for key, value in self.trees[name]["data"].items() if key not in ("path", "workers")}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -124,7 +127,9 @@ class Bench:
         """A run of its own, of one phase, taught by what all have in common."""
         tree = self.trees[name]
         run = {**tree["run"], "name": "student", "folder": str(self.work), "seed": seed}
-        teacher = self.teacher if tree["teacher"]["source"] != "none" else tree["teacher"]
+        teacher = {**self.teacher} if "teacher" in tree else {}
+        if name in self.tapped:
+            del teacher["cache"]  # kept embeddings have no layers
         return parse_config({**tree, "run": run, "teacher": teacher})
 
     def scored(self, config: Config) -> Tree:
@@ -137,7 +142,7 @@ class Bench:
     @cached_property
     def teacher(self) -> Tree:
         """The teacher of the files, trained and kept where that has not been done."""
-        tree = next(tree for tree in self.trees.values() if tree["teacher"]["source"] == "train")
+        tree = next(tree for tree in self.trees.values() if "teacher" in tree)
         run = {**tree["run"], "name": "taught", "folder": str(self.work)}
         config = parse_config({**tree, "run": run})
         assert config.teacher.train is not None
@@ -158,12 +163,11 @@ class Bench:
         write_json(self.out, {"load": os.getloadavg()[0], **self.facts, "rows": rows})
 
 
-def tree_of(name: str, overrides: list[str]) -> Tree:
+def config_of(name: str, overrides: list[str]) -> Config:
     """A file with the overrides; those of the teacher only where it has one."""
     path = METHODS / f"{name}.toml"
     taught = load_config(path).teacher.source != "none"
-    config = load_config(path, [one for one in overrides if taught or not one.startswith("teacher.")])
-    return config.model_dump(mode="json", exclude_none=True)
+    return load_config(path, [one for one in overrides if taught or not one.startswith("teacher.")])
 
 
 def first_scores(job: Job, who: str) -> Tree:
