@@ -17,13 +17,14 @@ from PIL import Image
 
 from helpers.bad_files import lying, many_scans, picture
 from helpers.fuzzing import CHANGES, Change, bounded, changed, read_or_refuse
+from partialkd.data.formats.image_list_file import read_lst
 from partialkd.data.formats.image_tree import list_images, read_images
 from partialkd.data.formats.insightface_folder import read_names
 from partialkd.data.formats.pair_lists import FORMS, read_pair_list
 from partialkd.data.formats.property_file import read_property
 from partialkd.data.images.decode import Wanted, check_jpeg, decode, encode_jpeg, image_size
 from partialkd.data.images.orientation import orientation
-from partialkd.data.packing.image_list import list_to_pack
+from partialkd.data.packing.image_list import files_to_pack
 from partialkd.data.sources.identities import Names, excluded, mapped
 from partialkd.errors import DataError
 
@@ -116,8 +117,8 @@ def _readers() -> dict[str, Callable[[Path], object]]:
     readers: dict[str, Callable[[Path], object]] = {
         "excluded": lambda path: excluded(path, names), "excluded ids": lambda path: excluded(path, numbers),
         "mapped": lambda path: mapped(path, names, present), "mapped ids": lambda path: mapped(path, numbers, present),
-        "to pack": lambda path: list_to_pack(path, "refuse"), "names": lambda path: read_names(path, 2),
-        "property": read_property,
+        "to pack": lambda path: files_to_pack(path, "refuse"), "names": lambda path: read_names(path, 2),
+        "property": read_property, "lst": lambda path: list(read_lst(path)),
     }  # fmt: skip
     return readers | {form: (lambda path, form=form: read_pair_list(form, path)) for form in FORMS}  # type: ignore[misc]
 
