@@ -51,9 +51,9 @@ CASES = {
     "unified_mined": Case({"name": "unified", "bank": 7, "hardest": 3, "relation_weight": 5.0}, unified),
 }
 
-# Terms that look at more than embeddings and labels, by the file in tests/methods/ that compares them.
+# Terms that look at more than embeddings and labels, by the test that compares them.
 ELSEWHERE = {
-    "logit_kd": "test_soft_terms.py",
-    "margin_t": "test_soft_terms.py",
-    "gkd": "test_soft_terms.py",
+    "logit_kd": "centres/test_soft_targets.py",
+    "margin_t": "centres/test_soft_targets.py",
+    "gkd": "centres/test_soft_targets.py",
 }

@@ -12,16 +12,17 @@ over all N^2 and N^3 tuples, those with an image twice too, and weights of 25 an
 sums. Differs: between equal embeddings distance and direction are zeros with gradient 0; theirs has distances of 1e-6
 there, and directions whose slope is 1e12.
 
-Angles are made of inner products, <f_j - f_i, f_k - f_i> = G_jk - G_ij - G_ik + G_ii, block by block of i, again in
-the backward pass: no (N, N, D) nor (N, N, N) tensor. The work is N^3.
+Angles are made of inner products, <f_j - f_i, f_k - f_i> = G_jk - G_ij - G_ik + G_ii, block by block of i, with their
+slopes at once: no (N, N, D) nor (N, N, N) tensor. The work is N^3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from partialkd.config.terms import RkdTermConfig
 from partialkd.methods.terms.base import Term, TermInputs, TermSetting
@@ -58,14 +59,17 @@ def relative_distances(x: Tensor) -> Tensor:
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """(N, D), (N, D of the teacher) -> ()."""
-    n = len(student)
+    n, parts, of_teacher = len(student), geometry(student), geometry(teacher)
+    leaves = [part.detach().requires_grad_() for part in parts]
+    total, slopes = torch.zeros_like(student[0, 0]), [torch.zeros_like(part) for part in leaves]
     rows = max(1, ENTRIES // n**2)
-    parts = (*geometry(student), *geometry(teacher))
-    sums = [
-        checkpoint(_angles_of, *parts, range(i, min(i + rows, n)), use_reentrant=False, preserve_rng_state=False)
-        for i in range(0, n, rows)
-    ]
-    return torch.stack(sums).sum() / n**3
+    for start in range(0, n, rows):
+        value = _angles_of(leaves, of_teacher, slice(start, start + rows))
+        total += value.detach()
+        for slope, more in zip(slopes, torch.autograd.grad(value, leaves), strict=True):
+            slope += more
+    inner = torch.stack([(part * slope).sum() for part, slope in zip(parts, slopes, strict=True)]).sum()
+    return (total + inner - inner.detach()) / n**3  # the value of `total`, with these slopes
 
 
 def geometry(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,14 +83,14 @@ def geometry(x: Tensor) -> tuple[Tensor, Tensor]:
     return centred @ centred.T, torch.where(there, 1 / torch.where(there, apart, 1), 0)
 
 
-def _angles_of(s_inner: Tensor, s_inverse: Tensor, t_inner: Tensor, t_inverse: Tensor, vertices: range) -> Tensor:
+def _angles_of(student: Sequence[Tensor], teacher: Sequence[Tensor], vertices: slice) -> Tensor:
     """Sum the losses of all angles at these vertices."""
-    rows = slice(vertices.start, vertices.stop)
-    return F.smooth_l1_loss(_angles(s_inner, s_inverse, rows), _angles(t_inner, t_inverse, rows), reduction="sum")
+    return F.smooth_l1_loss(_angles(student, vertices), _angles(teacher, vertices), reduction="sum")
 
 
-def _angles(inner: Tensor, inverse: Tensor, rows: slice) -> Tensor:
+def _angles(parts: Sequence[Tensor], rows: slice) -> Tensor:
     """Cosines (r, N, N) of the angles at these vertices."""
+    inner, inverse = parts
     own, squares = inner[rows], inner.diagonal()[rows]
     products = inner - own[:, :, None] - own[:, None, :] + squares[:, None, None]
     return products * inverse[rows, :, None] * inverse[rows, None, :]
