@@ -223,6 +223,16 @@ class CentreStore:
                 else:
                     self.moments[name] = value.to(self.device)
 
+    def take_rows(self, rows: Tensor, state: dict[str, Tensor]) -> None:
+        """Take over tensors (n, ...) of other centres for these rows; bit for bit in the same precision."""
+        self._all_seen, self._asked = False, None
+        if state["unit"].dtype == self.unit.dtype:
+            for name, own in self.tensors().items():
+                own[rows] = state[name]
+        else:
+            self.replace(rows, saved_centres(state).to(self.length))
+            self.seen[rows] = state["seen"]
+
     def _blocks(self, rows: Tensor | slice, values: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Cut (rows, their values) into blocks of ROUNDED_AT_ONCE numbers."""
         count = max(1, ROUNDED_AT_ONCE // max(1, values[:1].numel()))

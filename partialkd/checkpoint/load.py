@@ -40,7 +40,8 @@ def load(path: Path, world: World, shard: range, num_classes: int) -> Snapshot:
     """Load what this rank needs of a checkpoint written at any world size; collective.
 
     At the saved world size `local` is this rank's own. At another it is the same on every rank: floating-point
-    "buffer.*" entries are the mean over all saved ranks, "rng.*" entries are absent, others are rank 0's.
+    "buffer.*" and "average.*" entries are the mean over all saved ranks, "rng.*" entries are absent, others are
+    rank 0's.
     """
     with Pass(f"reading {path.name}"):
         return everywhere(world, f"loading {path}", lambda: _read(path, world, shard, num_classes))
@@ -96,6 +97,6 @@ def _shared_local(saved: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Make the local state for ranks that are not those that saved, from all of theirs."""
     shared = {key: value for key, value in saved[0].items() if not key.startswith("rng.")}
     for key, value in shared.items():
-        if key.startswith("buffer.") and value.is_floating_point():
+        if key.startswith(("buffer.", "average.")) and value.is_floating_point():
             shared[key] = torch.stack([one[key].double() for one in saved]).mean(dim=0).to(value.dtype)
     return shared

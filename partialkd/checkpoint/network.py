@@ -4,6 +4,7 @@
     <run>/<phase>/checkpoints/step_*       that one
     <run>, with `which`                    "best" (by `run.keep_best`), "last", or the number of a step
 
+Of a run with `ema_decay` it is the moving average of the network, as at the end of training.
 Every file is compared with its checksum as it is read. Running statistics are averaged over the ranks that saved, as at
 the end of training.
 Errors: `CheckpointError` naming the path.
@@ -24,7 +25,7 @@ from partialkd.config import ModelConfig
 from partialkd.config.load import load_config
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty
-from partialkd.models.network import Network
+from partialkd.models.network import ADAPTERS, Network
 from partialkd.models.saved import MODEL
 from partialkd.models.weights import put_weights
 from partialkd.storage.finite import not_finite
@@ -70,8 +71,10 @@ def checkpoint_network(path: Path) -> tuple[Network, ModelConfig, int]:
     files = manifest.files
     progress = json.loads(read_bytes(path / PROGRESS, files[PROGRESS]))
     config, image_size = _description(path, progress)
-    student = _named(read_tensors(path / STUDENT, files[STUDENT]), "param.")
-    state = student | _named(read_local(path, files, manifest.world_size, World()), "buffer.")
+    student = read_tensors(path / STUDENT, files[STUDENT])
+    local = read_local(path, files, manifest.world_size, World())
+    state = _named(student, "param.") | _named(local, "buffer.") | _named(student | local, "average.")
+    state = {name: x for name, x in state.items() if not name.startswith(f"{ADAPTERS}.")}
     if problem := not_finite(state):
         raise CheckpointError(f"{path}: {problem}")
     network = build_empty(config, image_size)

@@ -32,7 +32,14 @@ from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
 from partialkd.config.terms import EmbeddingTermConfig, TermSection
-from partialkd.config.training import CentresConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, sampled_share
+from partialkd.config.training import (
+    CentresConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    RateFactors,
+    ScheduleConfig,
+    sampled_share,
+)
 
 __all__ = [
     "AdaDistillConfig",
@@ -66,6 +73,7 @@ __all__ = [
     "PartConfig",
     "PhaseConfig",
     "ProceduralConfig",
+    "RateFactors",
     "RunConfig",
     "ScheduleConfig",
     "SphereMarginConfig",

@@ -15,6 +15,7 @@ from partialkd.config.base import (
     Length,
     Moderate,
     NonNegativeFloat,
+    Place,
     Positive,
     PositiveFloat,
     Probability,
@@ -53,6 +54,22 @@ class CentresConfig(Section):
     # in the Triton kernels as the store.
     products: Free[Literal["auto", "fp32", "bf16"]] = "auto"
     chunk_rows: Free[Positive | None] = None  # rows a chunk of the sweep; None: from the batch size
+    # Centres to start from: a run's folder, a checkpoint, a file with one matrix (C, D), or arcface_torch's folder. On
+    # resume what is in it and in the label map is compared, not where they lie.
+    weights: Annotated[Free[Place | None], Before(None)] = None
+    # Which row is whose: "identity" (row k is class k), "names" (the identities of both runs, by name), or a text file
+    # of lines `row<TAB>class id or name in this run`, -1: a row that is not used.
+    label_map: Free[Place | None] = None
+    # Trainable centres of identities that no row is of: class means of the network over their images, or random.
+    new_identities: Annotated[Literal["means", "random"], Before("means")] = "means"
+
+    @model_validator(mode="after")
+    def _mapped(self) -> CentresConfig:
+        if self.weights is not None and self.label_map is None:
+            raise ValueError('label_map is required with weights: "identity", "names" or a file')
+        if self.weights is None and self.label_map is not None:
+            raise ValueError(f'label_map must be left out without weights, got "{self.label_map}"')
+        return self
 
     @model_validator(mode="after")
     def _sampled_from_host(self) -> CentresConfig:
@@ -69,6 +86,17 @@ class CentresConfig(Section):
         return self
 
 
+RateFactor = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), Before(1.0)]
+
+
+class RateFactors(Section):
+    """Factors on the learning rate, by group; 0: the group does not move at all."""
+
+    backbone: RateFactor = 1.0  # the network but for its head
+    head: RateFactor = 1.0  # from the last maps to the embedding: its linear layers and their normalisation
+    centres: RateFactor = 1.0  # trainable ones
+
+
 class OptimizerConfig(Section):
     """What moves the student, and trained centres with it."""
 
@@ -79,6 +107,7 @@ class OptimizerConfig(Section):
     eps: PositiveFloat = 1e-8  # adamw
     weight_decay: Annotated[float, Field(ge=0, le=10_000)] = 5e-4
     clip_norm: NonNegativeFloat = 5.0  # 0: no clipping; the student's gradient, centres are not part of it
+    lr_factors: RateFactors = RateFactors()
 
 
 class ScheduleConfig(Section):
@@ -102,6 +131,14 @@ class PhaseConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     terms: Annotated[tuple[TermConfig, ...], Before(())] = ()  # added to the method's loss, each times its weight
+    # The network to start from: a file of weights (.safetensors, .pt, .pth), a checkpoint or a run's folder. What is in
+    # it is compared on resume, not where it lies.
+    weights: Annotated[Free[Place | None], Before(None)] = None
+    freeze_steps: Annotated[Count, Before(0)] = (
+        0  # first optimiser steps in which centres move and the network does not
+    )
+    # Moving average of the network, a <- d a + (1 - d) w after each optimiser step: it is what is scored and exported.
+    ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Before(None)] = None
     epochs: Length[Annotated[float, Field(gt=0, le=1e6)]]
     max_steps: Length[Positive | None] = None  # optimiser steps; ends a run early (the schedule keeps its length)
     global_batch: Annotated[int, Field(gt=0, le=10**8)]  # images per optimiser step, over all ranks and micro-steps
@@ -173,6 +210,25 @@ class PhaseConfig(Section):
                 raise ValueError(
                     f"{key} must be false with {tapped[0]}, which hooks into the network's layers, got true"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _startable(self) -> PhaseConfig:
+        """Refuse to start with, or to hold still, what would then be of no use."""
+        kind, name = self.method.centre_kind, self.method.name
+        if self.centres.weights is not None and kind == "fixed":
+            raise ValueError(f"centres.weights must be left out with {name}, whose centres are the teacher's")
+        started = self.centres.weights is not None and kind == "trainable"
+        if started and self.weights is None and self.centres.new_identities == "means":
+            rule = 'must be "random" without weights: means of a network that knows nothing are of no use'
+            raise ValueError(f'centres.new_identities {rule}, got "means"')
+        if self.freeze_steps and self.weights is None:
+            raise ValueError(f"freeze_steps must be 0 without weights, got {self.freeze_steps}")
+        if self.freeze_steps and kind == "fixed":
+            raise ValueError(f"freeze_steps must be 0 with {name}: nothing would move, got {self.freeze_steps}")
+        if self.freeze_steps and any(term.taps is not None for term in self.terms):
+            rule = "must be 0 with terms that look inside the network, which train adapters in it"
+            raise ValueError(f"freeze_steps {rule}, got {self.freeze_steps}")
         return self
 
     @model_validator(mode="after")

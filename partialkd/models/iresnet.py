@@ -48,6 +48,8 @@ class ResidualBlock(Block):
 class IResNet(Network):
     """Four stages, each halving the map; flattened maps go through one linear layer."""
 
+    head_modules = ("fc", "features")
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         unit = scaled_channels(64, config.width)

@@ -81,7 +81,8 @@ class MobileFaceNet(Network):
                 self.add_module(name, stage)
             self.conv_6_sep = last
             self.output_layer = gdc
-        *self._trunk_names, self._head_name = (name for name, _ in self.named_children())
+        *self._trunk_names, head = (name for name, _ in self.named_children())
+        self.head_modules = (head,)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -97,7 +98,7 @@ class MobileFaceNet(Network):
         return images
 
     def embedding(self, maps: Tensor) -> Tensor:
-        return self.get_submodule(self._head_name)(maps)
+        return self.get_submodule(self.head_modules[0])(maps)
 
 
 def _stages(variant: Variant, unit: int, depth: float) -> list[nn.Module]:

@@ -11,6 +11,7 @@ statistics as plain ones: the second pass through a block must not count its bat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
@@ -21,9 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from partialkd.config import ModelConfig
 
+ADAPTERS = "adapters"  # a part that training may add to a network, and that is no part of what is saved of it
+
 
 class Network(nn.Module):
     """Base of the networks: a `trunk` (b, 3, H, W) -> maps or tokens, and their `embedding` (b, embedding_dim)."""
+
+    head_modules: tuple[str, ...]  # children that `head` is made of
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()
@@ -60,6 +65,13 @@ class Network(nn.Module):
 
     def embedding(self, maps: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def head_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Give the parameters of the head of a network, which names what is in it (`head_modules`), and of adapters."""
+    head: tuple[str, ...] = network.head_modules  # type: ignore[assignment]
+    names = (*head, ADAPTERS) if hasattr(network, ADAPTERS) else head
+    return (parameter for name in names for parameter in network.get_submodule(name).parameters())
 
 
 class Block(nn.Module):

@@ -106,6 +106,8 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(Network):
     """No class token: the head sees every token."""
 
+    head_modules = ("feature",)
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         published_dim, published_depth = SIZES[config.name]

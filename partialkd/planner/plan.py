@@ -258,8 +258,9 @@ def _student(phase: PhaseConfig, cost: NetworkCost, ranks: int) -> dict[str, int
 
 
 def _moments(phase: PhaseConfig) -> int:
-    """Moments that the optimiser keeps per parameter of the student."""
-    return 2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)
+    """Numbers that the optimiser keeps per parameter of the student: moments, and the moving average if asked."""
+    moments = 2 if phase.optimizer.name == "adamw" else int(phase.optimizer.momentum > 0)
+    return moments + (phase.ema_decay is not None)
 
 
 def _batches(data: DataConfig, local: int, cuda: bool) -> int:

@@ -1,9 +1,9 @@
 """Checks of a job before its run's folder is touched: nothing is moved aside or begun in vain.
 
 Opened and looked at here: evaluation sets, the order of records and the schedule of every phase, its network and
-method, compilers, the teacher (its file, its kept embeddings, its classifier with the label map, what it makes of real
-images, its accuracy), and finished phases that are to be gone on with. What is left for later is what the run makes
-itself: a teacher that it trains, and its own cache of embeddings.
+method, the weights that it starts from, compilers, the teacher (its file, its kept embeddings, its classifier with the
+label map, what it makes of real images, its accuracy), and finished phases that are to be gone on with. What is left
+for later is what the run makes itself: a teacher that it trains, and its own cache of embeddings.
 Errors: ConfigError naming the key, TeacherError, DataError and CheckpointError naming the file, on every rank.
 """
 
@@ -31,6 +31,7 @@ from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.classifier import own_rows
 from partialkd.teacher.network import Teacher, described
 from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
+from partialkd.training.start import Start, look_at_start
 from partialkd.training.tapping import wires_of
 from partialkd.training.trainer import key_of, plan_of
 from partialkd.world.shard import shard_of
@@ -58,6 +59,7 @@ class Checked:
     network: Teacher | None = None  # to make the run's own cache with
     fingerprint: str | None = None  # of the teacher
     scores: Scores = field(default_factory=dict)  # of the teacher
+    starts: dict[str, Start] = field(default_factory=dict)  # what each phase starts from
 
 
 def phases_of(config: Config) -> dict[str, PhaseConfig]:
@@ -76,8 +78,11 @@ def check_job(context: RunContext, resume: str, longer: list[str]) -> Checked:
         plan_of(name, phase, config, context.source, world)
         world.together(partial(_check_network, name, phase, context.image_size))
     _check_compilers(context)
-    _check_finished_phases(context, resume, longer)
-    checked = check_teacher(context, resume != "never") if config.teacher.source != "none" else Checked()
+    phases, resumed = phases_of(config), resume != "never"
+    starts = {name: look_at_start(context, name, key_of(name), phase, resumed) for name, phase in phases.items()}
+    _check_finished_phases(context, resume, longer, starts)
+    checked = check_teacher(context, resumed) if config.teacher.source != "none" else Checked()
+    checked.starts = starts
     world.together(partial(_check_taps, context, checked))
     return checked
 
@@ -114,7 +119,7 @@ def _check_compilers(context: RunContext) -> None:
         world.together(partial(require_compiler, world.device, key))
 
 
-def _check_finished_phases(context: RunContext, resume: str, longer: list[str]) -> None:
+def _check_finished_phases(context: RunContext, resume: str, longer: list[str], starts: dict[str, Start]) -> None:
     """Check what a resumed run would believe: all but what it makes longer, or what is before where it goes back to."""
     if resume == "never":
         return
@@ -122,7 +127,7 @@ def _check_finished_phases(context: RunContext, resume: str, longer: list[str]) 
     for name in PHASES[: PHASES.index(going_back)] if going_back in PHASES else PHASES:
         phase = phases_of(context.config).get(name)
         if phase is not None and name not in longer and not (name == "student" and "teacher" in longer):
-            context.world.on_main(partial(check_finished, context, name, phase))
+            context.world.on_main(partial(check_finished, context, name, phase, None, starts[name].facts))
 
 
 # ------------------------------------------------------------------------------------------------ the teacher

@@ -27,9 +27,14 @@ _log = logging.getLogger(__name__)
 MADE_FROM = "made_from"  # in the metadata
 
 
-def made_from(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None) -> dict[str, str]:
-    """Return the metadata of a finished phase's network. teacher: the fingerprint of what it learnt from, if of any."""
-    return {MADE_FROM: json.dumps(_facts(context, name, phase, teacher), sort_keys=True)}
+def made_from(
+    context: RunContext, name: str, phase: PhaseConfig, teacher: str | None, start: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """Return the metadata of a finished phase's network.
+
+    teacher: the fingerprint of what it learnt from, if of any. start: fingerprints of what it started from.
+    """
+    return {MADE_FROM: json.dumps(_facts(context, name, phase, teacher, start), sort_keys=True)}
 
 
 def record_of(path: Path) -> dict[str, str]:
@@ -37,22 +42,33 @@ def record_of(path: Path) -> dict[str, str]:
     return {key: text for key, text in read_metadata(path).items() if key == MADE_FROM}
 
 
-def _facts(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None) -> dict[str, Any]:
+def _facts(
+    context: RunContext, name: str, phase: PhaseConfig, teacher: str | None, start: dict[str, Any] | None
+) -> dict[str, Any]:
     """Collect what makes a phase's network: the identity of its checkpoints, and how images and teacher are read."""
     sections = context.config.model_dump(mode="json", include={"data": True, "teacher": {"centres", "cache_dtype"}})
     if teacher is None:
         del sections["teacher"]
     settings = {key: value for key, value in flat(sections).items() if not covered(key, FREE)}
-    same = identity(name, phase, context.config, context.source.fingerprint, teacher)
+    same = identity(name, phase, context.config, context.source.fingerprint, teacher, start)
     return {**same, **phase_length(phase), "settings": settings}
 
 
-def check_finished(context: RunContext, name: str, phase: PhaseConfig, teacher: str | None = None) -> bool:
-    """Return whether the phase is finished; CheckpointError if another job did it. teacher: None if not known yet."""
+def check_finished(
+    context: RunContext,
+    name: str,
+    phase: PhaseConfig,
+    teacher: str | None = None,
+    start: dict[str, Any] | None = None,
+) -> bool:
+    """Return whether the phase is finished; CheckpointError if another job did it.
+
+    teacher, start: None if not known yet.
+    """
     path = context.folder / name / MODEL
     if not path.exists():
         return False
-    said, wanted = _said(path), _facts(context, name, phase, teacher)
+    said, wanted = _said(path), _facts(context, name, phase, teacher, start)
     if said.get("teacher") is None or teacher is None:
         del wanted["teacher"]
     config, image_size = read_description(path)

@@ -2,7 +2,7 @@
 
     <run.folder>/<run.name>/
       config.toml                    the resolved configuration
-      class_ids.txt                  where identities are merged, mapped or left out: class id, data set, identity
+      class_ids.txt                  of identities with names, or merged or left out: class id, data set, identity
       metrics.jsonl, tensorboard/    of all phases
       teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
       teacher_centres/               centres made from the teacher, with their manifest
@@ -36,7 +36,7 @@ from partialkd.config import Config, PhaseConfig
 from partialkd.context import RunContext
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
-from partialkd.data.sources.source import Source, save_class_ids
+from partialkd.data.sources.source import CLASS_IDS, Source, save_class_ids
 from partialkd.errors import Preempted
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import results_dict, results_table
@@ -59,7 +59,6 @@ from partialkd.world import flight_recorder, messages
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
-CLASS_IDS = "class_ids.txt"
 _log = logging.getLogger(__name__)
 
 
@@ -136,8 +135,8 @@ def prepare_job(
     context = RunContext(config, world, source, run_folder(config), stop)
     checked = check_job(context, resume, longer)
     folder = world.on_main(lambda: _open(config, world, resume, extend))
+    world.on_main(lambda: _say_identities(source, folder))
     if source.facts:
-        world.on_main(lambda: _say_identities(source, folder))
         facts = {**(facts or {}), **source.facts}
     flight_recorder.enable(folder / flight_recorder.FOLDER)
     messages.log_into(folder / messages.LOGS / f"rank_{world.rank}.log")
@@ -151,9 +150,10 @@ def prepare_job(
 
 def _say_identities(source: Source, folder: Path) -> None:
     """Say what is used of each data set, and save which class id is whom; on rank 0."""
-    for number, fact in enumerate(source.facts["parts"]):
+    for number, fact in enumerate(source.facts.get("parts", ())):
         _log.info(f"data set {number}: {', '.join(f'{key} {value}' for key, value in fact.items())}")
-    save_class_ids(source, folder / CLASS_IDS)
+    if source.facts or source.names.known() is not None:
+        save_class_ids(source, folder / CLASS_IDS)
 
 
 def _resumed(config: Config, world: World, resume: str, extend: bool) -> tuple[Config, str, list[str]]:
@@ -195,18 +195,19 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
     if context.stop.agreed(world):
         raise Preempted(f"stopped before {name}")
     taught_by = teacher.fingerprint if teacher else None
-    if job.resumed and world.on_main(lambda: check_finished(context, name, phase, taught_by)):
+    start = job.checked.starts[name]
+    if job.resumed and world.on_main(lambda: check_finished(context, name, phase, taught_by, start.facts)):
         return world.together(lambda: open_model(folder / MODEL)[0].to(world.device))
     with job.times.phase(name), advising(key_of(name), world, lambda: _memory_advice(context, name, phase)):
-        store = make_store(context, phase, teacher, job.resumed)
+        store = make_store(context, phase, teacher, job.resumed, start)
         rows = teacher_rows(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
-        trainer = Trainer(name, phase, context, store, live, job.times.note, rows)
+        trainer = Trainer(name, phase, context, store, live, job.times.note, rows, start)
         try:
             network = trainer.run(job.resumed)
         finally:
             job.times.move(name, f"{name} scoring", trainer.scoring.seconds)
-        more = made_from(context, name, phase, taught_by)
+        more = made_from(context, name, phase, taught_by, start.facts)
         if phase.method.centre_kind == "trainable":
             facts = {"phase": name, "classes": store.num_classes, **more}
             save_centres(trainer.centres.store, folder / "centres", facts, world)

@@ -70,6 +70,29 @@ def read_rows(folder: Path, files: Files, shard: range) -> dict[str, Tensor]:
     return rows
 
 
+def pick_rows(folder: Path, files: Files, rows: Tensor) -> dict[str, Tensor]:
+    """Read these rows (n,) int64 of every tensor, in their order, from the files that hold any of them.
+
+    Not collective; none of them gives empty tensors. What is held beside them is one file.
+    """
+    picked: dict[str, Tensor] = {}
+    found = 0
+    for name, expected in sorted(files.items()):
+        part = _range_of(name)
+        here = ((rows >= part.start) & (rows < part.stop)).nonzero().squeeze(1)
+        if not len(here) and picked:
+            continue
+        piece = read_tensors(folder / name, expected)
+        if not picked:
+            picked = {key: torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype) for key, x in piece.items()}
+        for key, target in picked.items():
+            target[here] = piece[key][rows[here] - part.start]
+        found += len(here)
+    if found != len(rows):
+        raise CheckpointError(f"{folder}: {found} of {len(rows)} rows that are wanted are in its files")
+    return picked
+
+
 def _range_of(name: str) -> range:
     start, _, stop = name.removesuffix(".safetensors").partition("-")
     return range(int(start), int(stop))

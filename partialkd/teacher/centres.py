@@ -49,10 +49,11 @@ def class_means(
     local_batch: int,
     world: World,
     name: Callable[[int], str],
+    who: str = "the teacher",
 ) -> None:
     """Collective. Fill the store with means of normalised embeddings; every rank has the same number of batches.
 
-    name: what errors call a record.
+    name: what errors call a record; who: whose embeddings they are.
     """
     watched: list[tuple[Tensor, Tensor]] = []  # records (b,) and which of their embeddings no mean can be made of
 
@@ -60,7 +61,7 @@ def class_means(
         """Together, and seldom: it waits for the device."""
         broken = [int(record) for records, bad in watched for record in records[bad.cpu()]]
         watched.clear()
-        text = f"the teacher's embedding is zero or not finite: {first_few(map(name, broken))}" if broken else None
+        text = f"{who}'s embedding is zero or not finite: {first_few(map(name, broken))}" if broken else None
         world.agree(text, TeacherError)
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:

@@ -109,11 +109,11 @@ def own_rows(
     shards = read_shards(path) if path.is_dir() else [read_matrix(path)]
     ids = read_label_map(label_map, sum(map(len, shards)), num_classes)
     mine = torch.nonzero((ids >= shard.start) & (ids < shard.stop)).squeeze(1)
-    rows = checked_rows(project(_taken(shards, mine).float().to(device)), dim, path)
+    rows = checked_rows(project(taken(shards, mine).float().to(device)), dim, path)
     return (ids[mine] - shard.start).to(device), rows
 
 
-def _taken(shards: list[Tensor], rows: Tensor) -> Tensor:
+def taken(shards: list[Tensor], rows: Tensor) -> Tensor:
     """Take these rows, ascending, of all shards, which lie one after the other; says how far it is."""
     starts = accumulate([0, *map(len, shards)])
     pieces = []

@@ -56,7 +56,7 @@ class Teaching:
         """Read the records of a plan, with what embeds a batch of them; images where a network is to see them."""
         if self.network is not None:
             network = self.network
-            return _read(context, plan), lambda batch: network.embed(batch.images)
+            return read_once(context, plan), lambda batch: network.embed(batch.images)
         assert self.kept is not None
         kept, device = self.kept, context.world.device
         return _unread(context, plan), lambda batch: kept.rows(batch.records, batch.flipped).to(device)
@@ -136,7 +136,8 @@ def look_at(teacher: Teacher, context: RunContext) -> None:
     loader.close()
 
 
-def _read(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
+def read_once(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
+    """Yield the batches of a plan, with their images."""
     loader = open_loader(context.config.data, context.source, plan, context.world.device)
     try:
         yield from loader.epoch(0)

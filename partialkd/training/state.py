@@ -61,14 +61,20 @@ class Parts:
     states: States = field(default_factory=lambda: States({}))  # tensors of the method and its terms
 
 
-def identity(name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None) -> dict[str, Any]:
-    """List what must be equal in the same run; `data`, `teacher`: fingerprints of its records and teacher."""
+def identity(
+    name: str, phase: PhaseConfig, config: Config, data: str, teacher: str | None, start: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """List what must be equal in the same run.
+
+    data, teacher, start: fingerprints of its records, of its teacher and of what it started from.
+    """
     return {
         "phase": name,
         "seed": config.run.seed,
         "data": data,
         "teacher": teacher,
         **phase_identity(phase),
+        **(start or {}),
     }
 
 

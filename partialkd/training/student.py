@@ -10,6 +10,8 @@ Precision "bf16" is torch.autocast: parameters, optimiser state and gradient red
 DeepSpeed's own choice, which also sends the gradients of convolutions in bfloat16, at stages 1-3 only.
 BatchNorm normalises per rank; `sync_batchnorm`: over all ranks; `freeze_batchnorm`: with its running statistics, which
 then stay as they are, while its scale and shift train on.
+`freeze_steps`: in the first so many steps the network is as in eval mode and does not move: no backward pass, no
+moments, no running statistics. `ema_decay`: a moving average of the network (weights_average.py), given by `network`.
 `compile` (stages 0-2): the network's forward and backward pass are compiled, without CUDA graphs (models/compiled.py).
 All gradients then come at the end of the backward pass, and stage 2 reduces none of them during it.
 
@@ -33,15 +35,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialkd.config import PhaseConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.models.compiled import compile_in_place
 from partialkd.models.sync_batchnorm import synchronise
-from partialkd.training.optimizer import clip, make_optimizer, moment_keys, trained
+from partialkd.training.frozen import HeldSteps, set_training
+from partialkd.training.optimizer import clip, make_optimizer, moment_keys, set_lr, trained
 from partialkd.training.schedule import Schedule
 from partialkd.training.tapping import Tapping
+from partialkd.training.weights_average import AVERAGE, WeightsAverage
 from partialkd.training.zero_values import FullValues, full_shape
 from partialkd.world.world import World
 
@@ -84,11 +87,10 @@ class Student:
         self._moments = moment_keys(phase.optimizer)
         self._deepspeed = _import_deepspeed(world)
         self.engine = self._initialize(model)
-        self._values = FullValues(self._deepspeed, self.optimizer, phase.zero_stage, world)
-        model.train()
-        for module in model.modules():
-            if phase.freeze_batchnorm and isinstance(module, _BatchNorm):
-                module.eval()
+        self._values = FullValues(self._deepspeed, self.engine, self.optimizer, phase.zero_stage, world)
+        self.average = self._start_average() if phase.ema_decay is not None else None
+        self._held = HeldSteps(world, phase.accumulation)
+        set_training(model, phase, not self.frozen)
         if phase.compile:
             compile_in_place(model, world.device, f"{key}.compile")
 
@@ -96,6 +98,11 @@ class Student:
     def lr(self) -> float:
         """Learning rate the next optimiser step will use."""
         return self.phase.optimizer.lr * self.schedule.factor(self.steps)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the next optimiser step leaves the network as it is."""
+        return self.steps < self.phase.freeze_steps
 
     @property
     def total_steps(self) -> int:
@@ -111,7 +118,12 @@ class Student:
         return norm if norm >= 0 else float("nan")  # DeepSpeed says -1
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph."""
+        """Images (b, 3, H, W) -> embeddings (b, D) float32, with graph unless the network is frozen."""
+        if self.frozen == self.engine.module.training:
+            set_training(self.engine.module, self.phase, not self.frozen)
+        if self.frozen:
+            with torch.no_grad():
+                return self.engine(images).float()
         if self._guarded and self.engine.micro_steps % self.phase.accumulation == 0:
             self._buffers = [buffer.clone() for buffer in self.engine.module.buffers()]
         if self._taps is not None:
@@ -120,11 +132,16 @@ class Student:
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
         """Adds the gradient of this rank's mean loss, given with respect to its embeddings (b, D), and tapped maps."""
+        if self.frozen:
+            self._held.backward(gradient)
+            return
         carried = (embeddings * gradient).sum()
         self.engine.backward(carried if self._taps is None else carried + self._taps.carried())
 
     def step(self) -> bool:
         """Step, after each backward -> True if this micro-step was the last of its optimiser step, now done."""
+        if self.frozen:
+            return self._step_frozen()
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
             return False
@@ -132,6 +149,18 @@ class Student:
             for buffer, before in zip(self.engine.module.buffers(), self._buffers, strict=False):
                 buffer.copy_(before)
             raise FloatingPointError(f"the gradient of optimiser step {self.steps} is not finite")
+        if self.average:
+            self.average.stepped()
+        self.steps += 1
+        return True
+
+    def _step_frozen(self) -> bool:
+        norm = self._held.step()
+        if norm is None:
+            return False
+        if not norm.isfinite():
+            raise FloatingPointError(f"the gradient of optimiser step {self.steps} is not finite")
+        self.norm = norm
         self.steps += 1
         return True
 
@@ -144,19 +173,26 @@ class Student:
     # ------------------------------------------------------------------------------------------------ state
 
     def network(self) -> nn.Module:
-        """Copy the network, collectively: plain float32, in eval mode, running statistics averaged over ranks."""
+        """Copy the network, collectively: plain float32, in eval mode, running statistics averaged over ranks.
+
+        With `ema_decay` it is the moving average.
+        """
         network = copy.deepcopy(self._blank).to_empty(device=self.world.device).eval()
         averaged = {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                parameter.copy_(self._values.parameter(self.engine.module.get_parameter(name)))
+                parameter.copy_(self._averaged(self.engine.module.get_parameter(name)))
             for name, buffer in network.named_buffers():
                 live = self.engine.module.get_buffer(name)
+                live = self.average.buffers.get(name, live) if self.average else live
                 buffer.copy_(self.world.mean(live) if name in averaged else live)
         return network
 
     def state(self) -> dict[str, Tensor]:
-        """Give the full state, collectively: "param.<name>", "moment.<key>.<name>", "counter.steps"; on rank 0."""
+        """Give the full state, collectively, on rank 0.
+
+        "param.<name>", "moment.<key>.<name>", "average.<name>", "counter.steps".
+        """
         self._between_steps("state")
         full = {"counter.steps": torch.tensor(self.steps)} if self.world.is_main else {}
         for key, value in self._entries():
@@ -165,32 +201,36 @@ class Student:
         return full
 
     def local_state(self) -> dict[str, Tensor]:
-        """Give this rank's buffers "buffer.<name>", on the CPU."""
+        """Give this rank's buffers "buffer.<name>", and their averages "average.<name>", on the CPU."""
         buffers = self.engine.module.named_buffers()
-        return {f"buffer.{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
+        own = {f"buffer.{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
+        return own | (self.average.local_state() if self.average else {})
 
     def load_state(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> None:
         """Continue from `state` (given to every rank) and a rank's `local_state`; collective."""
         self._between_steps("load_state")
         self.world.agree(self._problem(full, local), CheckpointError)
         steps = int(full["counter.steps"])
+        started = self._has_moments(steps)
         self._make_moments()
         for name, parameter in self.engine.module.named_parameters():
             self._values.set_parameter(parameter, full[f"param.{name}"])
             for key in self._moments if parameter.requires_grad else ():
-                value = full[f"moment.{key}.{name}"] if steps else torch.zeros(full_shape(parameter))
+                value = full[f"moment.{key}.{name}"] if started else torch.zeros(full_shape(parameter))
                 self._values.set_moment(parameter, key, value)
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"].fill_(steps)
+            if self.average and parameter.requires_grad:
+                self._values.set_moment(parameter, AVERAGE, full[f"{AVERAGE}.{name}"])
+        self._set_optimizer_steps(max(0, steps - self.phase.freeze_steps))
         for name, buffer in self.engine.module.named_buffers():
             buffer.copy_(local[f"buffer.{name}"])
+        if self.average:
+            self.average.load_local(local)
         self.steps = steps
 
     def _problem(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> str | None:
         """Say what is wrong with a state, or None."""
         given = full | local
-        for key, shape in self._expected(started=bool(full.get("counter.steps", 0))):
+        for key, shape in self._expected(self._has_moments(int(full.get("counter.steps", 0)))):
             if key not in given:
                 return f"{key}: not in the checkpoint"
             if given[key].shape != shape:
@@ -203,8 +243,12 @@ class Student:
             yield f"param.{name}", full_shape(parameter)
             for key in self._moments if parameter.requires_grad and started else ():
                 yield f"moment.{key}.{name}", full_shape(parameter)
+            if self.average and parameter.requires_grad:
+                yield f"{AVERAGE}.{name}", full_shape(parameter)
         for name, buffer in self.engine.module.named_buffers():
             yield f"buffer.{name}", buffer.shape
+        for name, buffer in self.average.buffers.items() if self.average else ():
+            yield f"{AVERAGE}.{name}", buffer.shape
 
     # --------------------------------------------------------------------------------------------- DeepSpeed
 
@@ -231,8 +275,7 @@ class Student:
 
     def _step_at(self, lr: float) -> bool:
         """Step at this learning rate -> False if the gradient was not finite, and nothing changed."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         applied = True
         if self.phase.zero_stage == 0:
             self.norm = clip(list(trained(self.engine.module)), self.phase.optimizer.clip_norm)
@@ -258,15 +301,48 @@ class Student:
         self._step_at(0.0)
         self.norm = None
 
+    def _fresh_moments(self) -> None:
+        """Create the optimiser state as it is before the first step: zeros."""
+        self._make_moments()
+        for parameter in self._values.owned():
+            for key in self._moments:
+                self.optimizer.state[parameter][key].zero_()
+        self._set_optimizer_steps(0)
+
+    def _set_optimizer_steps(self, steps: int) -> None:
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(steps)
+
+    def _start_average(self) -> WeightsAverage:
+        self._fresh_moments()
+        decay = self.phase.ema_decay
+        assert decay is not None
+        average = WeightsAverage(self.engine.module, self._values.owned(), self.optimizer.state, decay)
+        self._values.relink()
+        return average
+
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         """Give every parameter and moment in full, one at a time; collective."""
         for name, parameter in self.engine.module.named_parameters():
             yield f"param.{name}", self._values.parameter(parameter)
-            for key in self._moments if parameter.requires_grad and self.steps else ():
+            for key in self._moments if parameter.requires_grad and self._has_moments(self.steps) else ():
                 yield f"moment.{key}.{name}", self._values.moment(parameter, key)
+            if self.average and parameter.requires_grad:
+                yield f"{AVERAGE}.{name}", self._values.moment(parameter, AVERAGE)
+
+    def _has_moments(self, steps: int) -> bool:
+        """Say whether the optimiser has moved anything in so many steps."""
+        return steps > self.phase.freeze_steps
+
+    def _averaged(self, parameter: nn.Parameter) -> Tensor:
+        """Give a parameter's value, or its average if there is one, collectively."""
+        if self.average and parameter.requires_grad:
+            return self._values.moment(parameter, AVERAGE)
+        return self._values.parameter(parameter)
 
     def _between_steps(self, what: str) -> None:
-        if self.engine.micro_steps % self.phase.accumulation:
+        if self.engine.micro_steps % self.phase.accumulation or not self._held.between_steps:
             raise RuntimeError(f"Student.{what} is not possible while gradients accumulate")
 
 

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 
 from partialkd.config import PhaseConfig, TermSection
 from partialkd.methods.terms import MapPair
-from partialkd.models.network import Network
+from partialkd.models.network import ADAPTERS, Network
 from partialkd.models.taps import Taps, tapped_channels
 from partialkd.teacher.network import Teacher
-
-ADAPTERS = "adapters"  # name of the part in the network
 
 
 class Wire(NamedTuple):

@@ -41,6 +41,7 @@ from partialkd.methods.stateful import States
 from partialkd.methods.terms import TermInputs, Terms, TermSetting
 from partialkd.methods.terms.soft import soft_targets
 from partialkd.models import build_model
+from partialkd.models.weights import put_weights
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
 from partialkd.teacher.network import Teacher
@@ -49,6 +50,7 @@ from partialkd.training.patience import Patience, shortfall
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
 from partialkd.training.scoring import Scoring
+from partialkd.training.start import Start
 from partialkd.training.state import Parts, capture, identity, restore
 from partialkd.training.student import Student
 from partialkd.training.tapping import tapping_of
@@ -110,8 +112,12 @@ class Trainer:
         teacher: Teacher | KeptEmbeddings | None,
         on_save: Callable[[], None] = lambda: None,
         teacher_rows: CentreStore | None = None,
+        start: Start | None = None,
     ) -> None:
-        """on_save: called after every save, on every rank. teacher_rows: its centres, where the method's are others."""
+        """on_save: called after every save, on every rank. teacher_rows: its centres, where the method's are others.
+
+        start: what the network starts from, if not from random numbers.
+        """
         self.name, self.phase, self.context, self.store = name, phase, context, store
         self.config, self.world, source = context.config, context.world, context.source
         config, world, seed = self.config, self.world, self.config.run.seed
@@ -129,6 +135,10 @@ class Trainer:
         self.centres = _centres(phase, store, world, config, soft_targets(phase, teacher_rows))
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
+        start = start or Start()
+        self._started_from = start.facts
+        if start.weights is not None:
+            put_weights(network, start.weights, f"{key_of(name)}.weights")
         guarded = skipping(config)
         self.taps = tapping_of(phase, key_of(name), network, self.teacher)
         self.student = Student(network, phase, world, self.plan.micro_steps, key_of(name), guarded, self.taps)
@@ -221,7 +231,7 @@ class Trainer:
         lr = self.student.lr
         try:
             if self.student.step():
-                self.centres.step(lr)
+                self.centres.step(lr * self.phase.optimizer.lr_factors.centres)
                 self.states.stepped()
                 self.health.stepped()
         except FloatingPointError:
@@ -312,7 +322,8 @@ class Trainer:
             _log.info(f"going on from step {snapshot.step} of {self.last_step} of {self.name}: {path}")
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.name, self.phase, self.config, self.context.source.fingerprint, self._taught_by)
+        data = self.context.source.fingerprint
+        return identity(self.name, self.phase, self.config, data, self._taught_by, self._started_from)
 
     @property
     def _checkpoints(self) -> Path:

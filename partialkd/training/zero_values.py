@@ -20,8 +20,21 @@ from partialkd.world.world import World
 class FullValues:
     """Values of the parameters of one optimiser under one DeepSpeed engine."""
 
-    def __init__(self, deepspeed: Any, optimizer: torch.optim.Optimizer, stage: int, world: World) -> None:
-        self.deepspeed, self.optimizer, self.stage, self.world = deepspeed, optimizer, stage, world
+    def __init__(self, deepspeed: Any, engine: Any, optimizer: torch.optim.Optimizer, stage: int, world: World) -> None:
+        self.deepspeed, self.engine, self.optimizer, self.stage = deepspeed, engine, optimizer, stage
+        self.world = world
+
+    def owned(self) -> list[Tensor]:
+        """List what the optimiser moves on this rank: parameters, at stages 1-3 flat parts of many of them."""
+        if self.stage == 3:  # the groups of the optimiser hold them during a step only
+            return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def relink(self) -> None:
+        """Find in a moment's place what has been added to the optimiser's state since its first step."""
+        if self.stage in (1, 2):  # DeepSpeed looks there once
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def parameter(self, parameter: nn.Parameter) -> Tensor:
         """Give a parameter's value, on every rank."""

@@ -15,7 +15,7 @@ from partialkd.methods import METHODS
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run
 
 PHASE_KEYS = (
-    "accumulation", "zero_stage", "compile",
+    "accumulation", "zero_stage", "compile", "weights", "centres.weights", "centres.label_map",
     *(f"centres.{key}" for key in ("store", "moments", "memory", "backend", "products", "chunk_rows")),
 )  # fmt: skip
 

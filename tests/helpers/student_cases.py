@@ -45,6 +45,8 @@ class Outcome:
 class Net(nn.Module):
     """Convolutions, both BatchNorms, PReLU, a bias, and a scale that does not train (as iresnet's last one)."""
 
+    head_modules = ("fc", "features")
+
     def __init__(self, seed: int = 3) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -83,7 +85,7 @@ def make_student(case: Case, world: World, model: nn.Module | None = None) -> St
     return Student(model, make_phase(case), world, micro_steps=20 * case.accumulation)
 
 
-def _batch(step: int) -> tuple[Tensor, Tensor]:
+def global_batch(step: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(100 + step)
     images = torch.randn(GLOBAL_BATCH, 3, SIDE, SIDE, generator=draw)
     return images, torch.randn(GLOBAL_BATCH, DIM, generator=draw)
@@ -91,7 +93,7 @@ def _batch(step: int) -> tuple[Tensor, Tensor]:
 
 def _mine(step: int, micro_step: int, case: Case, world: World) -> tuple[Tensor, Tensor]:
     """This rank's share of a micro-step's share of the global batch."""
-    images, targets = (x.chunk(case.accumulation)[micro_step].chunk(world.size)[world.rank] for x in _batch(step))
+    images, targets = (x.chunk(case.accumulation)[micro_step].chunk(world.size)[world.rank] for x in global_batch(step))
     return images, targets
 
 
@@ -125,7 +127,7 @@ def reference(case: Case, lrs: list[float] | None = None) -> Outcome:
     optimizer = kind([p for p in model.parameters() if p.requires_grad], **settings)
     outcome = Outcome()
     for step in range(case.steps):
-        images, targets = _batch(step)
+        images, targets = global_batch(step)
         optimizer.zero_grad()
         loss = (model(images) - targets).square().sum(1).mean() / 2
         loss.backward()

@@ -142,6 +142,17 @@ class SequentialPlan:
     greys = flips
 
 
+class ListedPlan(SequentialPlan):
+    """Reads some records once, in the order in which they are listed (n,) int64; cut as a SequentialPlan."""
+
+    def __init__(self, records: np.ndarray, local_batch: int, rank: int, world_size: int) -> None:
+        super().__init__(len(records), local_batch, rank, world_size)
+        self.records = records
+
+    def indices(self, epoch: int, micro_step: int) -> np.ndarray:
+        return self.records[super().indices(epoch, micro_step)]
+
+
 def _check_step(micro_step: int, micro_steps: int) -> None:
     if not 0 <= micro_step < micro_steps:
         raise ValueError(f"micro_step must be in [0, {micro_steps}), got {micro_step}")

@@ -39,3 +39,14 @@ def check_classes(source: Source, path: str) -> None:
     if len(empty) > used:
         raise DataError(f"{found}; named under [[data.parts]] its classes are numbered anew, without those")
     LOG.warning(found, extra={"shown": rank() == 0})  # once, not by every rank
+
+
+def records_of(source: Source, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the images (n,) int64 of some class ids, ascending, and those of the classes (k,) int64 that have any."""
+    wanted, records, found = np.zeros(source.num_classes, dtype=bool), [], np.zeros(source.num_classes, dtype=bool)
+    wanted[classes] = True
+    for start in range(0, len(source), _CHUNK):
+        labels = source.labels(start, min(start + _CHUNK, len(source)))
+        records.append(start + np.flatnonzero(wanted[labels]))
+        found[labels] = True
+    return np.concatenate(records), np.flatnonzero(found & wanted)

@@ -24,6 +24,7 @@ from partialkd.errors import DataError, printable
 from partialkd.storage.atomic_files import replacing
 
 SAMPLED = 64
+CLASS_IDS = "class_ids.txt"  # in a run's folder
 
 
 class Source(ABC):
@@ -62,7 +63,8 @@ class Source(ABC):
 
     def origins(self) -> Iterator[tuple[int, int, str]]:
         """Give (class id, number of its data set, identity there) of every identity, in ascending order."""
-        return ((label, 0, self.names[label]) for label in range(self.num_classes))
+        names = self.names.known()
+        return ((label, 0, str(label) if names is None else names[label]) for label in range(self.num_classes))
 
 
 def save_class_ids(source: Source, path: Path) -> None:
