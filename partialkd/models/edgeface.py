@@ -184,6 +184,8 @@ class Attending(Block):
 class EdgeFace(Network):
     """Four stages on maps of a quarter, an eighth, ... of the image's side."""
 
+    head_modules = ("model.head",)
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         if image_size < SMALLEST:

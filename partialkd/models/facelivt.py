@@ -128,6 +128,8 @@ class Mixing(Block):
 class FaceLiVT(Network):
     """A stem that quarters the image's side, four stages, a depthwise convolution over the whole map."""
 
+    head_modules = ("head",)
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         dims = [scaled_channels(dim, config.width) for dim in CHANNELS[config.name]]

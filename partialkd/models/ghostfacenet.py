@@ -149,6 +149,8 @@ class GhostBottleneck(Block):
 class GhostFaceNet(Network):
     """Sixteen blocks, a depthwise convolution over the whole map (GDC), a linear layer."""
 
+    head_modules = ("features",)
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         version, stride = VARIANTS[config.name].version, VARIANTS[config.name].stride

@@ -92,6 +92,8 @@ class IRBlock(Block):
 class IR(Network):
     """Four stages, each halving the map; flattened maps go through one linear layer."""
 
+    head_modules = ("output_layer",)
+
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         layout = LAYOUTS[config.name]

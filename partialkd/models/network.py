@@ -28,7 +28,7 @@ ADAPTERS = "adapters"  # a part that training may add to a network, and that is 
 class Network(nn.Module):
     """Base of the networks: a `trunk` (b, 3, H, W) -> maps or tokens, and their `embedding` (b, embedding_dim)."""
 
-    head_modules: tuple[str, ...]  # children that `head` is made of
+    head_modules: tuple[str, ...]  # parts (as of `named_modules`) from the last maps to the embedding
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from helpers.ranks import run
 from helpers.student_cases import ADAMW, DIM, SGD, SIDE, STAGES, Case, Net, advance, global_batch, make_student
+from partialkd.config import ModelConfig
+from partialkd.models.build import FAMILIES, build_empty
+from partialkd.models.network import head_parameters
 from partialkd.world.world import World
 
 DECAY = 0.6
@@ -72,6 +75,16 @@ def check(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close({name: got[name]}, {name: value}, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_network_names_its_head(name: str) -> None:
+    """A part of its parameters, the layer that makes the embedding among them."""
+    network = build_empty(ModelConfig.model_validate({"name": name, "embedding_dim": 40}), 112)
+    head, whole = list(head_parameters(network)), list(network.parameters())
+    assert 0 < len(head) < len(whole)
+    assert any(40 in one.shape for one in head)
+    assert sum(one.numel() for one in head) < sum(one.numel() for one in whole)
 
 
 FACTORS = {"lr_factors": {"backbone": 0.25, "head": 2.0}}
