@@ -40,6 +40,11 @@ class MethodSection(Section):
         margin = getattr(self, "margin", None)
         return margin if isinstance(margin, MarginSection) else None
 
+    @property
+    def bends(self) -> bool:
+        """Whether the margin changes the logits of negatives, within the sweep."""
+        return self.named_margin is not None and self.named_margin.bends
+
 
 def _without_geometry(margin: MarginSection) -> MarginSection:
     if isinstance(margin, AdaFaceMarginConfig) and margin.geometry:

@@ -48,7 +48,8 @@ def captured_sums(phase: PhaseConfig, rows: int, chunk_rows: int, sweep: int, me
     rows: of the shard; sweep: bytes that the sums need.
     """
     backend, chunks = phase.centres.backend, -(-rows // chunk_rows)
-    wanted = backend == "graphed" or (backend == "auto" and measuring and rows >= TUNING_ROWS)
+    chosen = backend == "auto" and measuring and rows >= TUNING_ROWS and not phase.method.bends
+    wanted = backend == "graphed" or chosen
     if not wanted or phase.centres.sample_rate < 1 or chunks > MOST_CHUNKS:
         return 0
     return sweep + chunks * KERNELS_A_CHUNK * BYTES_A_KERNEL
@@ -84,7 +85,8 @@ def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
 def _measured(phase: PhaseConfig, sampled: int, store: CentreStore, graph: bool = False) -> bool:
     types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
     another = graph or FusedSweep(1.0, types=types).takes(store)
-    return phase.centres.backend == "auto" and sampled >= TUNING_ROWS and another
+    asked = phase.centres.backend == "auto" and not phase.method.bends  # bent negatives go to chunked
+    return asked and sampled >= TUNING_ROWS and another
 
 
 def _copied(phase: PhaseConfig, store: CentreStore) -> int:

@@ -226,8 +226,7 @@ def _chunk(phase: PhaseConfig, batch: int, rows: Rows, size: ChunkSize, copies: 
         listed = min(phase.accumulation * batch, most)
         before = dim + bytes_a_row(phase) // FLOAT if copies > 1 else 0
         beside, width = max(beside, listed * (dim * copies + before)), max(width, listed)
-    margin = phase.method.named_margin
-    bent = width * batch * (FLOAT + 1) if margin and margin.bends else 0  # df/dc, and where it is 1
+    bent = width * batch * (FLOAT + 1) * phase.method.bends  # df/dc, and where it is 1
     return (width * batch + beside) * FLOAT + copied * width * (batch + dim) + bent
 
 

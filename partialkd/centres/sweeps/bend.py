@@ -29,9 +29,9 @@ class Bend:
     def bend(self, logits: Tensor, scale: float) -> Tensor:
         """Bend scale * cosine (r, N) in place -> df/dc (r, N)."""
         easy = logits <= self.threshold * scale
-        slope = (logits / scale).add_(self.strength).masked_fill_(easy, 1)
-        logits.mul_(slope)
-        return slope.mul_(2).sub_(self.strength).masked_fill_(easy, 1)
+        factor = torch.add(self.strength, logits, alpha=1 / scale).masked_fill_(easy, 1)  # t + c
+        logits.mul_(factor)
+        return factor.lerp_(self.strength, -1).masked_fill_(easy, 1)  # twice it less t
 
     def bent(self, cosine: Tensor) -> Tensor:
         """f of cosines (N, R), to be differentiated by autograd."""
