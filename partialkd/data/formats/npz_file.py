@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,11 @@ import numpy as np
 from partialkd.errors import PartialKDError
 from partialkd.storage.mapped_file import MappedFile
 
+# What numpy raises of headers that are none: it reads them as Python literals.
+NPY_ERRORS = (
+    ValueError, TypeError, SyntaxError, KeyError, OverflowError, MemoryError, RecursionError, EOFError, struct.error,
+    tokenize.TokenError,
+)  # fmt: skip
 _LOCAL = struct.Struct("<4s22xHH")  # a local header: its mark, bytes of the name, bytes of the extra field
 
 
@@ -50,8 +56,8 @@ class NpzFile:
             shape, fortran, dtype, length = _header(content[: 1 << 16].tobytes())
             if fortran or dtype.hasobject or length + math.prod(shape) * dtype.itemsize != size:
                 raise ValueError("it is not a whole array of numbers, row after row")
-        except (ValueError, TypeError, SyntaxError, struct.error, RecursionError) as error:
-            raise self.kind(f"{self.path}: array {name}: cannot be read: {str(error).splitlines()[0]}") from error
+        except NPY_ERRORS as error:
+            raise self.kind(f"{self.path}: array {name}: cannot be read: {first_line(error)}") from error
         return content[length:].view(dtype).reshape(shape)
 
     def check(self) -> None:
@@ -76,6 +82,11 @@ class NpzFile:
         if mark != b"PK\3\4" or start + member.file_size > len(content):
             raise self.kind(f"{self.path}: array {member.filename}: its place in the file is wrong (damaged)")
         return start, member.file_size
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of numpy says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partialkd.data.formats.npz_file import NPY_ERRORS, first_line
 from partialkd.data.formats.text_file import read_lines, read_text
 from partialkd.errors import DataError
 
@@ -94,8 +95,8 @@ def _loaded(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a .npy of numbers that can be read: {str(error).splitlines()[0]}") from error
+    except NPY_ERRORS as error:
+        raise DataError(f"{path}: not a .npy of numbers that can be read: {first_line(error)}") from error
 
 
 def _mapped(path: Path) -> np.ndarray:
