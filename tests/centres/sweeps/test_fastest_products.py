@@ -160,6 +160,15 @@ def test_seconds_are_those_of_one_run() -> None:
     assert len(runs) == 5
 
 
+@pytest.mark.parametrize(("threads", "clock"), [(1, "thread_time"), (2, "perf_counter")])
+def test_one_thread_is_timed_by_its_own_time(threads: int, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that share cores would make each other's kernels slow; of several threads, one's time says nothing."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(f"partialkd.centres.sweeps.fastest_products.time.{clock}", lambda: float(next(ticks)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert seconds_on_cpu(lambda: None) == 1
+
+
 @pytest.mark.parametrize(
     ("effect", "choice", "kind", "said"),
     [
