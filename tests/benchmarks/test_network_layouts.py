@@ -10,7 +10,7 @@ import pytest
 from helpers.places import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import network_layouts  # noqa: E402
+import network_layouts
 
 
 @pytest.mark.slow
