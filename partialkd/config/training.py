@@ -170,9 +170,14 @@ class PhaseConfig(Section):
         return any(part.same_dim for part in parts if part.teacher_use != "none")
 
     @property
+    def soft_term(self) -> SoftTargetSection | None:
+        """The term that compares distributions over all classes."""
+        return next((term for term in self.terms if isinstance(term, SoftTargetSection)), None)
+
+    @property
     def teacher_rows(self) -> bool:
         """Whether a term compares with the teacher's centres, and the method's are others."""
-        return self.method.centre_kind != "fixed" and any(isinstance(term, SoftTargetSection) for term in self.terms)
+        return self.method.centre_kind != "fixed" and self.soft_term is not None
 
     @model_validator(mode="after")
     def _one_with_soft_targets(self) -> PhaseConfig:

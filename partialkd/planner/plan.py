@@ -23,6 +23,7 @@ from partialkd.centres.sweeps.products import rounds
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
 from partialkd.planner.network_cost import NetworkCost, network_cost
 from partialkd.planner.overheads import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
+from partialkd.planner.soft_cost import soft_memory, teacher_row_bytes
 from partialkd.planner.step_cost import FLOAT, flops_of, wire_of
 from partialkd.teacher.network import GROUP
 from partialkd.training.student import BUCKET
@@ -96,6 +97,8 @@ def plan_phase(
     rows = -(-classes // ranks.size)
     shard = _rows(phase, classes, ranks.size)
     centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks)
+    taught = teacher.embedding_dim if teacher else phase.model.embedding_dim
+    needs["centres: sums"] += soft_memory(phase, local * ranks.size, taught, ranks.size)
     host: dict[str, int] = {}
     copied: dict[str, int] = {}
     if phase.centres.memory == "host":
@@ -106,6 +109,9 @@ def plan_phase(
         whole = student.parameters * FLOAT * (1 + _moments(phase)) + student.buffers
         locked = ranks.cuda and phase.centres.memory == "device"
         (host if ranks.cuda else resident).update(checkpoint_copies(phase, rows, whole, locked))
+    if phase.teacher_rows:
+        bytes_ = teacher_row_bytes(phase, STORE_BYTES[phase.centres.store], taught)
+        resident["teacher's centres"] = rows * bytes_
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
         needs["teacher forward"] = beside.peak
@@ -182,7 +188,8 @@ def _centres(
 
     `batch`: N.
     """
-    cuda, measuring = ranks.cuda, ranks.cuda and not ranks.deterministic
+    cuda, alone = ranks.cuda, phase.soft_term is None  # else all sums are made chunk by chunk, in one pass
+    measuring = cuda and alone and not ranks.deterministic
     dim = phase.model.embedding_dim
     resident = {name: rows.all * bytes_ for name, bytes_ in _row_items(phase).items()}
     matrix = batch * dim * FLOAT
@@ -191,7 +198,7 @@ def _centres(
     chunk = _chunk(phase, batch, rows, SUMS_CHUNK, copies=1, cuda=cuda)
     sums, chunk_rows = (2 * both + 6) * matrix + chunk, _chunk_rows(phase, batch, SUMS_CHUNK, cuda)
     # x, x times the scale, O and a product to add to O.
-    graph = captured_sums(phase, rows.all, chunk_rows, 4 * matrix + chunk, measuring) if cuda else 0
+    graph = captured_sums(phase, rows.all, chunk_rows, 4 * matrix + chunk, measuring) if cuda and alone else 0
     if graph:
         resident["centres: graph of the sums"] = graph
         sums -= chunk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from partialkd.config import PhaseConfig, sampled_share
 from partialkd.planner.network_cost import NetworkCost
+from partialkd.planner.soft_cost import products_of, soft_wire
 
 FLOAT = 4
 
@@ -28,7 +29,7 @@ def centre_wire(phase: PhaseConfig, local: int, ranks: int) -> dict[str, int]:
         wire["collectives of the margin"] = others * local * margin.numbers_sent * FLOAT
     if phase.method.centre_kind == "trainable":
         wire["all_gather of row weights"] = others * local * 2 * FLOAT
-    return wire
+    return wire | soft_wire(phase, local, others)
 
 
 def flops_of(
@@ -50,10 +51,9 @@ def flops_of(
     sampled, batch = phase.centres.sample_rate < 1, local * ranks
     used = max(1, int(rows * sampled_share(phase.centres.sample_rate)))
     own = (batch if cuda else local) * sampled
-    multiplied = used + own
-    if phase.method.centre_kind == "trainable":
-        multiplied += used + phase.accumulation * own
-    flops = {"student": student.flops, "centres": 4 * batch * multiplied * phase.model.embedding_dim}
+    sums, gradients = products_of(phase)
+    multiplied = sums * (used + own) + gradients * (used + phase.accumulation * own)
+    flops = {"student": student.flops, "centres": 2 * batch * multiplied * phase.model.embedding_dim}
     if teacher:
         flops["teacher"] = int(teacher.flops * teacher_calls)
     return {name: phase.accumulation * count for name, count in flops.items()}
