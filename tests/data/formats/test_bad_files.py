@@ -15,11 +15,12 @@ from helpers import bad_files as make
 from helpers import error_table
 from helpers.bad_files import RECORD, Fault
 from helpers.faults_of_data import FOLDERS_AND_TEXT, GOOD, IMAGES, RECORDS
+from helpers.faults_of_formats import FORMATS
 from helpers.faults_of_models import BINS, TEACHERS
 from partialkd.errors import DataError
 from partialkd.world.messages import begin
 
-FAULTS = {fault.what: fault for fault in (*RECORDS, *BINS, *TEACHERS, *FOLDERS_AND_TEXT)}
+FAULTS = {fault.what: fault for fault in (*RECORDS, *BINS, *TEACHERS, *FOLDERS_AND_TEXT, *FORMATS)}
 
 
 def _there(folder: Path) -> dict[str, int]:
@@ -41,7 +42,7 @@ def _refused(fault: Fault, folder: Path) -> None:
 
 
 def test_there_are_enough() -> None:
-    assert len(FAULTS) == len(RECORDS) + len(BINS) + len(TEACHERS) + len(FOLDERS_AND_TEXT)
+    assert len(FAULTS) == len(RECORDS) + len(BINS) + len(TEACHERS) + len(FOLDERS_AND_TEXT) + len(FORMATS)
     assert len(FAULTS) + len(IMAGES) >= 40
 
 
