@@ -25,6 +25,7 @@ from partialkd.planner.network_cost import NetworkCost, network_cost
 from partialkd.planner.overheads import captured_sums, checkpoint_copies, measuring_moves, measuring_sums
 from partialkd.planner.soft_cost import soft_memory, teacher_row_bytes
 from partialkd.planner.step_cost import FLOAT, flops_of, wire_of
+from partialkd.planner.term_cost import term_bytes
 from partialkd.teacher.network import GROUP
 from partialkd.training.student import BUCKET
 from partialkd.world.shard import shard_of
@@ -115,6 +116,8 @@ def plan_phase(
     if beside:
         resident["teacher"] = beside.parameters * FLOAT + beside.buffers
         needs["teacher forward"] = beside.peak
+    if relations := term_bytes(phase, data):
+        needs["terms of the whole batch"] = relations
     if ranks.cuda:
         resident["CUDA context and NCCL (a guess)"] = CONTEXT_BYTES
     gradients = student.parameters * FLOAT  # are part of the traced backward, and of the resident items

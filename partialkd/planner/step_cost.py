@@ -5,6 +5,7 @@ from __future__ import annotations
 from partialkd.config import PhaseConfig, sampled_share
 from partialkd.planner.network_cost import NetworkCost
 from partialkd.planner.soft_cost import products_of, soft_wire
+from partialkd.planner.term_cost import term_wire
 
 FLOAT = 4
 
@@ -12,6 +13,8 @@ FLOAT = 4
 def wire_of(phase: PhaseConfig, parameters: int, local: int, ranks: int) -> dict[str, int]:
     """Bytes that a rank sends in an optimiser step by ring algorithms: (W - 1) parts of what it gathers or reduces."""
     centres = {name: phase.accumulation * sent for name, sent in centre_wire(phase, local, ranks).items()}
+    if gathered := term_wire(phase, local, ranks):
+        centres["all_gather of whole-batch terms"] = gathered
     passes = 3 if phase.zero_stage == 3 else 2
     return {**centres, "gradients of the student": passes * parameters * FLOAT * (ranks - 1) // ranks}
 
