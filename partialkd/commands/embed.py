@@ -26,7 +26,7 @@ from partialkd.storage.atomic_files import refuse_existing
 from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.cache import TeacherCache, kept_before
 from partialkd.teacher.embedded_records import check_writable, write_embedded
-from partialkd.teacher.network import open_teacher
+from partialkd.teacher.ensemble import open_teacher
 from partialkd.teacher.supervision import facts_of, look_at, make_cache
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def output_of(config: Config, output: str | None, dtype: str | None) -> tuple[Config, Path]:
     """The configuration with the options of the command line, and where the cache goes."""
-    if config.teacher.source not in ("checkpoint", "onnx"):
-        rule = 'must be "checkpoint" or "onnx" (a teacher that a run trains is in <run>/teacher/model.safetensors then)'
+    if config.teacher.source not in ("checkpoint", "onnx", "ensemble"):
+        rule = 'must be "checkpoint", "onnx" or "ensemble" (what a run trains is in <run>/teacher/model.safetensors)'
         raise ConfigError(f'teacher.source {rule}, got "{config.teacher.source}"')
     if output is None and config.teacher.cache in (None, "auto"):
         raise ConfigError("--output is required where teacher.cache names no folder")
@@ -91,7 +91,7 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
             raise Preempted("stopped after the pass over the records")
     cache = world.together(lambda: kept_before(folder))
     dtype = config.teacher.cache_dtype or cache.facts.dtype
-    accepts, dim = network.accepts, network.embedding_dim
+    accepts, dim = network.inputs, network.embedding_dim
     world.together(lambda: cache.check(facts_of(config, source, network.fingerprint, accepts, dim, dtype)))
     world.together(lambda: cache.verify(shard_of(len(cache.sums), world.rank, world.size)))
     if world.is_main:

@@ -30,7 +30,7 @@ from partialkd.config.methods import (
 )
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
-from partialkd.config.teacher import TeacherConfig
+from partialkd.config.teacher import EnsembleInputs, MemberConfig, NoiseConfig, TeacherConfig
 from partialkd.config.terms import EmbeddingTermConfig, TermSection
 from partialkd.config.training import (
     CentresConfig,
@@ -60,15 +60,18 @@ __all__ = [
     "ElasticArcMarginConfig",
     "ElasticCosMarginConfig",
     "EmbeddingTermConfig",
+    "EnsembleInputs",
     "EvaluateConfig",
     "HealthConfig",
     "InputConfig",
     "MagFaceMarginConfig",
     "MarginDistillationConfig",
     "MarginSection",
+    "MemberConfig",
     "MethodConfig",
     "MethodSection",
     "ModelConfig",
+    "NoiseConfig",
     "OptimizerConfig",
     "PartConfig",
     "PhaseConfig",

@@ -92,6 +92,9 @@ class Config(Section):
             if self.student.same_dim and emitted not in (None, wanted):
                 rule = f"must be the teacher's {emitted} (or set teacher.project_to = {wanted})"
                 raise ValueError(f"student.model.embedding_dim {rule}, got {wanted}")
+        if teacher.noise is not None and self.student.teacher_use != "every batch":
+            rule = "must be left out where nothing of the student looks at the teacher's embedding of each image"
+            raise ValueError(f"teacher.noise {rule}")
         self._check_centres()
         self._check_sampler()
         self._check_taps()

@@ -6,26 +6,65 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Place, Section, Text
+from partialkd.config.base import Free, Moderate, Place, Section, Share, Text
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.training import PhaseConfig
 
 Dimension = Annotated[int, Field(gt=0, le=65536)]
 
 
+class NoiseConfig(Section):
+    """Noise on the teacher's embeddings while the student is trained (partialkd/teacher/noise.py)."""
+
+    sigma: Annotated[float, Field(gt=0, le=10)] = 0.1  # deviation of each number, as a part of it
+    share: Share = 0.5  # of the embeddings that get any
+
+
+class MemberConfig(Section):
+    """One of several teachers: the keys of a teacher from a file, and how much it counts."""
+
+    source: Literal["checkpoint", "onnx"]
+    path: Free[Place]
+    model: ModelConfig | None = None
+    input: InputConfig = InputConfig()
+    embedding_dim: Dimension | None = None
+    output: Text | None = None
+    weight: Moderate = 1.0
+
+    @property
+    def alone(self) -> TeacherConfig:
+        """The configuration of this teacher by itself."""
+        own = {key: getattr(self, key) for key in type(self).model_fields if key != "weight"}
+        return TeacherConfig.model_validate(own)
+
+    @model_validator(mode="after")
+    def _complete(self) -> MemberConfig:
+        assert self.alone
+        return self
+
+
+class EnsembleInputs(Section):
+    """What the networks of an ensemble expect."""
+
+    members: tuple[InputConfig, ...]
+
+
 class TeacherConfig(Section):
     """Where the teacher comes from: trained first by this run, a state_dict of our models, or an ONNX file.
 
-    "records": no network, its embeddings stand in the training records (data.embeddings). "npz": they stand in a file.
+    "ensemble": several from files. "records": no network, its embeddings stand in the training records
+    (data.embeddings). "npz": they stand in a file.
     """
 
-    source: Literal["none", "train", "checkpoint", "onnx", "records", "npz"] = "none"
+    source: Literal["none", "train", "checkpoint", "onnx", "ensemble", "records", "npz"] = "none"
     # Where files lie may change on resume: fingerprints of what is in them are compared.
     path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors), .onnx or .npz
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
     output: Text | None = None  # source = "onnx": the name of the output that is the embedding, where there are several
+    ensemble: tuple[MemberConfig, ...] = ()  # source = "ensemble": two or more
+    noise: NoiseConfig | None = None
     project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: Free[Place | None] = (
@@ -43,6 +82,9 @@ class TeacherConfig(Section):
     @property
     def known_dim(self) -> int | None:
         """Dimension of its embeddings as far as the configuration says; None: the file does."""
+        if self.source == "ensemble" and self.project_to is None:
+            dims = {one.alone.known_dim for one in self.ensemble}
+            return dims.pop() if len(dims) == 1 else None
         model = {"train": self.train and self.train.model, "checkpoint": self.model}.get(self.source)
         return self.project_to or (model.embedding_dim if model else self.embedding_dim)
 
@@ -60,10 +102,30 @@ class TeacherConfig(Section):
         if self.path.endswith(endings):
             raise ValueError(f'source must be "{other}" for a file like {self.path}, got "{self.source}"')
 
+    def _check_ensemble(self) -> None:
+        if self.source != "ensemble":
+            if self.ensemble:
+                raise ValueError(f'ensemble must be left out with source = "{self.source}", got {len(self.ensemble)}')
+            return
+        if len(self.ensemble) < 2:
+            raise ValueError(
+                f'ensemble must name two teachers or more with source = "ensemble", got {len(self.ensemble)}'
+            )
+        for key in ("path", "model", "embedding_dim"):
+            if getattr(self, key) is not None:
+                raise ValueError(f'{key} must stand with each of ensemble with source = "ensemble"')
+        if self.centres == "classifier":
+            raise ValueError('centres must be "means" with source = "ensemble", got "classifier"')
+        dims = {one.alone.known_dim for one in self.ensemble} - {None}
+        if self.project_to is None and len(dims) > 1:
+            found = ", ".join(map(str, sorted(dims, key=str)))
+            raise ValueError(f"project_to is required where embeddings of ensemble differ in length, got {found}")
+
     @model_validator(mode="after")
     def _complete(self) -> TeacherConfig:
         needs = {"train": ["train"], "checkpoint": ["path", "model"], "onnx": ["path", "embedding_dim"], "none": []}
-        needs["records"], needs["npz"] = [], ["path"]
+        needs["records"], needs["ensemble"], needs["npz"] = [], [], ["path"]
+        self._check_ensemble()
         self._check_path()
         if self.path is not None and self.path.endswith(".safetensors"):
             needs["checkpoint"] = ["path"]  # such a file may describe its network itself

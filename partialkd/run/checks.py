@@ -29,7 +29,8 @@ from partialkd.run.folder import PHASES
 from partialkd.run.scores import Scores, judge_teacher, score, scored_before
 from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.classifier import own_rows
-from partialkd.teacher.network import Teacher, described
+from partialkd.teacher.ensemble import Ensemble, described
+from partialkd.teacher.network import Teacher
 from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
 from partialkd.training.start import Start, look_at_start
 from partialkd.training.tapping import wires_of
@@ -145,6 +146,7 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
         teaching = teach(context, None)
         checked, fingerprint = Checked(teaching), teaching.fingerprint
     checked.fingerprint = fingerprint
+    strict = not (resumed and _has_begun(context))
     kept = scored_before(context, fingerprint) if resumed else None
     to_score = not config.embeddings_alone and bool(context.config.evaluate.sets) and kept is None
     network = checked.teaching.network if checked.teaching else None
@@ -155,10 +157,13 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
         look_at(network, context)
     checked.network = network if to_make else None
     checked.scores = kept or (score(context, "teacher", network.embed) if to_score and network else {})
+    if to_score and isinstance(network, Ensemble):
+        for member in network.members:
+            judge_teacher(context, score(context, "teacher", member.embed), strict=strict, path=member.origin)
     opened = checked.teaching or network
     if opened:
         _check_classifier(context, opened.project, opened.embedding_dim)
-    judge_teacher(context, checked.scores, strict=not (resumed and _has_begun(context)))
+    judge_teacher(context, checked.scores, strict)
     return checked
 
 

@@ -73,10 +73,15 @@ def score_trained(context: RunContext, teaching: Teaching, resumed: bool) -> Sco
     return scores
 
 
-def judge_teacher(context: RunContext, scores: Scores, strict: bool) -> None:
-    """Say how good the teacher is; TeacherError if it is too bad, not accepted as it is, and judged strictly."""
+def judge_teacher(context: RunContext, scores: Scores, strict: bool, path: str | None = None) -> None:
+    """Say how good the teacher is; TeacherError if it is too bad, not accepted as it is, and judged strictly.
+
+    path: of one of several teachers.
+    """
     config, world = context.config.teacher, context.world
-    teacher = f"{config.path}: this teacher" if config.source != "train" else "the teacher that this run has trained"
+    teacher = f"{path or config.path}: this teacher"
+    if path is None and config.source in ("train", "ensemble"):
+        teacher = "the teacher that this run has trained" if config.source == "train" else "the ensemble of teachers"
     if not scores:
         if world.is_main:
             _log.info(f"{teacher} could not be judged before training: {_why_not(context)}")

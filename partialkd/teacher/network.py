@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from partialkd.config import InputConfig, TeacherConfig
+from partialkd.config import EnsembleInputs, InputConfig, TeacherConfig
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.compiled import compile_in_place
@@ -66,6 +66,7 @@ class Teacher:
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.accepts, self.image_size, self.device, self.origin = accepts, image_size, torch.device(device), origin
+        self.inputs: InputConfig | EnsembleInputs = accepts  # for manifests
         self._marks = self._buffer_marks()
         self._group = GROUP if self.device.type == "cpu" else None  # images a forward pass; None: the batch
         self.network_dim = self._emitted_dim()  # before the projection

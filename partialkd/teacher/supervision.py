@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from partialkd.config import Config, InputConfig
+from partialkd.config import Config, EnsembleInputs, InputConfig
 from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images.decode import DECODING
@@ -33,7 +33,8 @@ from partialkd.teacher.cache import CacheFacts, KeptEmbeddings, TeacherCache, ke
 from partialkd.teacher.cache_pass import embed_records
 from partialkd.teacher.cache_writer import CacheWriter, Unfinished
 from partialkd.teacher.embedded_records import RecordEmbeddings, check_decoding
-from partialkd.teacher.network import Teacher, described, open_teacher, wrap_teacher
+from partialkd.teacher.ensemble import described, open_teacher
+from partialkd.teacher.network import Teacher, wrap_teacher
 from partialkd.teacher.npz_embeddings import FLIPPED, NpzEmbeddings
 from partialkd.world.shard import shard_of
 
@@ -159,7 +160,7 @@ def _unread(context: RunContext, plan: Plan) -> Iterator[FaceBatch]:
 
 
 def facts_of(
-    config: Config, source: Source, fingerprint: str, accepts: InputConfig, dim: int, dtype: str
+    config: Config, source: Source, fingerprint: str, accepts: InputConfig | EnsembleInputs, dim: int, dtype: str
 ) -> CacheFacts:
     """Collect what a cache of this configuration is."""
     preprocessing = {
@@ -180,9 +181,10 @@ def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | Non
     config, world = context.config.teacher, context.world
     own = config.cache == "auto"
     folder = context.folder / CACHE if own else Path(config.cache or "")
+    accepts: InputConfig | EnsembleInputs
     if trained is not None:
         network = _open(context, trained, runs=False)
-        fingerprint, accepts = network.fingerprint, network.accepts
+        fingerprint, accepts = network.fingerprint, network.inputs
     else:
         fingerprint, accepts = world.on_main(lambda: described(config, context.image_size))
     seconds = None
@@ -197,7 +199,7 @@ def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | Non
     return cache, seconds
 
 
-def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputConfig) -> bool:
+def _is_of(folder: Path, context: RunContext, fingerprint: str, accepts: InputConfig | EnsembleInputs) -> bool:
     """Return whether the run's own cache is there, of this teacher and of this data; another one is removed."""
     if not folder.exists():
         return False
@@ -227,7 +229,7 @@ def make_cache(network: Teacher, context: RunContext, folder: Path, unfinished: 
     """Run the teacher once over the records, into `folder`; collective."""
     config, source, world, stop = context.config, context.source, context.world, context.stop
     dtype = config.teacher.cache_dtype or "fp16"
-    facts = facts_of(config, source, network.fingerprint, network.accepts, network.embedding_dim, dtype)
+    facts = facts_of(config, source, network.fingerprint, network.inputs, network.embedding_dim, dtype)
     if world.is_main:
         _log.info(f"{folder}: {facts.records} records, plain and mirrored: {facts.bytes / 1e6:.1f} MB")
     heed = lambda turns: stop.heeding(world, turns, "keeping the teacher's embeddings")

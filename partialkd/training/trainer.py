@@ -45,6 +45,7 @@ from partialkd.models.weights import put_weights
 from partialkd.teacher.cache import KeptEmbeddings
 from partialkd.teacher.loader import TaughtLoader
 from partialkd.teacher.network import Teacher
+from partialkd.teacher.noise import Noise
 from partialkd.training.health import Health, skipping
 from partialkd.training.patience import Patience, shortfall
 from partialkd.training.progress import Progress, Throughput
@@ -130,6 +131,8 @@ class Trainer:
         teacher = teacher if phase.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
+        noise = config.teacher.noise if teacher is not None else None
+        self.noise = Noise(noise, seed) if noise else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
         self.centres = _centres(phase, store, world, config, soft_targets(phase, teacher_rows))
@@ -219,6 +222,8 @@ class Trainer:
         if self.teacher and not averaged:
             self.centres.begin(student, batch.labels)
         teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
+        if self.noise and teacher is not None:
+            teacher = self.noise(teacher, batch.records, self.student.steps)
         self.centres.teach(teacher)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         maps = self.taps.pairs(len(student)) if self.taps else {}

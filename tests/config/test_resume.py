@@ -29,6 +29,7 @@ def test_keys_that_are_free_on_resume() -> None:
     assert set(FREE) == {
         "dist", "evaluate", "health",
         *(f"teacher.{key}" for key in ("path", "classifier", "label_map", "cache", "compile", "accept")),
+        "teacher.ensemble.path",
         *(f"data.{key}" for key in ("path", "label_map", "exclude_identities")),  # what is in them is compared
         *(f"data.prepare.{key}" for key in ("images", "exclude_identities", "pairs_images", "pairs")),
         *(f"data.parts.{key}" for key in ("path", "label_map", "exclude_identities")),
