@@ -76,6 +76,15 @@ def test_differences_are_paired_by_seed(methods: ModuleType) -> None:
     assert "+2.0 ± 2.5" in table
 
 
+def test_the_page_has_the_table_of_the_kept_results(methods: ModuleType) -> None:
+    kept = json.loads(methods.OUT.read_text())
+    assert kept.keys() >= {"device", "torch", "python", "commit", "teacher"}
+    assert {row["method"] for row in kept["rows"]} <= set(methods.names())
+    assert set(methods.PUBLISHED) <= set(methods.names())
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert "\n".join(methods.markdown_of(kept["rows"])) in page
+
+
 @pytest.mark.slow
 def test_every_method_trains_and_is_not_trained_again(methods: ModuleType, tmp_path: Path) -> None:
     """Two steps of each, of the shipped files but for smaller data and networks, in one process."""

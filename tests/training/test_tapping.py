@@ -37,6 +37,7 @@ STUDENT = {"name": "mobilefacenet_gdc", "embedding_dim": DIM, "width": 0.125, "d
 TEACHER = {"name": "iresnet18", "embedding_dim": DIM, "width": 0.125, "depth": 0.5}
 FITNETS = {"name": "fitnets", "weight": 3.0, "student_taps": ("conv_3", "conv_5"), "teacher_taps": ("layer3", "layer1")}
 ATTENTION = {"name": "attention", "weight": 2.0}
+NST = {"name": "nst", "student_taps": ("conv_3",), "teacher_taps": ("layer2",)}
 
 
 def phase_of(**changes: Any) -> PhaseConfig:
@@ -142,7 +143,7 @@ def test_student_and_adapters_train_as_in_plain_torch(size: int, stages: list[in
 
 def config_of(folder: Path, **changes: Any) -> Config:
     changes |= {"optimizer": {"lr": 0.01, "clip_norm": 1.0}}
-    phase = phase_of(terms=(FITNETS, ATTENTION, {"name": "nst"}, {"name": "angular", "weight": 0.5}), **changes)
+    phase = phase_of(terms=(FITNETS, ATTENTION, NST, {"name": "angular", "weight": 0.5}), **changes)
     tree: dict[str, Any] = {
         "run": {"name": "trial", "folder": str(folder), "log_every": 1, "tensorboard": False},
         "data": {
