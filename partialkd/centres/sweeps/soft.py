@@ -243,9 +243,9 @@ class _Part:
         """Compute dL/dc_ij."""
         factors = self.student()
         factors *= batch.student if batch.rest is None else torch.where(self.primary, batch.student, batch.rest)
-        factors += self.hard().mul_(batch.hard)
-        terms = self.teacher(self.logits).mul_(batch.teacher)
-        factors += terms if batch.rest is None else terms.masked_fill_(~self.primary, 0)
+        factors.addcmul_(self.hard(), batch.hard)
+        terms = self.teacher(self.logits)
+        factors.addcmul_(terms if batch.rest is None else terms.masked_fill_(~self.primary, 0), batch.teacher)
         self.workspaces[1].put(self.own, batch.target)
         return factors
 
