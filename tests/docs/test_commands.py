@@ -1,6 +1,6 @@
 """Every command of README, docs and the headers of configs/ works as it is written.
 
-Commands that start a training are read as its configuration (a day on eight GPUs is not run here), options of torchrun
+Commands that start a training are read as its configuration (test_trainings.py runs them, cut down), options of torchrun
 by its own parser; all other commands run, in a folder that holds what they name, in small.
 """
 
@@ -9,20 +9,27 @@ from __future__ import annotations
 import io
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
-from torch.distributed.run import get_args_parser
 
 from helpers.format_cases import drawn, write_lmdb, write_parquet
 from helpers.jobs import job
+from helpers.page_commands import (
+    COMMANDS,
+    OTHERS,
+    PLACEHOLDERS,
+    TRAININGS,
+    Command,
+    arguments_of,
+    commands_in,
+    name_of,
+)
 from helpers.places import FACES, ROOT
 from helpers.ranks import run
 from partialkd.config import ModelConfig
@@ -33,75 +40,6 @@ from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
 from partialkd.training.schedule import Schedule
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STARTS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:make|python|torchrun|sbatch|docker)\b")
-PLACEHOLDERS = {"...", "CONFIG", "section.key=value"}
-MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-
-
-class Command(NamedTuple):
-    """One command line and the page it stands on."""
-
-    page: str
-    words: tuple[str, ...]
-
-
-def commands_in(text: str, page: str) -> list[Command]:
-    """Command lines of a text: lines that go on after a backslash are one, `&&` separates two, comments are dropped."""
-    found = []
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        if not STARTS.match(line.strip()):
-            continue
-        words: list[str] = []
-        for word in [*shlex.split(line.strip(), comments=True), "&&"]:
-            if word == "&&":
-                found.append(Command(page, tuple(words)))
-                words = []
-            else:
-                words.append(word)
-    return [command for command in found if STARTS.match(" ".join(command.words))]
-
-
-def all_commands() -> list[Command]:
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-            found += commands_in(block, page.name)
-    for config in sorted((ROOT / "configs").rglob("*.toml")):
-        header = re.match(r"(?:#.*\n)+", config.read_text(encoding="utf-8"))
-        assert header, f"{config.name} begins without the command that runs it"
-        text = re.sub(r"^# ?", "", header[0], flags=re.MULTILINE)
-        found += commands_in(re.sub(r" {2,}\(.*\)$", "", text, flags=re.MULTILINE), config.name)
-    return list({command.words: command for command in found}.values())
-
-
-COMMANDS = all_commands()
-
-
-def arguments_of(command: Command) -> list[str]:
-    """What a training or a pass of the teacher is started with: configuration, overrides, options."""
-    words = [word for word in command.words if not re.fullmatch(r"[A-Z_]+=\d+", word)]
-    if words[0] == "make":
-        assert words[1] in MAKE_TARGETS, f"make {words[1]}"
-        given = [word.removeprefix("ARGS=") for word in words[2:]]
-        return shlex.split(given[0]) if given and words[1] == "train" else []
-    parsed = get_args_parser().parse_args(words[1:])
-    assert (ROOT / parsed.training_script).is_file()
-    return list(parsed.training_script_args)
-
-
-def starts_training(command: Command) -> bool:
-    words = [word for word in command.words if "=" not in word or word.startswith("--")]
-    return words[0] in ("make", "torchrun")
-
-
-TRAININGS = [command for command in COMMANDS if starts_training(command)]
-OTHERS = [command for command in COMMANDS if command.words[0] == "python"]
-
-
-def name_of(command: Command) -> str:
-    return f"{command.page}: {' '.join(command.words)}"[:90]
 
 
 def test_all_kinds_are_found() -> None:
