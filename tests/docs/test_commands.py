@@ -1,6 +1,6 @@
 """Every command of README, docs and the headers of configs/ works as it is written.
 
-Commands that start a training are read as its configuration (test_trainings.py runs them, cut down), options of torchrun
+Commands that start a training are read as its configuration (test_trainings.py runs them cut down), options of torchrun
 by its own parser; all other commands run, in a folder that holds what they name, in small.
 """
 
