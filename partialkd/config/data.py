@@ -79,7 +79,7 @@ class DataConfig(Section):
 
     source: Literal[PartSource, "synthetic"] = "recordio"
     # Where files lie may change on resume: the fingerprint of what is in them is compared.
-    path: Free[Place] = ""  # folder with train.rec (or train.00.rec ...), .idx, property; or <identity>/<image> files
+    path: Free[Place] = ""  # file or folder; what stands there for each source: docs/data.md
     parts: tuple[PartConfig, ...] = ()  # several data sets instead of the one in `path`
     shared_identities: bool = False  # parts may have class ids in common: the same persons
     label_map: Free[Place | None] = None  # without parts: as in a part
@@ -87,7 +87,7 @@ class DataConfig(Section):
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
     # D: records carry D floats of a teacher's embedding, then the class id
     embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None
-    index_cache: Free[Place | None] = None  # folder for parsed indices of .rec files; None: parsed at each start
+    index_cache: Free[Place | None] = None  # folder for parsed indices of data, and for images out of Parquet
     sampler: Sampler = "shuffle"
     images_per_identity: Annotated[int, Field(ge=2, le=10**6)] = 4  # pk, half_pk: K; P = (half of) global_batch / K
     shuffle: Literal["global", "blocks"] = "global"  # blocks: reads in long runs, for spinning disks and network files

@@ -1,7 +1,7 @@
 """The source of an LMDB of images (formats/lmdb_file.py): in the order of its list of keys.
 
 Opening reads every record once, unless a `cache` folder keeps what came out. Memory: 4 bytes per image where the keys
-are the numbers from 0 on, as they usually are; else the keys as well.
+are the numbers from 0 on, as they usually are; else the keys as well. Reading them first takes some 50 bytes per key.
 Errors: `DataError` with file and key.
 """
 

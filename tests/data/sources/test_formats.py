@@ -124,3 +124,16 @@ def test_losses_are_those_of_records(paths: dict[str, Path], tmp_path: Path) -> 
     assert len(losses[0]) == 3
     assert all(losses[0])
     assert all(found == losses[0] for found in losses)
+
+
+def _opened_together(world: World, data: DataConfig) -> tuple[str, list[str]]:
+    source = world.together(lambda: open_source(data))
+    return source.fingerprint, sorted(path.name for path in Path(data.index_cache or "").glob("parquet-*"))
+
+
+@pytest.mark.distributed
+def test_parquet_is_written_out_once_by_all_ranks(paths: dict[str, Path], tmp_path: Path) -> None:
+    found = run(_opened_together, 2, data_of(paths, "parquet", tmp_path))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 1
+    assert not list((tmp_path / "cache").glob(".*.partial"))
