@@ -56,4 +56,8 @@ ELSEWHERE = {
     "logit_kd": "centres/test_soft_targets.py",
     "margin_t": "centres/test_soft_targets.py",
     "gkd": "centres/test_soft_targets.py",
+    "angular": "methods/test_tapped_terms.py",
+    "fitnets": "methods/test_tapped_terms.py",
+    "nst": "methods/test_tapped_terms.py",
+    "attention": "methods/test_tapped_terms.py",
 }
