@@ -5,7 +5,7 @@ mean k(t, t') + mean k(s, s') - 2 mean k(t, s), each over all pairs of channels,
 polynomial (x.y)^2, Gaussian exp(-|x - y|^2 / (2 v)), linear x.y. Gradient: to the student.
 Source: arXiv:1707.01219, equations 4 to 9 (c = 0, d = 2). v is the mean of |t - s|^2 over the pairs of one image,
 without gradient: inferred, the paper says the mean squared distance of the pairs. Differs: maps of two sizes are
-averaged down to the smaller.
+averaged down to the smaller. Maps of one pixel differ by their sign only, which the polynomial kernel does not see.
 """
 
 from __future__ import annotations
