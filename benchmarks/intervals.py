@@ -29,7 +29,7 @@ from prettytable import PrettyTable
 from partialkd.evaluate import intervals
 from partialkd.evaluate.embedding import PIECE, Kept
 from partialkd.evaluate.identification_protocol import read_identities, unit_rows
-from partialkd.evaluate.intervals import Interval, People
+from partialkd.evaluate.intervals import Impostors, Interval, People
 from partialkd.evaluate.rates import strict_threshold
 from partialkd.storage.atomic_files import write_json
 
@@ -91,12 +91,13 @@ def found(of: People, between: People, rng: np.random.Generator) -> dict[str, In
     impostor = v[between.first] + v[between.second] + rng.normal(0, PAIR, len(between.first))
     same = np.repeat([True, False], [len(genuine), len(impostor)])
     both = People(np.concatenate([of.first, between.first]), np.concatenate([of.second, between.second]))
+    impostors = Impostors(impostor, between)
     scores = [np.concatenate([one, impostor]) for one in (genuine, other)]
     return {
         "auc": intervals.auc(genuine, of, impostor, between),
         "difference": intervals.tar_difference(scores[0], scores[1], same, both, 1e-2)[1],
-        **{f"threshold {far:g}": intervals.threshold(impostor, between, far) for far in FARS},
-        **{f"tar {far:g}": intervals.tar(genuine, of, impostor, between, far) for far in FARS},
+        **{f"threshold {far:g}": impostors.limits(far) for far in FARS},
+        **{f"tar {far:g}": intervals.tar(genuine, of, impostors, far) for far in FARS},
         "share": intervals.share((genuine > 3.0).astype(float), of),
     }
 

@@ -92,7 +92,7 @@ def _upper_blocks(
 
 
 def _kept(fars: Sequence[float], impostors: int) -> int:
-    most = max(fars)
+    most = min(1.0, max(fars))
     count = min(allowed(most, impostors) + 1, impostors)
     if count > MOST_KEPT:
         least = MOST_KEPT / impostors
@@ -114,11 +114,14 @@ class Distracted:
         """Share of pairs in which fewer than `rank` distractors stand before the mate."""
         return float((self.before < rank).mean())
 
-    def tar(self, far: float) -> float:
-        """Share of pairs that score above all but `far` of the impostors."""
+    def threshold(self, far: float) -> float:
+        """The strict threshold: at most far of the impostors score above it."""
         passing = allowed(far, self.impostors)
-        threshold = self.highest[passing] if passing < self.impostors else -np.inf
-        return float((self.mates > threshold).mean())
+        return float(self.highest[passing]) if passing < self.impostors else float("-inf")
+
+    def tar(self, far: float) -> float:
+        """Share of pairs that score above the strict threshold."""
+        return float((self.mates > self.threshold(far)).mean())
 
 
 def among_distractors(

@@ -17,10 +17,13 @@ import torch
 from prettytable import PrettyTable
 
 from partialkd.errors import ConfigError
+from partialkd.evaluate.all_pair_intervals import REACH, tar_interval, threshold_interval
 from partialkd.evaluate.all_pairs import AllPairs, all_pairs
 from partialkd.evaluate.identification_protocol import unit_rows
-from partialkd.evaluate.intervals import LOOSER, Z, accepted_counts, finite, half_width, share_of
-from partialkd.evaluate.rates import allowed, too_few
+from partialkd.evaluate.intervals import (
+    finite,
+)
+from partialkd.evaluate.rates import too_few
 
 FORMAT = "partialkd-thresholds-1"
 FARS = (1e-3, 1e-4, 1e-5, 1e-6)
@@ -43,7 +46,7 @@ def thresholds(
 
 
 def _of_part(rows: np.ndarray, identities: np.ndarray, device: torch.device) -> dict[str, Any]:
-    found = all_pairs(rows, identities, (2 * max(FARS),), device)
+    found = all_pairs(rows, identities, (REACH * max(FARS),), device)
     return {
         "at_far": {f"{far:g}": _at(found, identities, far) for far in FARS},
         "curve": _curve(found),
@@ -61,44 +64,9 @@ def _at(found: AllPairs, identities: np.ndarray, far: float) -> dict[str, Any]:
         "threshold": threshold,
         "interval": finite((low, high)),
         "tar": found.tar(far),
-        "tar_interval": list(share_of(found.genuine > threshold, found.genuine_of)),
+        "tar_interval": list(tar_interval(found, identities, far)),
         "too_few_impostors": too_few(far, found.impostors),
     }
-
-
-def threshold_interval(found: AllPairs, identities: np.ndarray, far: float) -> tuple[float, float]:
-    """Interval of the threshold of all pairs at a rate, as intervals.threshold has it for a list of pairs."""
-    part = _effective_part(found, identities, LOOSER * far)
-    fewest, most = accepted_counts(far * found.impostors, part)
-    return _quantile(found, most), _quantile(found, fewest)
-
-
-def _effective_part(found: AllPairs, identities: np.ndarray, far: float) -> float:
-    """Effective number of impostor pairs per pair, judged by those accepted at a rate."""
-    at = allowed(far, found.impostors)
-    if not 0 < at < len(found.highest):
-        return 1.0
-    accepted = found.highest > found.highest[at]
-    count, total = int(accepted.sum()), found.impostors
-    who, sizes = np.unique(identities, return_counts=True)
-    pairs = sizes * (len(identities) - sizes)  # impostor pairs that each identity is in
-    p = count / total
-    if p == 0:
-        return 1.0
-    in_pairs = sum(
-        np.bincount(np.searchsorted(who, side[accepted]), minlength=len(who)) for side in (found.first, found.second)
-    )
-    squares = count * (1 - p) ** 2 + (total - count) * p**2
-    return min(1.0, p * (1 - p) * total * (Z / half_width(in_pairs - p * pairs, squares, squares)) ** 2)
-
-
-def _quantile(found: AllPairs, count: float) -> float:
-    """The score that `count` impostors are above, between two of them for a part of one; they are kept falling."""
-    if count < 0.5:
-        return float("inf")
-    if count > len(found.highest) - 0.5:
-        return float("-inf")
-    return float(np.interp(count - 0.5, np.arange(len(found.highest)), found.highest))
 
 
 def _curve(found: AllPairs) -> list[dict[str, float]]:

@@ -2,7 +2,8 @@
 
 The sets: data/formats/identification_folder.py, and for all pairs a folder of identities with, possibly, `groups.csv`
 (identity,group). What the numbers mean: identification.py and all_pairs.py. An image's embedding is that of the image
-plus that of its mirror image (unless `flip` is off), brought to length one.
+plus that of its mirror image (unless `flip` is off), brought to length one. Intervals are by identity (intervals.py);
+among distractors that of a TAR is of the probes alone: who the distractors are is not known.
 Errors: `DataError` naming the file.
 """
 
@@ -21,9 +22,11 @@ from partialkd.data.formats.image_tree import list_images, read_file
 from partialkd.data.formats.text_file import read_lines
 from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import DataError
+from partialkd.evaluate.all_pair_intervals import REACH, tar_interval
 from partialkd.evaluate.all_pairs import BLOCK, all_pairs, among_distractors
 from partialkd.evaluate.embedding import Images
 from partialkd.evaluate.identification import rank_shares, search
+from partialkd.evaluate.intervals import Interval, share_of
 from partialkd.evaluate.rates import too_few
 
 RANKS = (1, 5, 10, 20, 100)
@@ -61,20 +64,28 @@ def identified(
         searched = search(probes, rows[found.probes :], subjects, found.subjects[found.probes :])
         if not searched.mated.any():
             raise DataError(f"{found.folder}: no probe shows a subject of the gallery")
-        return {"rank": {str(rank): share for rank, share in rank_shares(searched, ranks).items()}, **counts}
+        places, of = searched.before[searched.mated], subjects[searched.mated]
+        intervals = {str(rank): list(share_of(places < rank, of)) for rank in ranks}
+        shares = {str(rank): share for rank, share in rank_shares(searched, ranks).items()}
+        return {"rank": shares, "interval": {"rank": intervals}, **counts}
     others = rows[found.probes :]
     blocks = (others[start : start + BLOCK] for start in range(0, len(others), BLOCK))
     among = among_distractors(probes, subjects, blocks, len(others), max(ranks), fars, device)
+    of = subjects[among.probe]
     return {
         "rank": {str(rank): among.rank_share(rank) for rank in ranks},
-        "tar_at_far": {f"{far:g}": _rate(among.tar(far), far, among.impostors) for far in fars},
+        "interval": {"rank": {str(rank): list(share_of(among.before < rank, of)) for rank in ranks}},
+        "tar_at_far": {
+            f"{far:g}": _rate(among.tar(far), far, among.impostors, share_of(among.mates > among.threshold(far), of))
+            for far in fars
+        },
         "impostors": among.impostors,
         **counts,
     }
 
 
-def _rate(tar: float, far: float, impostors: int) -> dict[str, Any]:
-    return {"tar": tar, "too_few_impostors": too_few(far, impostors)}
+def _rate(tar: float, far: float, impostors: int, interval: Interval) -> dict[str, Any]:
+    return {"tar": tar, "interval": list(interval), "too_few_impostors": too_few(far, impostors)}
 
 
 def read_identities(folder: Path) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
@@ -107,8 +118,10 @@ def everything(
 
 
 def _all_of(rows: np.ndarray, identities: np.ndarray, fars: Sequence[float], device: torch.device) -> dict[str, Any]:
-    found = all_pairs(rows, identities, fars, device)
-    rates = {f"{far:g}": _rate(found.tar(far), far, found.impostors) for far in fars}
+    found = all_pairs(rows, identities, (REACH * max(fars),), device)
+    rates = {
+        f"{far:g}": _rate(found.tar(far), far, found.impostors, tar_interval(found, identities, far)) for far in fars
+    }
     return {"tar_at_far": rates, "genuine": len(found.genuine), "impostors": found.impostors}
 
 

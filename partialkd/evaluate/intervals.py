@@ -112,12 +112,47 @@ def wilson(p: float, n: float) -> Interval:
     return max(0.0, (middle - half) / (1 + Z * Z / n)), min(1.0, (middle + half) / (1 + Z * Z / n))
 
 
+class Impostors:
+    """Scores of impostor pairs (n,), sorted once, and whose they are."""
+
+    def __init__(self, scores: np.ndarray, people: People) -> None:
+        self.scores, self.people, self.ordered = scores, people, np.sort(scores)
+        apart = people.first != people.second
+        count = int(max(people.first.max(), people.second.max())) + 1
+        self.pairs = np.bincount(people.first, minlength=count) + np.bincount(people.second[apart], minlength=count)
+
+    def threshold(self, far: float) -> float:
+        """The strict one (rates.py)."""
+        return strict_threshold(self.ordered, far)
+
+    def limits(self, far: float) -> Interval:
+        """Interval of the threshold that lets a share `far` pass; not finite where nothing limits it."""
+        accepted = self.people[self.scores > self.threshold(LOOSER * far)]
+        part = effective_part(accepted, self.pairs, len(self.scores))
+        fewest, most = accepted_counts(far * len(self.scores), part)
+        return _quantile(self.ordered, most), _quantile(self.ordered, fewest)
+
+
 def threshold(impostor: np.ndarray, people: People, far: float) -> Interval:
     """Interval of the threshold that lets a share `far` of all impostors pass; not finite where nothing limits it."""
-    ordered, n = np.sort(impostor), len(impostor)
-    part = _effective(impostor > strict_threshold(ordered, LOOSER * far), people)
-    fewest, most = accepted_counts(far * n, part)
-    return _quantile(ordered, most), _quantile(ordered, fewest)
+    return Impostors(impostor, people).limits(far)
+
+
+def effective_part(accepted: People, pairs: np.ndarray, total: int) -> float:
+    """Effective number of impostor pairs per pair, judged by the people of those accepted.
+
+    pairs (identities,): how many of all `total` pairs each person is in.
+    """
+    count = len(accepted.first)
+    p = count / total
+    if not 0 < p < 1:
+        return 1.0
+    apart = accepted.first != accepted.second
+    totals = np.bincount(accepted.first, minlength=len(pairs)) - p * pairs
+    totals += np.bincount(accepted.second[apart], minlength=len(pairs))
+    squares = count * (1 - p) ** 2 + (total - count) * p**2
+    twice = squares if apart.all() else 0.0  # either all are of two people, or each belongs to one (a probe)
+    return min(1.0, p * (1 - p) * total * (Z / half_width(totals, twice, squares)) ** 2)
 
 
 def accepted_counts(expected: float, part: float) -> Interval:
@@ -125,11 +160,6 @@ def accepted_counts(expected: float, part: float) -> Interval:
     root = sqrt(expected * part + 0.375)  # a Poisson number's is nearly normal with deviation one half (Anscombe 1948)
     fewest, most = (((max(0.0, root + side * Z / 2)) ** 2 - 0.375) / part for side in (-1, 1))
     return fewest, most
-
-
-def _effective(events: np.ndarray, people: People) -> float:
-    p = float(events.mean())
-    return _effective_part(events.astype(float), people, p) if 0 < p < 1 else 1.0
 
 
 def _quantile(ordered: np.ndarray, count: float) -> float:
@@ -140,16 +170,19 @@ def _quantile(ordered: np.ndarray, count: float) -> float:
     return float(np.interp(n - count - 0.5, np.arange(n), ordered))
 
 
-def tar(genuine: np.ndarray, of: People, impostor: np.ndarray, between: People, far: float) -> Interval:
+def tar(genuine: np.ndarray, of: People, impostors: Impostors, far: float) -> Interval:
     """Interval of the share of genuine pairs above the threshold of a false accept rate."""
-    at = strict_threshold(np.sort(impostor), far)
-    accepted = (genuine > at).astype(float)
-    p = float(accepted.mean())
-    low, high = share(accepted, of)
-    loose, strict = threshold(impostor, between, far)
+    accepted = (genuine > impostors.threshold(far)).astype(float)
+    return joined(genuine, float(accepted.mean()), share(accepted, of), impostors.limits(far))
+
+
+def joined(genuine: np.ndarray, p: float, own: Interval, limits: Interval) -> Interval:
+    """Interval of a share p above a threshold: that of the share itself joined with what the threshold's limits do."""
     ordered = np.sort(genuine)
-    worst, best = share_above(ordered, strict), share_above(ordered, loose)
-    return max(0.0, p - sqrt((p - low) ** 2 + (p - worst) ** 2)), min(1.0, p + sqrt((high - p) ** 2 + (best - p) ** 2))
+    best, worst = (share_above(ordered, limit) for limit in limits)
+    return max(0.0, p - sqrt((p - own[0]) ** 2 + (p - worst) ** 2)), min(
+        1.0, p + sqrt((own[1] - p) ** 2 + (best - p) ** 2)
+    )
 
 
 def auc(genuine: np.ndarray, of: People, impostor: np.ndarray, between: People) -> Interval:

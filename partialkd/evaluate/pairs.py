@@ -30,7 +30,7 @@ import numpy as np
 
 from partialkd.errors import DataError
 from partialkd.evaluate import intervals
-from partialkd.evaluate.intervals import People
+from partialkd.evaluate.intervals import Impostors, People
 from partialkd.evaluate.rates import share_above, strict_threshold, too_few
 
 DISTANCES = np.arange(0.0, 4.0, 0.01)  # candidate thresholds on the squared distance
@@ -86,10 +86,11 @@ def _intervals(
     cosines: np.ndarray, same: np.ndarray, right: np.ndarray, fars: Iterable[float], people: People
 ) -> dict[str, Any]:
     genuine, of, impostor, between = cosines[same], people[same], cosines[~same], people[~same]
+    impostors = Impostors(impostor, between)
     return {
         "accuracy": list(intervals.share(right.astype(float), people)),
         "auc": list(intervals.auc(genuine, of, impostor, between)),
-        "tar_at_far": {f"{far:g}": list(intervals.tar(genuine, of, impostor, between, far)) for far in fars},
+        "tar_at_far": {f"{far:g}": list(intervals.tar(genuine, of, impostors, far)) for far in fars},
     }
 
 

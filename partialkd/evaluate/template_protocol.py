@@ -4,11 +4,12 @@ The set: data/formats/ijb_folder.py; how images become templates: templates.py; 
 identification.py. Photographs are aligned by the landmarks of the set on the way to the network.
 1:N, published: all galleries as one. Strict: each gallery by itself, so that probes of the others' subjects are those
 without a mate; the mean over the galleries (NIST, IJB-B).
+Intervals are of strict numbers and ranks, by identity (intervals.py); whom templates show is taken from genuine pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -30,6 +31,7 @@ from partialkd.evaluate.identification import (
     tpir_published,
     tpir_strict,
 )
+from partialkd.evaluate.intervals import Impostors, Interval, People, identities_of_pairs, share_of, tar
 from partialkd.evaluate.rates import operating_points, too_few
 from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, weighted_images
 from partialkd.storage.checksum import crc32, hexadecimal
@@ -74,34 +76,42 @@ def check_files(found: TemplateSet) -> None:
 
 def score_templates(embeddings: np.ndarray, found: TemplateSet, asked: Asked) -> dict[str, Any]:
     """Embeddings (2, n, D) of the images and their mirror images -> {setting: {"verification", "identification"}}."""
-    return {setting.name: _scored(embeddings, found, setting, asked) for setting in asked.settings}
+    people = None if found.pairs is None else _people(*found.pairs)
+    return {setting.name: _scored(embeddings, found, setting, asked, people) for setting in asked.settings}
 
 
-def _scored(embeddings: np.ndarray, found: TemplateSet, setting: Setting, asked: Asked) -> dict[str, Any]:
+def _people(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> People:
+    """Whom the pairs of templates show, by the templates' places among those that occur."""
+    known = np.unique(np.concatenate([first, second]))
+    return identities_of_pairs(np.searchsorted(known, first), np.searchsorted(known, second), same)
+
+
+def _scored(
+    embeddings: np.ndarray, found: TemplateSet, setting: Setting, asked: Asked, people: People | None
+) -> dict[str, Any]:
     rows = weighted_images(embeddings[0], embeddings[1], found.scores, setting)
     numbers, templates = pooled(rows, found.templates, found.media)
     results: dict[str, Any] = {}
-    if found.pairs is not None:
+    if found.pairs is not None and people is not None:
         first, second, same = found.pairs
         places = np.searchsorted(numbers, first), np.searchsorted(numbers, second)
-        results["verification"] = _verified(pair_scores(templates, *places), same, asked.fars)
+        results["verification"] = _verified(pair_scores(templates, *places), same, asked.fars, people)
     if found.probes is not None:
         rows_of = lambda listed: templates[np.searchsorted(numbers, listed.templates)]
         results["identification"] = _identified(rows_of(found.probes), found, rows_of, asked)
     return results
 
 
-def _verified(scores: np.ndarray, same: np.ndarray, fars: Iterable[float]) -> dict[str, Any]:
+def _verified(scores: np.ndarray, same: np.ndarray, fars: Sequence[float], people: People) -> dict[str, Any]:
     points = operating_points(scores[same], scores[~same], fars)
-    impostors = int((~same).sum())
-    rates = {
-        f"{far:g}": {
-            **asdict(point),
+    impostors, between = int((~same).sum()), Impostors(scores[~same], people[~same])
+    rates = {f"{far:g}": asdict(point) for far, point in points.items()}
+    for far, point in points.items():
+        rates[f"{far:g}"] |= {
             "threshold": _finite(point.threshold),
+            "interval": list(tar(scores[same], people[same], between, far)),
             "too_few_impostors": too_few(far, impostors),
         }
-        for far, point in points.items()
-    }
     return {"tar_at_far": rates, "genuine": int(same.sum()), "impostors": impostors}
 
 
@@ -112,24 +122,39 @@ def _identified(probes: np.ndarray, found: TemplateSet, rows_of: Any, asked: Ask
     together = Listed(*(np.concatenate([getattr(one, part) for one in found.galleries.values()]) for part in _PARTS))
     whole = search(probes, rows_of(together), subjects, together.subjects, most)
     each = [search(probes, rows_of(one), subjects, one.subjects) for one in found.galleries.values()]
+    places, of = whole.before[whole.mated], subjects[whole.mated]
     return {
         "rank": {str(rank): share for rank, share in rank_shares(whole, asked.ranks).items()},
-        "tpir_at_fpir": {f"{fpir:g}": _tpir(whole, each, fpir) for fpir in asked.fpirs},
+        "interval": {"rank": {str(rank): list(share_of(places < rank, of)) for rank in asked.ranks}},
+        "tpir_at_fpir": {f"{fpir:g}": _tpir(whole, each, subjects, fpir) for fpir in asked.fpirs},
         "probes": len(probes),
         "gallery": len(together.subjects),
     }
 
 
+def _tpir_interval(found: Searches, subjects: np.ndarray, fpir: float) -> Interval:
+    mated, other = People.single(subjects[found.mated]), People.single(subjects[~found.mated])
+    return tar(found.mate[found.mated], mated, Impostors(found.other[~found.mated], other), fpir)
+
+
 _PARTS = ("templates", "subjects")
 
 
-def _tpir(whole: Searches, each: Sequence[Searches], fpir: float) -> dict[str, Any]:
+def _tpir(whole: Searches, each: Sequence[Searches], subjects: np.ndarray, fpir: float) -> dict[str, Any]:
     published, threshold = tpir_published(whole, fpir)
     open_sets = [one for one in each if one.mated.any() and not one.mated.all()]
     strict = mean(tpir_strict(one, fpir)[0] for one in open_sets) if open_sets else None
     unmated = min((int((~one.mated).sum()) for one in open_sets), default=0)
     few = too_few(fpir, unmated)
-    return {"tpir": strict, "too_few_impostors": few, "tpir_published": published, "threshold_published": threshold}
+    ends = np.array([_tpir_interval(one, subjects, fpir) for one in open_sets])
+    interval = ends.mean(0).tolist() if open_sets else None  # of each gallery; that of their mean is narrower
+    return {
+        "tpir": strict,
+        "interval": interval,
+        "too_few_impostors": few,
+        "tpir_published": published,
+        "threshold_published": threshold,
+    }
 
 
 def _finite(number: float) -> float | None:

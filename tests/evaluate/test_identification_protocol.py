@@ -16,8 +16,9 @@ from partialkd.config import ModelConfig
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.errors import ConfigError, DataError
+from partialkd.evaluate.all_pair_intervals import threshold_interval
 from partialkd.evaluate.all_pairs import all_pairs
-from partialkd.evaluate.card import read_card, threshold_interval
+from partialkd.evaluate.card import read_card
 from partialkd.evaluate.identification_protocol import group_summary, read_identities
 from partialkd.evaluate.intervals import People, threshold
 from partialkd.models import build_model
@@ -116,6 +117,7 @@ def test_groups_in_one_line() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_threshold_card_and_its_way_into_exported_files(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +138,7 @@ def test_a_threshold_card_and_its_way_into_exported_files(
     assert json.loads(properties["thresholds"]) == written
     save_model(tmp_path / "other.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
     assert export([str(tmp_path / "other.safetensors"), str(tmp_path / "no"), "--card", str(card)]) == 1
-    assert "the card of another network, 'net.safetensors'" in capsys.readouterr().err
+    assert "the card of another network ('net.safetensors')" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

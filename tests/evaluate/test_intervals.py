@@ -10,7 +10,7 @@ import pytest
 
 from helpers.places import ROOT
 from partialkd.evaluate import intervals
-from partialkd.evaluate.intervals import People, identities_of_pairs, student, wilson
+from partialkd.evaluate.intervals import Impostors, People, identities_of_pairs, student, wilson
 
 RNG = np.random.default_rng(8)
 
@@ -100,7 +100,7 @@ def test_paired_differences_are_narrower_than_those_of_strangers() -> None:
     assert (none, low, high) == (0, 0, 0)
     difference, (low, high) = intervals.tar_difference(one, other, same, people, 0.05)
     assert low < difference < high
-    single = intervals.tar(one[same], people[same], one[~same], people[~same], 0.05)
+    single = intervals.tar(one[same], people[same], Impostors(one[~same], people[~same]), 0.05)
     assert high - low < single[1] - single[0]
     mean, (low, high) = intervals.mean_difference(one > 1.5, other > 1.5, people)
     assert low <= mean <= high
