@@ -30,7 +30,6 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,9 +42,10 @@ from partialkd.models.sync_batchnorm import synchronise
 from partialkd.training.frozen import HeldSteps, set_training
 from partialkd.training.optimizer import clip, make_optimizer, moment_keys, set_lr, trained
 from partialkd.training.schedule import Schedule
+from partialkd.training.student_state import StudentState
 from partialkd.training.tapping import Tapping
-from partialkd.training.weights_average import AVERAGE, WeightsAverage
-from partialkd.training.zero_values import FullValues, full_shape
+from partialkd.training.weights_average import WeightsAverage
+from partialkd.training.zero_values import FullValues
 from partialkd.world.world import World
 
 BUCKET = 16_000_000  # gradient elements reduced at once at stages 1-3; DeepSpeed's own 500 M would allocate 2 GB
@@ -89,6 +89,7 @@ class Student:
         self.engine = self._initialize(model)
         self._values = FullValues(self._deepspeed, self.engine, self.optimizer, phase.zero_stage, world)
         self.average = self._start_average() if phase.ema_decay is not None else None
+        self._state = StudentState(model, self._values, self._moments, self.average)
         self._held = HeldSteps(world, phase.accumulation)
         set_training(model, phase, not self.frozen)
         if phase.compile:
@@ -181,7 +182,7 @@ class Student:
         averaged = {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                parameter.copy_(self._averaged(self.engine.module.get_parameter(name)))
+                parameter.copy_(self._state.averaged(self.engine.module.get_parameter(name)))
             for name, buffer in network.named_buffers():
                 live = self.engine.module.get_buffer(name)
                 live = self.average.buffers.get(name, live) if self.average else live
@@ -189,66 +190,27 @@ class Student:
         return network
 
     def state(self) -> dict[str, Tensor]:
-        """Give the full state, collectively, on rank 0.
-
-        "param.<name>", "moment.<key>.<name>", "average.<name>", "counter.steps".
-        """
+        """Give the full state, collectively, on rank 0: what `StudentState` says, and "counter.steps"."""
         self._between_steps("state")
         full = {"counter.steps": torch.tensor(self.steps)} if self.world.is_main else {}
-        for key, value in self._entries():
+        for key, value in self._state.entries(self._has_moments(self.steps)):
             if self.world.is_main:
                 full[key] = value.detach().to("cpu", copy=True)
         return full
 
     def local_state(self) -> dict[str, Tensor]:
-        """Give this rank's buffers "buffer.<name>", and their averages "average.<name>", on the CPU."""
-        buffers = self.engine.module.named_buffers()
-        own = {f"buffer.{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
-        return own | (self.average.local_state() if self.average else {})
+        """Give this rank's own: "buffer.<name>", and with `ema_decay` "average.<name>", on the CPU."""
+        return self._state.local()
 
     def load_state(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> None:
         """Continue from `state` (given to every rank) and a rank's `local_state`; collective."""
         self._between_steps("load_state")
-        self.world.agree(self._problem(full, local), CheckpointError)
-        steps = int(full["counter.steps"])
-        started = self._has_moments(steps)
+        started = self._has_moments(int(full.get("counter.steps", 0)))
+        self.world.agree(self._state.problem(full, local, started), CheckpointError)
+        self.steps = int(full["counter.steps"])
         self._make_moments()
-        for name, parameter in self.engine.module.named_parameters():
-            self._values.set_parameter(parameter, full[f"param.{name}"])
-            for key in self._moments if parameter.requires_grad else ():
-                value = full[f"moment.{key}.{name}"] if started else torch.zeros(full_shape(parameter))
-                self._values.set_moment(parameter, key, value)
-            if self.average and parameter.requires_grad:
-                self._values.set_moment(parameter, AVERAGE, full[f"{AVERAGE}.{name}"])
-        self._set_optimizer_steps(max(0, steps - self.phase.freeze_steps))
-        for name, buffer in self.engine.module.named_buffers():
-            buffer.copy_(local[f"buffer.{name}"])
-        if self.average:
-            self.average.load_local(local)
-        self.steps = steps
-
-    def _problem(self, full: dict[str, Tensor], local: dict[str, Tensor]) -> str | None:
-        """Say what is wrong with a state, or None."""
-        given = full | local
-        for key, shape in self._expected(self._has_moments(int(full.get("counter.steps", 0)))):
-            if key not in given:
-                return f"{key}: not in the checkpoint"
-            if given[key].shape != shape:
-                return f"{key}: must have the shape {tuple(shape)}, got {tuple(given[key].shape)}"
-        return None
-
-    def _expected(self, started: bool) -> Iterator[tuple[str, torch.Size]]:
-        yield "counter.steps", torch.Size([])
-        for name, parameter in self.engine.module.named_parameters():
-            yield f"param.{name}", full_shape(parameter)
-            for key in self._moments if parameter.requires_grad and started else ():
-                yield f"moment.{key}.{name}", full_shape(parameter)
-            if self.average and parameter.requires_grad:
-                yield f"{AVERAGE}.{name}", full_shape(parameter)
-        for name, buffer in self.engine.module.named_buffers():
-            yield f"buffer.{name}", buffer.shape
-        for name, buffer in self.average.buffers.items() if self.average else ():
-            yield f"{AVERAGE}.{name}", buffer.shape
+        self._state.load(full, local, started)
+        self._set_optimizer_steps(max(0, self.steps - self.phase.freeze_steps))
 
     # --------------------------------------------------------------------------------------------- DeepSpeed
 
@@ -322,24 +284,9 @@ class Student:
         self._values.relink()
         return average
 
-    def _entries(self) -> Iterator[tuple[str, Tensor]]:
-        """Give every parameter and moment in full, one at a time; collective."""
-        for name, parameter in self.engine.module.named_parameters():
-            yield f"param.{name}", self._values.parameter(parameter)
-            for key in self._moments if parameter.requires_grad and self._has_moments(self.steps) else ():
-                yield f"moment.{key}.{name}", self._values.moment(parameter, key)
-            if self.average and parameter.requires_grad:
-                yield f"{AVERAGE}.{name}", self._values.moment(parameter, AVERAGE)
-
     def _has_moments(self, steps: int) -> bool:
         """Say whether the optimiser has moved anything in so many steps."""
         return steps > self.phase.freeze_steps
-
-    def _averaged(self, parameter: nn.Parameter) -> Tensor:
-        """Give a parameter's value, or its average if there is one, collectively."""
-        if self.average and parameter.requires_grad:
-            return self._values.moment(parameter, AVERAGE)
-        return self._values.parameter(parameter)
 
     def _between_steps(self, what: str) -> None:
         if self.engine.micro_steps % self.phase.accumulation or not self._held.between_steps:
