@@ -4,8 +4,8 @@
     "names"        the identity is the same in both: its data set's number and its name, as class_ids.txt of the run
                    that the rows are from has them. Rows of identities that are gone are not used
     a text file    a line `row<TAB>class id` for each row (or spaces, where a name has none), -1: the row is not used.
-                   In the place of both numbers an identity's name, with `name:` before one that is all digits; for a
-                   row that needs the class_ids.txt of its run
+                   In the place of both numbers an identity's name; for a row that needs the class_ids.txt of its run.
+                   `class:3` is the number and `name:3` the name, where 3 is one identity's name and another's number
 
 Errors: DataError naming the file, its line and what is wrong: rows that are not there, listed twice or not at all, two
 rows of one class.
@@ -14,7 +14,7 @@ rows of one class.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from partialkd.errors import DataError, printable
 
 NEW = -1  # in the place of a row, of a class that has none
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
-_BY_NAME = "name:"
+_BY_NAME, _BY_NUMBER = "name:", "class:"
 Origin = tuple[int, str]  # number of the data set, identity there
 
 
@@ -84,14 +84,12 @@ def _origins(class_ids: Path, rows: int) -> list[tuple[int, Origin]]:
 
 def _listed(path: Path, rows: int, class_ids: Path | None, source: Source) -> np.ndarray:
     found, listed = np.full(source.num_classes, NEW), np.zeros(rows, dtype=bool)
-    row_of = _finder(
-        rows, lambda: {} if class_ids is None else {name: row for row, (_, name) in _origins(class_ids, rows)}
-    )
-    class_of = _finder(source.num_classes, lambda: {printable(name): label for label, _, name in source.origins()})
+    row_of = Places(rows, [] if class_ids is None else [(row, *origin) for row, origin in _origins(class_ids, rows)])
+    class_of = Places(source.num_classes, list(source.origins()))
     for number, line in read_lines(path):
         where = f"{path}: line {number}"
         old, _, new = (part.strip() for part in (line.partition("\t") if "\t" in line else line.strip().partition(" ")))
-        row, label = row_of(old), NEW if new == "-1" else class_of(new)
+        row, label = row_of.find(old, where), NEW if new == "-1" else class_of.find(new, where)
         if row is None:
             raise DataError(f"{where}: there is no row {old[:60]!r}: they are 0 to {rows - 1}")
         if label is None:
@@ -109,15 +107,22 @@ def _listed(path: Path, rows: int, class_ids: Path | None, source: Source) -> np
     return found
 
 
-def _finder(count: int, read_names: Callable[[], dict[str, int]]) -> Callable[[str], int | None]:
-    """Make what finds a number below `count`, or the number of a name; names are read when one is asked for."""
-    names: dict[str, int] | None = None
+class Places:
+    """Numbers below `count`, and the names that stand for them: those that occur once in all data sets."""
 
-    def find(text: str) -> int | None:
-        nonlocal names
-        if _NUMBER.fullmatch(text):
-            return int(text) if int(text) < count else None
-        names = read_names() if names is None else names
-        return names.get(text.removeprefix(_BY_NAME))
+    def __init__(self, count: int, origins: list[tuple[int, int, str]]) -> None:
+        """origins: (number, data set, name)."""
+        names = Counter(name for _, _, name in origins)
+        self.count = count
+        self.names = {printable(name): number for number, _, name in origins if names[name] == 1}
+        self._one_set = all(part == 0 for _, part, _ in origins)
 
-    return find
+    def find(self, text: str, where: str) -> int | None:
+        """Find the number that a text at `where` stands for, None if there is none; DataError if it could be two."""
+        number = text.removeprefix(_BY_NUMBER)
+        if text.startswith(_BY_NAME) or not _NUMBER.fullmatch(number):
+            return self.names.get(text.removeprefix(_BY_NAME))
+        if number == text and self._one_set and self.names.get(text, int(text)) != int(text):
+            rule = f"{text} is a number, and the name of number {self.names[text]}"
+            raise DataError(f"{where}: {rule}; write {_BY_NUMBER}{text} or {_BY_NAME}{text}")
+        return int(number) if int(number) < self.count else None
