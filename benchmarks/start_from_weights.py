@@ -4,9 +4,9 @@
 
 For each seed three students (arcface, one rank, 32 pixels) are trained and scored on the same pairs of other people:
 
-- before: over 120 identities
-- scratch: over those and 40 new ones, for STEPS steps
-- started: over the same 160 with the network and the centres of "before", the new centres from class means, for a third
+- before: over 60 identities, for STEPS steps
+- scratch: over those and 20 new ones, for STEPS steps
+- started: over the same 80 with the network and the centres of "before", the new centres from class means, for a third
   of the steps, at a quarter of the rate for all but the head and the centres
 
 All is kept in FOLDER: what is finished there is not trained again, what was stopped goes on. Reached: the accuracy of
@@ -30,8 +30,8 @@ from partialkd.run.job import run_job
 from partialkd.storage.atomic_files import write_json
 from partialkd.world.world import World
 
-IDENTITIES, NEW, IMAGES, PAIRS = 160, 40, 16, 1500
-STEPS, SHARE, BATCH = 150, 3, 60
+IDENTITIES, NEW, IMAGES, PAIRS = 80, 20, 24, 1500
+STEPS, SHARE, BATCH = 180, 3, 48
 MODEL = {"name": "mobilefacenet_gdc", "embedding_dim": 64, "width": 0.5, "depth": 0.5}
 
 
@@ -54,7 +54,7 @@ def settings(folder: Path, name: str, seed: int, steps: int, images: int, **stud
                         "held_out_identities": 80, "pairs": PAIRS},
         },
         "student": {
-            "model": MODEL, "method": {"name": "arcface", "scale": 24.0, "margin": {"m2": 0.2}},
+            "model": MODEL, "method": {"name": "arcface", "scale": 16.0, "margin": {"m2": 0.0}},
             "epochs": steps / (images // BATCH), "global_batch": BATCH,
             "schedule": {"name": "cosine", "warmup_steps": steps // 10}, **student,
         },
