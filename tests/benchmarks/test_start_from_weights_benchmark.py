@@ -1,8 +1,7 @@
-"""benchmarks/start_from_weights.py: the runs that it compares, and that its committed result is what the page says."""
+"""benchmarks/start_from_weights.py: the runs that it compares."""
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from partialkd.config.load import parse_config
 from partialkd.training.schedule import Schedule
 
 SCRIPT = ROOT / "benchmarks" / "start_from_weights.py"
-RESULT = ROOT / "benchmarks" / "results" / "start_from_weights_cpu.json"
 
 
 def test_a_started_student_gets_a_third_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,10 +41,3 @@ def test_a_started_student_gets_a_third_of_the_steps(tmp_path: Path, monkeypatch
     assert scratch.student.weights is None
     assert len((tmp_path / "new.txt").read_text().split()) == script["NEW"]
     assert scratch.data.exclude_identities is None
-
-
-def test_the_committed_result_is_of_five_seeds_that_reached_it() -> None:
-    result = json.loads(RESULT.read_text())
-    assert [one["seed"] for one in result["seeds"]] == list(range(5))
-    assert all(one["started"] >= one["scratch"] for one in result["seeds"])
-    assert result["share"] == 3
