@@ -385,6 +385,7 @@ def test_a_network_that_is_there_twice_must_be_chosen(tmp_path: Path) -> None:
         load_weights(build_model(small("ir18"), 32), tmp_path / "w.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["curricularface_ir50", "ir_se50"])
 def test_relatives_are_told_apart(other: str, tmp_path: Path) -> None:
     """Their keys are those of the network that is wanted but for a few: more of them, or of another shape."""
