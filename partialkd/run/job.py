@@ -203,6 +203,8 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         rows = teacher_rows(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
         trainer = Trainer(name, phase, context, store, live, job.times.note, rows, start)
+        if world.is_main and phase.ema_decay is not None:
+            _log.info(f"{name}: the moving average of its weights (ema_decay) is what is scored, kept and exported")
         try:
             network = trainer.run(job.resumed)
         finally:

@@ -180,6 +180,8 @@ def test_a_run_goes_on_without_the_files_it_started_from(place: Path) -> None:
     said = json.loads(read_metadata(model)["made_from"])
     assert len(said["weights"]) == len(said["centres.weights"]) == 64
     newest = max((model.parent / "checkpoints").iterdir())
+    log = (place / "runs" / "goes_on" / "logs" / "rank_0.log").read_text()
+    assert "student: the moving average of its weights (ema_decay) is what is scored, kept and exported" in log
     average, raw = checkpoint_network(newest)[0].state_dict(), load_file(newest / "student.safetensors")
     exported = load_file(model)
     assert all(torch.equal(average[key], exported[key]) for key in exported)
