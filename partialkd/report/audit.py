@@ -21,12 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp
+from math import log
 from statistics import NormalDist
 
 import numpy as np
 import torch
-from torch import Tensor
 
 BLOCK = 8192  # rows at a time
 FEWEST = 20  # rows that say how alike people come to be by chance
@@ -48,11 +47,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The most alike rows among others, and the second: (n,) each."""
+    """The most alike rows among others: (n,) each."""
 
     best: np.ndarray
     at: np.ndarray
-    second: np.ndarray
 
 
 class Audit:
@@ -133,7 +131,7 @@ class Audit:
         """Classes that are alike."""
         there = np.flatnonzero(self.counts)
         nearest = nearest_rows(self.means[there], self.means[there], np.arange(len(there)), self.device)
-        threshold = chance(nearest.second, len(there) - 1)
+        threshold = chance(nearest.best, len(there) - 1, 2.0)
         pairs = {}
         for at in np.flatnonzero(nearest.best > threshold).tolist():
             pair = tuple(sorted((int(there[at]), int(there[nearest.at[at]]))))
@@ -164,7 +162,7 @@ class Audit:
         """Classes that show a person of unit rows (p, D), the means of those who are evaluated."""
         there = np.flatnonzero(self.counts)
         nearest = nearest_rows(people, self.means[there], np.full(len(people), -1), self.device)
-        threshold = chance(nearest.second, len(there))
+        threshold = chance(nearest.best, len(there))
         at = np.flatnonzero(nearest.best > threshold)
         return [
             Finding(
@@ -189,52 +187,38 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def nearest_rows(rows: np.ndarray, among: np.ndarray, own: np.ndarray, device: torch.device | str) -> Nearest:
-    """For each of unit rows (n, D) the two most alike of others (m, D), its own one (n,) left out; -1: none is own."""
+    """For each of unit rows (n, D) the most alike of others (m, D), its own one (n,) left out; -1: none is own."""
     results = []
     for part in _parts(len(rows)):
         query, mine = torch.from_numpy(np.ascontiguousarray(rows[part])).to(device), torch.from_numpy(own[part])
-        values = torch.full((len(query), 2), -2.0, device=device)
-        places = torch.full((len(query), 2), -1, dtype=torch.int64, device=device)
+        best = torch.full((len(query),), -2.0, device=device)
+        at = torch.full((len(query),), -1, dtype=torch.int64, device=device)
         for start in range(0, len(among), BLOCK):
             block = torch.from_numpy(among[start : start + BLOCK]).to(device)
-            values, places = _better(values, places, query @ block.T, mine.to(device) - start, start)
-        results.append((values[:, 0].cpu(), places[:, 0].cpu(), values[:, 1].cpu()))
+            cosines, column = query @ block.T, mine.to(device) - start
+            inside = torch.nonzero((column >= 0) & (column < len(block)))[:, 0]
+            cosines[inside, column[inside]] = -2.0
+            found = cosines.max(dim=1)
+            better = found.values > best
+            best, at = torch.where(better, found.values, best), torch.where(better, found.indices + start, at)
+        results.append((best.cpu(), at.cpu()))
     return Nearest(*(torch.cat(part).numpy() for part in zip(*results, strict=True)))
 
 
-def _better(values: Tensor, places: Tensor, cosines: Tensor, own: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """The two best of those so far (n, 2) and of a block's cosines (n, b), but for column `own` (n,) if it is there."""
-    inside = torch.nonzero((own >= 0) & (own < cosines.shape[1]))[:, 0]
-    cosines[inside, own[inside]] = -2.0
-    top = cosines.topk(min(2, cosines.shape[1]), dim=1)
-    joined, at = torch.cat([values, top.values], 1), torch.cat([places, top.indices + start], 1)
-    best = joined.topk(2, dim=1)
-    return best.values, at.gather(1, best.indices)
+def chance(best: np.ndarray, among: int, wrong: float = 1.0) -> float:
+    """How alike somebody else comes to be by chance `wrong` times in all: from the nearest of each, (n,).
 
-
-def chance(second: np.ndarray, among: int, wrong: float = 0.5) -> float:
-    """How alike somebody else comes to be by chance `wrong` times in all: from the second nearest of each, (n,).
-
-    Each of n rows was compared with `among` others. A second nearest is somebody else but for a few; that both of two
-    strangers score above t happens to a share 1 - exp(-k) (1 + k) of the rows, k the number expected above t in a row.
-    So quantiles of the second nearest tell k, and their line over normal deviates goes on to the k wanted.
+    Each of n rows was compared with `among` others, nearly all of them of other people. A nearest one is above t in a
+    share 1 - exp(-k) of the rows, k the number expected above t in a row. So the quantiles that only other people make
+    (half of the rows to a tenth) tell k there, and their line over normal deviates goes on to the k wanted. Where more
+    than a tenth of the rows do have a twin, the threshold rises and less is found.
     """
-    if len(second) < FEWEST or among < FEWEST:
+    if len(best) < FEWEST or among < FEWEST:
         return 1.0  # nothing can be said of so few
-    shares = [share for share in (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if share * len(second) >= 3]
-    normal = NormalDist()
-    deviates = [normal.inv_cdf(1 - min(_expected(share) / among, 0.5)) for share in shares]
-    slope, start = np.polyfit(deviates, np.quantile(second, [1 - share for share in shares]), 1)
-    return float(min(1.0, start + slope * normal.inv_cdf(1 - wrong / (len(second) * among))))
-
-
-def _expected(share: float) -> float:
-    """Solve 1 - exp(-k) (1 + k) = share for k."""
-    low, high = 0.0, 50.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if 1 - exp(-middle) * (1 + middle) > share else (middle, high)
-    return low
+    normal, shares = NormalDist(), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+    deviates = [normal.inv_cdf(1 - min(-log(1 - share) / among, 0.5)) for share in shares]
+    slope, start = np.polyfit(deviates, np.quantile(best, 1 - shares), 1)
+    return float(min(1.0, start + slope * normal.inv_cdf(1 - wrong / (len(best) * among))))
 
 
 def halves(rows: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, float]:

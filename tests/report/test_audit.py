@@ -58,7 +58,9 @@ def test_what_was_planted_is_found(planted: tuple[Audit, np.ndarray, dict[str, o
     wrong = {(int(order[one.images[0]]), one.other) for one in _named(found, "wrong label")}
     assert wrong == {(305, 9), (417, 22)}
     assert [int(order[one.images[0]]) for one in _named(found, "outlier")] == [550]
-    assert [(one.label, one.other) for one in _named(found, "one person")] == [(0, 1)]
+    same = [(one.label, one.other) for one in _named(found, "one person")]
+    assert same[0] == (0, 1)
+    assert len(same) <= 4  # one by chance is expected
     assert [one.label for one in _named(found, "two people")] == [2]
     copies = {tuple(sorted(int(order[image]) for image in one.images)) for one in _named(found, "duplicate")}
     assert copies == {(123, 124)}
@@ -82,7 +84,7 @@ def test_clean_data_is_hardly_suspected() -> None:
     assert len(found) <= 2
 
 
-def test_the_two_nearest_equal_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_equal_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "BLOCK", 7)
     rng = np.random.default_rng(6)
     rows, among, own = unit(rng.normal(size=(30, 5))), unit(rng.normal(size=(23, 5))), rng.integers(-1, 23, 30)
@@ -90,17 +92,17 @@ def test_the_two_nearest_equal_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     for at, row in enumerate(rows):
         cosines = sorted(((float(row @ other), to) for to, other in enumerate(among) if to != own[at]), reverse=True)
         assert found.best[at] == pytest.approx(cosines[0][0], abs=1e-6)
-        assert (found.at[at], found.second[at]) == (cosines[0][1], pytest.approx(cosines[1][0], abs=1e-6))
+        assert found.at[at] == cosines[0][1]
 
 
 def test_chance_is_exceeded_as_often_as_said() -> None:
-    """Of 400 rows with 300 strangers each, 0.5 in all: in twelve draws six, give or take three deviations."""
+    """Of 400 rows with 300 strangers each, one in all: in twelve draws twelve, give or take three deviations."""
     rng = np.random.default_rng(7)
     above = 0
     for _ in range(12):
-        scores = np.sort(0.1 * rng.normal(size=(400, 300)), axis=1)
-        above += int((scores[:, -1] > chance(scores[:, -2], 300)).sum())
-    assert 0 < above < 6 + 3 * 6**0.5
+        best = (0.1 * rng.normal(size=(400, 300))).max(1)
+        above += int((best > chance(best, 300)).sum())
+    assert 12 - 3 * 12**0.5 < above < 12 + 3 * 12**0.5
     assert chance(np.zeros(5), 300) == 1.0
 
 
