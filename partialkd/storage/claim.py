@@ -157,7 +157,7 @@ def claim(
         alive = watch.moved or state in ("running", "stopped")
         if alive and not waiting_for:
             raise InUse(f"{folder}: in use by {owner}{', which is stopped' * (state == 'stopped')}; {rule}")
-        begun = bool(owner.token) or watch.silent_s >= min(BEAT_S, SILENCE_S / 2)  # else it is being written this moment
+        begun = bool(owner.token) or watch.silent_s >= min(BEAT_S, SILENCE_S / 2)  # else it is just being written
         if begun and time.monotonic() - said >= SAY_S:
             doubt = "" if alive else f"; it is taken for dead after {SILENCE_S:g} s without a sign of life"
             (say or _log.info)(f"{folder}: waiting for {owner}{f', which is {waiting_for}' if alive else ''}{doubt}")
