@@ -29,8 +29,10 @@ from partialkd.evaluate.verification import (
     compare_sets,
     differences_table,
     evaluate_sets,
+    groups_table,
     look_at_sets,
     open_sets,
+    over_groups,
     results_dict,
     results_table,
 )
@@ -59,6 +61,10 @@ def _evaluate(options: argparse.Namespace, world: World) -> None:
     if world.is_main and results:
         _show([results_table(results)])
     found: dict[str, Any] = {}
+    if options.groups and results:
+        found["groups"] = over_groups(scores)
+        if world.is_main:
+            _show([groups_table(found["groups"], name)])
     if against is not None:
         networks = (network.embed, network.image_size), (against.embed, against.image_size)
         found["differences"] = compare_sets(networks, config, options.resize, world)
@@ -185,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     add_choice(parser)
     parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")
     add_protocols(parser)
+    groups = "mean, spread and worst over the --sets, which are groups (RFW)"
+    parser.add_argument("--groups", action="store_true", help=groups)
     against = "a second network: how much better MODEL is on --sets, with paired intervals"
     parser.add_argument("--against", metavar="MODEL", help=against)
     parser.add_argument("--json", metavar="FILE", help="also write the results there")

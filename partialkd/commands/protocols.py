@@ -17,6 +17,7 @@ from torch import Tensor
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.formats.ijb_folder import read_template_set
 from partialkd.data.images.decode import DECODING
+from partialkd.data.sources.cvlface_templates import METADATA, read_cvlface
 from partialkd.errors import ConfigError
 from partialkd.evaluate import card
 from partialkd.evaluate import identification_protocol as identification
@@ -138,7 +139,7 @@ class _Templates(_Opened):
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         super().__init__(folder, options)
-        self.found = read_template_set(folder)
+        self.found = read_cvlface(folder) if (folder / METADATA).exists() else read_template_set(folder)
         templates.check_files(self.found)
 
     def images(self, image_size: int) -> Images:

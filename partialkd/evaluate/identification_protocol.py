@@ -125,13 +125,6 @@ def _all_of(rows: np.ndarray, identities: np.ndarray, fars: Sequence[float], dev
     return {"tar_at_far": rates, "genuine": len(found.genuine), "impostors": found.impostors}
 
 
-def group_summary(values: dict[str, float]) -> dict[str, Any]:
-    """Mean, standard deviation and worst of a number over groups, as RFW's tables have them."""
-    worst = min(values, key=lambda group: values[group])
-    numbers = np.array(list(values.values()))
-    return {"mean": float(numbers.mean()), "std": float(numbers.std()), "worst": worst, "worst_value": values[worst]}
-
-
 def shares_table(rows: dict[str, dict[str, Any]], name: str) -> PrettyTable:
     """Ranks and accept rates in per cent, a line each; a dash where there are too few impostors."""
     first = next(iter(rows.values()))

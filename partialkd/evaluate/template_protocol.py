@@ -19,7 +19,6 @@ from prettytable import PrettyTable
 
 from partialkd.align.template import aligned
 from partialkd.data.formats.ijb_folder import Listed, TemplateSet
-from partialkd.data.formats.image_tree import read_file
 from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import DataError
 from partialkd.evaluate.embedding import Images
@@ -56,11 +55,7 @@ def faces_of(found: TemplateSet, image_size: int) -> Images:
     wanted = Wanted(image_size, option="a network of that input size") if found.aligned else None
 
     def pixels(image: int) -> np.ndarray:
-        path = found.path(image)
-        try:
-            decoded = decode(read_file(path), str(path), wanted=wanted)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        decoded = decode(found.encoded(image), str(found.path(image)), wanted=wanted)
         return decoded if found.aligned else aligned(decoded, found.landmarks[image], image_size)
 
     name = lambda image: str(found.path(image))
@@ -69,6 +64,8 @@ def faces_of(found: TemplateSet, image_size: int) -> Images:
 
 def check_files(found: TemplateSet) -> None:
     """DataError naming the first image that is not there."""
+    if found.stored is not None:
+        return
     for image in range(len(found.names)):
         if not found.path(image).is_file():
             raise DataError(f"{found.path(image)}: no such image; it is one of template {found.templates[image]}")

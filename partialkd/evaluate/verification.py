@@ -256,6 +256,31 @@ def _between(interval: Sequence[float] | None, times: int, digits: int) -> str:
     return f" [{times * interval[0]:.{digits}f}, {times * interval[1]:.{digits}f}]" if interval else ""
 
 
+def over_groups(scores: dict[str, PairScores]) -> dict[str, dict[str, Any]]:
+    """Mean, standard deviation and worst of each number over sets that are groups, as RFW's tables have them."""
+    rows = {name: {"accuracy": one.accuracy, "auc": one.auc, **_tars(one)} for name, one in scores.items()}
+    return {key: group_summary({name: row[key] for name, row in rows.items()}) for key in next(iter(rows.values()))}
+
+
+def _tars(scores: PairScores) -> dict[str, float]:
+    return {f"tar_at_far {far}": share for far, share in scores.tar_at_far.items()}
+
+
+def group_summary(values: dict[str, float]) -> dict[str, Any]:
+    """Mean, standard deviation and worst of a number over groups."""
+    worst, numbers = min(values, key=lambda group: values[group]), np.array(list(values.values()))
+    return {"mean": float(numbers.mean()), "std": float(numbers.std()), "worst": worst, "worst_value": values[worst]}
+
+
+def groups_table(groups: dict[str, dict[str, Any]], name: str) -> PrettyTable:
+    """One line a number, shares in per cent."""
+    table = PrettyTable([name, "mean %", "spread", "worst group", "worst %"])
+    for key, one in groups.items():
+        numbers = (f"{100 * one[part]:.2f}" for part in ("mean", "std"))
+        table.add_row([key, *numbers, one["worst"], f"{100 * one['worst_value']:.2f}"])
+    return table
+
+
 def differences_table(differences: dict[str, dict[str, Any]], one: str, other: str) -> PrettyTable:
     """One line a set: how many points the first network is better, with 95 % intervals."""
     columns = list(next(iter(differences.values())))

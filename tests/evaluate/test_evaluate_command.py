@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.places import ROOT
 from partialkd.commands.evaluate import main
 from partialkd.config import EvaluateConfig, ModelConfig
-from partialkd.data.formats.verification_bin import write_bin
+from partialkd.data.formats.verification_bin import read_bin, write_bin
 from partialkd.evaluate.verification import evaluate_sets, results_dict
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
@@ -199,3 +199,17 @@ def test_two_networks_on_the_same_pairs(tmp_path: Path, faces: Path, capsys: pyt
     assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
     assert "one.safetensors - other.safetensors, points" in capsys.readouterr().out
     assert main([one, "--against", str(tmp_path / "none.safetensors"), *settings, "--device", "cpu"]) == 2
+
+
+def test_sets_that_are_groups(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "one.safetensors", _network(), MODEL, SIZE)
+    other = tmp_path / "other.bin"
+    pairs = read_bin(faces)
+    write_bin(other, pairs.images[::-1], ~pairs.same[::-1])
+    got = _json(tmp_path, str(tmp_path / "one.safetensors"), "--sets", str(faces), str(other), "--groups")
+    accuracies = {name: row["one.safetensors"]["accuracy"] for name, row in got["sets"].items()}
+    found = got["groups"]["accuracy"]
+    assert found["mean"] == pytest.approx(sum(accuracies.values()) / 2)
+    assert found["std"] == pytest.approx(abs(accuracies["faces"] - accuracies["other"]) / 2)
+    assert found["worst_value"] == min(accuracies.values()) == accuracies[found["worst"]]
+    assert "worst group" in capsys.readouterr().out

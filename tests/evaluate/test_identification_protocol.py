@@ -19,7 +19,7 @@ from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.all_pair_intervals import threshold_interval
 from partialkd.evaluate.all_pairs import all_pairs
 from partialkd.evaluate.card import read_card
-from partialkd.evaluate.identification_protocol import group_summary, read_identities
+from partialkd.evaluate.identification_protocol import read_identities
 from partialkd.evaluate.intervals import People, threshold
 from partialkd.models import build_model
 from partialkd.models.saved import read_metadata, save_model
@@ -105,16 +105,6 @@ def test_wrong_folders(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixtu
     save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
     assert main([str(tmp_path / "net.safetensors")]) == 2
     assert "nothing to judge by: name --sets, --templates, --identify or --all-pairs" in capsys.readouterr().err
-
-
-def test_groups_in_one_line() -> None:
-    summary = group_summary({"African": 0.9, "Asian": 0.94, "Caucasian": 0.98, "Indian": 0.94})
-    assert summary == {
-        "mean": pytest.approx(0.94),
-        "std": pytest.approx(0.0282842712),
-        "worst": "African",
-        "worst_value": 0.9,
-    }
 
 
 @pytest.mark.slow

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from torch import Tensor, nn
 
 from helpers.ranks import run
 from partialkd.align.template import TEMPLATE
-from partialkd.data.formats.ijb_folder import read_template_set
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.formats.ijb_folder import TemplateSet, read_template_set
+from partialkd.data.images.decode import encode_jpeg, encode_png
+from partialkd.data.sources.cvlface_templates import read_cvlface
 from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.evaluate import embedding as embedding_module
 from partialkd.evaluate.embedding import Images, Kept, embed_images
@@ -217,3 +219,48 @@ def test_too_few_identities(faces: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a set needs four identities of at least 6 images, got 1"):
         make_templates(tmp_path / "few", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _as_cvlface(found: TemplateSet, folder: Path, order: np.ndarray, **changed: Any) -> None:
+    """The same set as CVLface has it, rows in another order."""
+    folder.mkdir()
+    images = faces_of(found, SIZE)
+    rows = [{"bytes": encode_png(images.pixels(int(image))), "path": None} for image in order]
+    table = pyarrow.table({"image": rows, "index": order})
+    with pyarrow.OSFile(str(folder / "data.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    assert found.pairs is not None
+    first, second, same = found.pairs
+    arrays = {"templates": found.templates, "medias": found.media, "faceness_scores": found.scores}
+    torch.save({**arrays, "p1": first, "p2": second, "label": same.astype(np.int64), **changed}, folder / "metadata.pt")
+
+
+def test_cvlfaces_layout_gives_the_same_numbers(made: Path, tmp_path: Path) -> None:
+    found = read_template_set(made)
+    order = np.random.default_rng(0).permutation(len(found.names))
+    _as_cvlface(found, tmp_path / "set", order)
+    other = read_cvlface(tmp_path / "set")
+    scored = [
+        score_templates(embed_images(_network(), faces_of(one, SIZE), SIZE, 7, World()), one, Asked())
+        for one in (found, other)
+    ]
+    for setting, results in scored[1].items():
+        assert results == {"verification": scored[0][setting]["verification"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"medias": np.zeros(3)}, r"metadata.pt: medias must be as long as templates \(140\), got 3"),
+        ({"p1": np.full(600, 9999)}, r"metadata.pt: p1: template 9999 has no image"),
+        ({"label": None}, r"metadata.pt: label must be a list of finite numbers"),
+        ({"label": Path("x")}, r"metadata.pt: must be a dictionary of arrays .* not unpickled"),
+    ],
+)
+def test_wrong_metadata_is_named(changed: dict[str, Any], message: str, made: Path, tmp_path: Path) -> None:
+    found = read_template_set(made)
+    assert found.pairs is not None
+    changed = {key: value[: len(found.pairs[0])] if key == "p1" else value for key, value in changed.items()}
+    _as_cvlface(found, tmp_path / "set", np.arange(len(found.names)), **changed)
+    with pytest.raises(DataError, match=message):
+        read_cvlface(tmp_path / "set")

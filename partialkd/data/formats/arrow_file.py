@@ -28,8 +28,13 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _ROWS = 256  # of a Parquet file decoded in one go
 
 
-def find_images(file: OpenFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find where the images of an Arrow file lie, and their class ids: offsets, sizes (n,) int64, labels (n,) int32."""
+def find_images(
+    file: OpenFile, label_columns: tuple[str, ...] = LABEL_COLUMNS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find where the images of an Arrow file lie, and their class ids: offsets, sizes (n,) int64, labels (n,) int32.
+
+    label_columns: names of the column of integers that goes with the images.
+    """
     pyarrow = _pyarrow()
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     rows = 0
@@ -37,7 +42,7 @@ def find_images(file: OpenFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start = mapped.read_buffer().address if file.size else 0
         for batch in _batches(file, mapped):
             batch.validate(full=True)
-            images, labels = _columns(batch, file.path, rows)
+            images, labels = _columns(batch, file.path, rows, label_columns)
             offsets, sizes = _places(images)
             _refuse_empty(sizes, file.path, rows)
             at = images.buffers()[2].address - start + offsets if len(batch) else offsets
@@ -120,10 +125,10 @@ def class_names(path: Path) -> list[str] | None:
 # ----------------------------------------------------------------------------------------------- columns
 
 
-def _columns(batch: Any, path: Path, rows: int) -> tuple[Any, np.ndarray]:
+def _columns(batch: Any, path: Path, rows: int, label_columns: tuple[str, ...]) -> tuple[Any, np.ndarray]:
     """Return the images of a batch as an array of bytes, and its class ids; `rows` stand before it."""
     images = batch.column(_column(batch.schema, IMAGE_COLUMNS, path))
-    labels = batch.column(_column(batch.schema, LABEL_COLUMNS, path))
+    labels = batch.column(_column(batch.schema, label_columns, path))
     return _images(images, path, rows), _labels(labels, path, rows)
 
 

@@ -15,13 +15,14 @@ Errors: `DataError` naming file and line, before any image is read. Eight millio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from partialkd.data.formats.image_tree import read_file
 from partialkd.data.formats.text_file import read_lines
 from partialkd.errors import DataError
 
@@ -49,15 +50,26 @@ class TemplateSet:
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # templates (p,), templates (p,), same (p,) bool
     galleries: dict[str, Listed]  # by name, G1, G2 ...
     probes: Listed | None
+    stored: Callable[[int], bytes] | None = None  # reads an image that is no file of its own
 
     @property
     def aligned(self) -> bool:
         """Whether the images are aligned faces, not photographs."""
-        return not (self.folder / "loose_crop").is_dir()
+        return self.stored is not None or not (self.folder / "loose_crop").is_dir()
 
     def path(self, image: int) -> Path:
-        """Return where the file of an image is."""
-        return self.folder / ("aligned" if self.aligned else "loose_crop") / self.names[image]
+        """Return where an image is."""
+        kind = "" if self.stored else "aligned" if self.aligned else "loose_crop"
+        return self.folder / kind / self.names[image]
+
+    def encoded(self, image: int) -> bytes:
+        """Read an image; DataError naming it where it cannot be read."""
+        if self.stored is not None:
+            return self.stored(image)
+        try:
+            return read_file(self.path(image))
+        except OSError as error:
+            raise DataError(f"{self.path(image)}: cannot be read: {error.strerror}") from error
 
 
 def read_template_set(folder: Path) -> TemplateSet:

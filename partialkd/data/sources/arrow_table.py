@@ -26,7 +26,7 @@ class ArrowSource(FilesSource[PlacedFile]):
     """Reads the Arrow files of a folder, or one."""
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
-        paths = _listed(Path(path))
+        paths = list_tables(Path(path))
         open_one = partial(PlacedFile.opened, form="arrow", record="row", cache=cache, find=find_images)
         files = [open_one(file) for file in paths]
         classes = 1 + max(int(file.labels.max()) for file in files)
@@ -43,7 +43,8 @@ def table_classes(path: Path, classes: int) -> tuple[int, Names]:
     return len(named), Names(len(named), named)
 
 
-def _listed(path: Path) -> list[Path]:
+def list_tables(path: Path) -> list[Path]:
+    """List the Arrow files of a folder in the order of its rows; DataError where it holds splits, or none."""
     if (path / _SPLITS).is_file():
         splits = [child.name for child in sorted(path.iterdir()) if (child / _STATE).is_file()]
         raise DataError(f"{path}: holds the splits {', '.join(splits)}; name the folder of one")
