@@ -57,14 +57,17 @@ $(MXNET_VENV)/.installed: requirements-mxnet.txt
 train: $(STAMP) .torch
 	PATH="$(abspath $(BIN)):$$PATH" launch/local.sh $(ARGS)
 
+# Two processes share the tests: many of them wait, for other processes or for the disk. WORKERS=0: one after the other.
+WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 test: $(STAMP) .torch
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # What a processor without AVX-512 and AMX does, on any machine: one kind of machine stands for the others.
 NUMERIC := tests/centres tests/methods tests/models tests/teacher tests/training tests/export
 test-portable: $(STAMP) .torch
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -m 'not slow' $(NUMERIC) $(ARGS)
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(NUMERIC) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
