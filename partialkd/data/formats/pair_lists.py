@@ -6,6 +6,7 @@
     cfp-fp, cfp-ff   the folder Protocol: Split/FP/<fold>/same.txt and diff.txt with lines `i,j`; i counts the lines
              `number path` of Pair_list_F.txt, j those of Pair_list_P.txt (ff: of Pair_list_F.txt too). Paths are
              relative to Protocol, `../Data/Images/001/frontal/01.jpg`, and become `Data/Images/...`.
+    sllfw    pair_SLLFW.txt: two lines `name/name_0001.jpg` per pair, of one person where the names are equal.
     paths    `path path label` or `label path path`, label 1 for one person, 0 for two; so AgeDB-30 is handed on
              (its own protocol is a MATLAB file, which is not read), and CALFW, CPLFW and LFW with it.
     csv      `a,b,same` under that header, as `data.prepare` takes it.
@@ -164,6 +165,21 @@ def read_paths(path: Path) -> list[ListedPair]:
     return pairs
 
 
+def read_sllfw(path: Path) -> list[ListedPair]:
+    """Read two lines `<name>/<file>` per pair; its people are told by the names."""
+    lines = _lines(path)
+    if len(lines) % 2:
+        raise DataError(f"{lines[-1].where}: must be the first of two lines of a pair, got no second one")
+    pairs = []
+    for one, other in zip(lines[0::2], lines[1::2], strict=True):
+        for line in (one, other):
+            if len(line.fields) != 1 or line.fields[0].count("/") != 1:
+                raise DataError(f"{line.where}: must be `<name>/<file>`, got {' '.join(line.fields)!r:.120}")
+        first, second = one.fields[0], other.fields[0]
+        pairs.append(ListedPair(first, second, first.split("/")[0] == second.split("/")[0], one.where))
+    return pairs
+
+
 def read_csv(path: Path) -> list[ListedPair]:
     """Read lines `a,b,same` under that header, in their order; a pair may be there twice."""
     pairs = []
@@ -193,6 +209,7 @@ FORMS: dict[str, Callable[[Path], list[ListedPair]]] = {
     "cplfw": read_two_lines,
     "cfp-fp": lambda path: read_cfp(path, "FP"),
     "cfp-ff": lambda path: read_cfp(path, "FF"),
+    "sllfw": read_sllfw,
     "paths": read_paths,
     "csv": read_csv,
 }

@@ -360,3 +360,18 @@ def test_sizes_have_bounds(tmp_path: Path, images: Path, capsys: pytest.CaptureF
     arguments = [str(tmp_path / "pairs.csv"), str(images), str(tmp_path / "a.bin"), "--image-size", size, "--resize"]
     assert main(["build", "csv", *arguments]) == 1
     assert capsys.readouterr().err == f"error: --image-size must be in 16..512, got {size}\n"
+
+
+def test_sllfw_has_two_lines_a_pair(tmp_path: Path) -> None:
+    path = tmp_path / "pair_SLLFW.txt"
+    path.write_text("Ann/Ann_0001.jpg\nAnn/Ann_0002.jpg\nBo/Bo_0001.jpg\r\nCy/Cy_0003.jpg\n")
+    found = read_pair_list("sllfw", path)
+    assert [(one.first, one.second, one.same) for one in found] == [
+        ("Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg", True), ("Bo/Bo_0001.jpg", "Cy/Cy_0003.jpg", False),
+    ]  # fmt: skip
+    path.write_text("Ann/Ann_0001.jpg\nAnn/Ann_0002.jpg\nBo/Bo_0001.jpg\n")
+    with pytest.raises(DataError, match="line 3: must be the first of two lines of a pair, got no second one"):
+        read_pair_list("sllfw", path)
+    path.write_text("Ann/Ann_0001.jpg\nAnn 2\n")
+    with pytest.raises(DataError, match="line 2: must be `<name>/<file>`, got 'Ann 2'"):
+        read_pair_list("sllfw", path)
