@@ -89,7 +89,7 @@ def products_alone(args: argparse.Namespace, store: CentreStore, batch: int) -> 
     """-> two products of this rank's rows and `batch` samples, in float32; how much more the step multiplies."""
     own = argparse.Namespace(**{**vars(args), "classes": len(store.shard), "batch": batch})
     x = torch.randn(batch, args.dim, device=store.device)
-    step, flops = plain_products(own, store, (x,), half=False)
+    step, flops = plain_products(own, store, (x,), half=False, taught=None)
     return step, against_products(own, flops, {"products": 1.0, "step": 1.0})["floor_seconds"]
 
 
