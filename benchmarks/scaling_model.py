@@ -87,7 +87,7 @@ def collectives_alone(calls: Sequence[Call], world: World) -> Step:
 
 def products_alone(args: argparse.Namespace, store: CentreStore, batch: int) -> tuple[Step, float]:
     """-> two products of this rank's rows and `batch` samples, in float32; how much more the step multiplies."""
-    own = argparse.Namespace(**{**vars(args), "classes": len(store.shard), "batch": batch})
+    own = argparse.Namespace(**{**vars(args), "classes": len(store.shard), "batch": batch, "term": "none"})
     x = torch.randn(batch, args.dim, device=store.device)
     step, flops = plain_products(own, store, (x,), half=False, taught=None)
     return step, against_products(own, flops, {"products": 1.0, "step": 1.0})["floor_seconds"]
