@@ -7,9 +7,11 @@ devices, gloo everything else. Collectives here carry no gradient: the mathemati
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -261,6 +263,7 @@ def _shared_text(error: Exception) -> str:
 
 
 _JOIN_GRACE_S = 5.0  # how long the others may take to report that the ranks could not be joined
+_OWN_PORTS = range(10_000, 32_768)  # Linux hands out those from 32768 on
 _TORCHRUN_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
@@ -292,7 +295,15 @@ def _not_joined(error: RuntimeError, members: Membership, size: int) -> RankLost
 
 
 def free_port() -> int:
-    """Find a TCP port of this machine that nobody listens on."""
+    """Find a TCP port of this machine that nobody listens on.
+
+    It is drawn from below those that the system hands out by itself, so that hardly anybody takes it before it is used.
+    Where none of a hundred is free, the system hands out one.
+    """
+    for port in random.SystemRandom().sample(_OWN_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

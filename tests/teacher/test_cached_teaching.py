@@ -198,5 +198,5 @@ def test_what_the_command_needs(teacher_caches: Path) -> None:
         output_of(config, None, None)
     assert output_of(parse_config(tree(teacher_caches, cache="there")), None, "bf16")[1] == Path("there")
     other = config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "train"})})
-    with pytest.raises(ConfigError, match=r'teacher\.source must be "checkpoint" or "onnx"'):
+    with pytest.raises(ConfigError, match=r'teacher\.source must be "checkpoint", "onnx" or "ensemble"'):
         output_of(other, "there", None)
