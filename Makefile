@@ -57,8 +57,9 @@ $(MXNET_VENV)/.installed: requirements-mxnet.txt
 train: $(STAMP) .torch
 	PATH="$(abspath $(BIN)):$$PATH" launch/local.sh $(ARGS)
 
-# Two processes share the tests: many of them wait, for other processes or for the disk. WORKERS=0: one after the other.
-WORKERS ?= 2
+# WORKERS=2: two processes share the tests, many of which wait, for other processes or for the disk. That takes half the
+# time; a test that looks at processes in the act of dying may then look too early.
+WORKERS ?= 0
 SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 test: $(STAMP) .torch
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)

@@ -44,6 +44,21 @@ def signals_are_heard() -> Iterator[None]:
     hear_signals()
 
 
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher_is_left() -> Iterator[None]:
+    """What a world that a test has started in this process says of itself: the processes of later tests inherit it."""
+    before = {name: os.environ.get(name) for name in _LAUNCHER}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small networks and pictures gain nothing from more, and lose much on a busy machine."""

@@ -32,7 +32,7 @@ from partialkd.evaluate.identification import (
 )
 from partialkd.evaluate.intervals import Impostors, Interval, People, identities_of_pairs, share_of, tar
 from partialkd.evaluate.rates import operating_points, too_few
-from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, weighted_images
+from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled_images
 from partialkd.storage.checksum import crc32, hexadecimal
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -86,8 +86,8 @@ def _people(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> People:
 def _scored(
     embeddings: np.ndarray, found: TemplateSet, setting: Setting, asked: Asked, people: People | None
 ) -> dict[str, Any]:
-    rows = weighted_images(embeddings[0], embeddings[1], found.scores, setting)
-    numbers, templates = pooled(rows, found.templates, found.media)
+    images = embeddings[0], embeddings[1], found.scores
+    numbers, templates = pooled_images(*images, setting, found.templates, found.media)
     results: dict[str, Any] = {}
     if found.pairs is not None and people is not None:
         first, second, same = found.pairs

@@ -36,6 +36,7 @@ class Setting:
         return f"N{self.norm:d}D{self.detector:d}F{self.flip:d}"
 
 
+BLOCK = 1 << 14  # images pooled at a time, or a few more
 SETTINGS = tuple(Setting(*switches) for switches in product((True, False), repeat=3))
 
 
@@ -68,6 +69,26 @@ def pooled(rows: np.ndarray, templates: np.ndarray, media: np.ndarray) -> tuple[
     if len(wrong):
         raise DataError(f"template {numbers[wrong[0]]}: its images add up to no direction (length {lengths[wrong[0]]})")
     return numbers, sums / lengths[:, None]
+
+
+def pooled_images(
+    plain: np.ndarray,
+    mirrored: np.ndarray,
+    scores: np.ndarray,
+    setting: Setting,
+    templates: np.ndarray,
+    media: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pool embeddings (n, D) in a setting, some templates at a time: what is held beside them is the result."""
+    order = np.argsort(templates, kind="stable")
+    firsts = np.flatnonzero(np.diff(templates[order], prepend=templates[order[0]] - 1))
+    parts = []
+    for images in np.split(order, firsts[np.searchsorted(firsts, range(BLOCK, len(order), BLOCK)) - 1]):
+        if len(images):
+            rows = weighted_images(plain[images], mirrored[images], scores[images], setting)
+            parts.append(pooled(rows, templates[images], media[images]))
+    numbers, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return numbers, rows
 
 
 def pair_scores(rows: np.ndarray, first: np.ndarray, second: np.ndarray, block: int = 1 << 15) -> np.ndarray:

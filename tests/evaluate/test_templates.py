@@ -7,6 +7,7 @@ import pytest
 
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate import all_pairs as all_pairs_module
+from partialkd.evaluate import templates as templates_module
 from partialkd.evaluate.all_pairs import all_pairs, among_distractors
 from partialkd.evaluate.identification import (
     published_count,
@@ -16,7 +17,7 @@ from partialkd.evaluate.identification import (
     tpir_strict,
 )  # fmt: skip
 from partialkd.evaluate.largest import Largest
-from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, weighted_images
+from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled, pooled_images, weighted_images
 
 RNG = np.random.default_rng(5)
 
@@ -26,12 +27,16 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_templates_are_sums_of_means_of_media(setting: Setting) -> None:
+def test_templates_are_sums_of_means_of_media(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     n, width = 200, 8
     plain, mirrored = RNG.normal(size=(2, n, width)).astype(np.float32)
     scores = RNG.uniform(0.1, 1, n).astype(np.float32)
     templates, media = RNG.integers(100, 130, n), RNG.integers(0, 5, n)
-    numbers, rows = pooled(weighted_images(plain, mirrored, scores, setting), templates, media)
+    monkeypatch.setattr(templates_module, "BLOCK", 23)
+    numbers, rows = pooled_images(plain, mirrored, scores, setting, templates, media)
+    whole = pooled(weighted_images(plain, mirrored, scores, setting), templates, media)
+    assert np.array_equal(numbers, whole[0])
+    assert np.array_equal(rows, whole[1])
     assert numbers.tolist() == sorted(set(templates.tolist()))
     for number, row in zip(numbers, rows, strict=True):
         total = np.zeros(width)
