@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def check_card(options: argparse.Namespace) -> None:
         raise ConfigError(f"--card {options.card}: its folder must exist and be writable")
 
 
-class _Opened:
+class _Opened(ABC):
     """A set whose lists were read."""
 
     kind: str
@@ -108,14 +109,17 @@ class _Opened:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
 
+    @abstractmethod
     def images(self, image_size: int) -> Images:
-        raise NotImplementedError
+        """List the images as a network of this input size sees them."""
 
+    @abstractmethod
     def of(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Say what kept embeddings are of, beside the network."""
 
+    @abstractmethod
     def score(self, embeddings: Any, name: str, world: World) -> Judged:
-        raise NotImplementedError
+        """Score embeddings (2, n, D) of the images and their mirror images."""
 
     def judge(self, network: Network, world: World) -> Judged | None:
         """Collective. Embed the images, and score them on rank 0 -> the results there, None elsewhere."""
@@ -173,8 +177,9 @@ class _Listed(_Opened):
         shown = results if self.kind == "all_pairs" else {name: results}
         return Judged(self.kind, self.folder.name, results, [identification.shares_table(shown, self.folder.name)])
 
+    @abstractmethod
     def scored(self, rows: Any, world: World) -> dict[str, Any]:
-        raise NotImplementedError
+        """Score unit rows (n, D) of the images."""
 
 
 class _Identification(_Listed):
