@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv mxnet train test test-portable lint clean
+.PHONY: help venv mxnet train test test-portable lint docs clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,7 @@ help:
 	@echo 'make test  [ARGS="-m slow ..."]                   the tests; ARGS go to pytest'
 	@echo 'make test-portable                                the numeric tests again, as on a processor with AVX2 alone, one thread'
 	@echo 'make lint                                         ruff check, ruff format --check, mypy, syntax of the shell scripts'
+	@echo 'make docs                                         the documentation site, into build/docs (open index.html from disk)'
 	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
 	@echo 'make mxnet                                        the environment of the MXNet tests ($(MXNET_VENV)), which are skipped without it'
 	@echo 'make clean                                        remove the virtual environments and caches; data and runs stay'
@@ -76,6 +77,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	for script in .ci/run launch/bounded.sh launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W -E -c docs/site -b html docs build/docs
+	@echo "$(CURDIR)/build/docs/index.html"
+
 clean:
-	rm -rf $(VENV) $(MXNET_VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(MXNET_VENV) build docs/generated *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
