@@ -36,8 +36,10 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "partialkd"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
-autodoc_typehints = "none"  # they stand in the signature
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 LINK_OUT = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)\)")
 
@@ -50,7 +52,7 @@ class Translator(HTML5Translator):
         raise nodes.SkipNode
 
     def visit_math_block(self, node: nodes.Element, _math_env: str = "") -> None:
-        self.body.append(f'<div class="equation" tabindex="0">{convert(node.astext(), display="block")}</div>')
+        self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
         raise nodes.SkipNode
 
 
