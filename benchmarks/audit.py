@@ -27,11 +27,13 @@ from measure import machine
 from partialkd.config import InputConfig, TeacherConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.image_tree import list_images, read_images
-from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.images.decode import decode
 from partialkd.data.sources.open import open_source
-from partialkd.report.audit import Audit, unit
+from partialkd.evaluate.embedding import Images, Kept, embed_images
+from partialkd.report.audit import Audit
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher
+from partialkd.world.world import World
 
 CPU, PIECE, WRONG = torch.device("cpu"), 512, 0.02
 
@@ -47,24 +49,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def embedded(teacher: Teacher, count: int, read: Callable[[int], bytes], keep: Path) -> np.ndarray:
-    """Unit rows (count, D) of encoded images."""
-    keep.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for start in range(0, count, PIECE):
-        path = keep / f"{teacher.fingerprint[:12]}_{count}_{start}.npy"
-        if not path.exists():
-            numbers = range(start, min(start + PIECE, count))
-            batches = (numbers[at : at + 16] for at in range(0, len(numbers), 16))
-            with path.with_suffix(".partial").open("wb") as file:
-                np.save(file, np.concatenate([_batch(teacher, batch, read) for batch in batches]))
-            path.with_suffix(".partial").rename(path)
-        rows.append(np.load(path))
-    return unit(np.concatenate(rows)).astype(np.float32)
-
-
-def _batch(teacher: Teacher, numbers: range, read: Callable[[int], bytes]) -> np.ndarray:
-    images = [decode(read(number), f"image {number}") for number in numbers]
-    return teacher.embed(to_tensor(images, teacher.image_size)).numpy()
+    """Embeddings (2, count, D) of encoded images, and of their mirror images."""
+    name = lambda number: f"{keep.name}: image {number}"
+    images = Images(count, lambda number: decode(read(number), name(number)), name, f"embedding {keep.name}")
+    kept = Kept(keep, {"network": teacher.fingerprint, "images": count})
+    return embed_images(teacher.embed, images, teacher.image_size, 16, World(), kept)
 
 
 class Tree:

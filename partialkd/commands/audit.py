@@ -69,8 +69,9 @@ def audit(config: Config, world: World, out: Path, duplicate: float) -> None:
     world.on_main(lambda: refuse_existing(out))
     world.on_main(lambda: prepare(config.data))
     source = world.together(lambda: open_source(config.data))
-    if len(source.sizes) > 1:
-        raise ConfigError("data: an audit is of one data set; audit each part by itself")
+    if config.data.filtered:
+        rule = "an audit is of one data set as it is: without data.parts, lists of what is left out, map, min_images"
+        raise ConfigError(f"data: {rule}")
     size = config.data.image_size
     teacher = world.together(lambda: open_teacher(config.teacher, size, world.device, config.evaluate.batch))
     cache = world.together(lambda: kept_before(Path(config.teacher.cache or "")))

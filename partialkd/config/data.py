@@ -47,6 +47,7 @@ class PartConfig(Section):
     label_offset: Count | None = None  # added to its class ids; None: the first number after the parts before it
     label_map: Free[Place | None] = None  # text file `identity<TAB>new id`, -1: left out
     exclude_identities: Free[Place | None] = None  # text file, one identity per line: left out
+    exclude_images: Free[Place | None] = None  # text file `image<TAB>identity`, images counted from 0: left out
 
 
 class AugmentConfig(Section):
@@ -84,6 +85,7 @@ class DataConfig(Section):
     shared_identities: bool = False  # parts may have class ids in common: the same persons
     label_map: Free[Place | None] = None  # without parts: as in a part
     exclude_identities: Free[Place | None] = None  # without parts: as in a part
+    exclude_images: Free[Place | None] = None  # without parts: as in a part
     min_images: Positive = 1  # identities with fewer, over all parts, are left out
     # D: records carry D floats of a teacher's embedding, then the class id
     embeddings: Annotated[int, Field(gt=0, le=65536)] | None = None
@@ -111,7 +113,7 @@ class DataConfig(Section):
         if not self.parts and "path" not in self.model_fields_set:
             raise ValueError("path required key is missing")
         if self.parts:
-            for key in ("source", "prepare", "label_map", "exclude_identities"):
+            for key in ("source", "prepare", "label_map", "exclude_identities", "exclude_images"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"{key} must be left out beside data.parts, got {getattr(self, key)!r}")
         if self.sampler != "shuffle":
@@ -135,5 +137,6 @@ class DataConfig(Section):
 
     @property
     def filtered(self) -> bool:
-        """Whether class ids of the files are not those of training: parts, a map, or identities left out."""
-        return bool(self.parts or self.label_map or self.exclude_identities or self.min_images > 1)
+        """Whether class ids or images of the files are not those of training: parts, a map, or some left out."""
+        lists = self.label_map or self.exclude_identities or self.exclude_images
+        return bool(self.parts or lists or self.min_images > 1)

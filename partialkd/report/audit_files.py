@@ -2,6 +2,7 @@
 
     findings.csv    kind, identity, other, images, cosine, threshold
     exclude.txt     identities that are evaluated, or two people: data.exclude_identities
+    exclude_images.txt   images with a wrong label, `image<TAB>identity`: data.exclude_images
     label_map.txt   every identity with its new class id, -1 for those of exclude.txt, one id for those that are one
                     person: data.label_map
     index.html      the images of the findings, most certain first, at most `MOST` of a kind; opens from the disk
@@ -38,6 +39,7 @@ def write_audit(out: Path, source: Source, findings: Sequence[Finding], person: 
         (hidden / "findings.csv").write_text(_csv(source, findings, person), encoding="utf-8")
         names = [source.names[label] for label in sorted(excluded)]
         (hidden / "exclude.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        (hidden / "exclude_images.txt").write_text(_wrong_images(source, findings), encoding="utf-8")
         (hidden / "label_map.txt").write_text(_label_map(source, excluded, together), encoding="utf-8")
         (hidden / "index.html").write_text(_page(source, findings, person), encoding="utf-8")
 
@@ -57,6 +59,11 @@ def decisions(findings: Sequence[Finding]) -> tuple[set[int], dict[int, int]]:
             low, high = sorted((root(one.label), root(one.other)))
             first[high] = low
     return excluded, {label: root(label) for label in first}
+
+
+def _wrong_images(source: Source, findings: Sequence[Finding]) -> str:
+    images = sorted((image, one.label) for one in findings if one.kind == "wrong label" for image in one.images)
+    return "".join(f"{image}\t{source.names[label]}\n" for image, label in images)
 
 
 def _label_map(source: Source, excluded: set[int], together: dict[int, int]) -> str:

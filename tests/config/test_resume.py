@@ -19,6 +19,8 @@ PHASE_KEYS = (
     *(f"centres.{key}" for key in ("store", "moments", "memory", "backend", "products", "chunk_rows")),
 )  # fmt: skip
 
+LISTS = ("label_map", "exclude_identities", "exclude_images")
+
 
 def phase(**changes: Any) -> PhaseConfig:
     settings = {"model": {"name": "iresnet18"}, "method": {"name": "arcface"}, "epochs": 2.0, "global_batch": 8}
@@ -30,9 +32,9 @@ def test_keys_that_are_free_on_resume() -> None:
         "dist", "evaluate", "health",
         *(f"teacher.{key}" for key in ("path", "classifier", "label_map", "cache", "compile", "accept")),
         "teacher.ensemble.path",
-        *(f"data.{key}" for key in ("path", "label_map", "exclude_identities")),  # what is in them is compared
+        *(f"data.{key}" for key in ("path", *LISTS)),  # what is in them is compared
         *(f"data.prepare.{key}" for key in ("images", "exclude_identities", "pairs_images", "pairs")),
-        *(f"data.parts.{key}" for key in ("path", "label_map", "exclude_identities")),
+        *(f"data.parts.{key}" for key in ("path", *LISTS)),
         *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
                                    "keep_best", "checkpoint_async", "tensorboard")),
         *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),

@@ -137,7 +137,7 @@ def test_what_is_left_is_read_by_training(tmp_path: Path) -> None:
     assert "&lt;b&gt;who\\x1b" in page
     rows = list(csv.reader((tmp_path / "audit" / "findings.csv").open()))
     assert rows[1][:3] == ["one person", "1", "3"]
-    lists = {"exclude_identities": "exclude.txt", "label_map": "label_map.txt"}
+    lists = {name: f"{name}.txt" for name in ("exclude_images", "label_map")} | {"exclude_identities": "exclude.txt"}
     opened = {
         key: open_source(
             DataConfig(path=str(tmp_path / "data"), image_size=32, **{key: str(tmp_path / "audit" / name)})
@@ -145,6 +145,8 @@ def test_what_is_left_is_read_by_training(tmp_path: Path) -> None:
         for key, name in lists.items()
     }
     assert (opened["exclude_identities"].num_classes, len(opened["exclude_identities"])) == (4, 8)
+    assert (opened["exclude_images"].num_classes, len(opened["exclude_images"])) == (6, 11)
+    assert [opened["exclude_images"].read(at)[0] for at in (9, 10)] == [images[9], images[11]]
     assert (opened["label_map"].num_classes, len(opened["label_map"])) == (2, 8)
     assert opened["label_map"].labels().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
 

@@ -1,7 +1,7 @@
 """Several data sets become one source of training, and no file is rewritten; or one, with some identities left out.
 
-In every part, in this order: identities of its exclude list are left out, its label map gives new ids, its offset is
-added (by default the first number after the ids of the parts before it). Two parts may use one id only where
+In every part, in this order: images and identities of its exclude lists are left out, its label map gives new ids, its
+offset is added (by default the first number after the ids of the parts before it). Two parts may use one id only where
 `data.shared_identities` says that they are the same persons. Identities with fewer than `min_images` over all parts
 are left out, and the ids that remain are numbered 0..C-1 in ascending order. `origins` leads back from a class id to
 (part, identity).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from partialkd.config import PartConfig
 from partialkd.data.sources.class_counts import images_of_classes
 from partialkd.data.sources.identities import LEFT_OUT, Names, excluded, mapped
+from partialkd.data.sources.left_out_images import NO_IMAGES, excluded_images
 from partialkd.data.sources.source import Source, check_index, digest_of
 from partialkd.errors import ConfigError, DataError
 
@@ -37,6 +38,7 @@ class Part:
     source: Source
     class_ids: np.ndarray  # (C of the part,) int32: class id in training, LEFT_OUT
     kept: range | np.ndarray  # (n,) images of the part that are used, ascending
+    left_out: np.ndarray = field(default_factory=NO_IMAGES.copy)  # (k,) int64 images of the exclude list
 
     def labels(self, start: int, stop: int) -> np.ndarray:
         """Return the class ids in training of these images. Where few are used, labels are read in pieces."""
@@ -62,9 +64,11 @@ class MergedSource(Source):
         self.names = Names(num_classes, None)  # an identity may have another name in each part: `origins`
         self.sizes = tuple(len(part.kept) for part in parts)
         self._starts = [0, *accumulate(self.sizes)]
-        self.fingerprint = digest_of(
-            value for part in parts for value in (part.source.fingerprint.encode(), part.class_ids)
-        )
+        digested: list[bytes | np.ndarray] = []
+        for part in parts:
+            digested += [part.source.fingerprint.encode(), part.class_ids]
+            digested += [part.left_out] if len(part.left_out) else []
+        self.fingerprint = digest_of(digested)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -120,13 +124,16 @@ def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: 
         {"path": config.path, "images": len(source), "identities": int((count > 0).sum())}
         for source, config, count in zip(sources, configs, counts, strict=True)
     ]
+    left_out = [
+        _left_out(source, config, count) for source, config, count in zip(sources, configs, counts, strict=True)
+    ]
     ids = _ids(configs, names, counts, facts)
     if not shared:
         _refuse_common(ids, configs)
     found, images = _images(ids, counts)
     enough = found[images >= min_images]
     parts = []
-    for source, chosen, count, fact in zip(sources, ids, counts, facts, strict=True):
+    for source, chosen, count, fact, images_out in zip(sources, ids, counts, facts, left_out, strict=True):
         class_ids = np.full(len(chosen), LEFT_OUT, dtype=np.int32)
         used = np.flatnonzero(np.isin(chosen, enough))
         class_ids[used] = np.searchsorted(enough, chosen[used])
@@ -134,8 +141,18 @@ def merge(sources: Sequence[Source], configs: Sequence[PartConfig], min_images: 
         fact["identities_used"], fact["images_used"] = len(used), int(count[used].sum())
         if not fact["images_used"]:
             raise DataError(f"{fact['path']}: no identity is left: {fact}")
-        parts.append(Part(source, class_ids, _kept(source, class_ids, fact["images_used"])))
+        fact |= {"images_listed": len(images_out)} if len(images_out) else {}
+        parts.append(Part(source, class_ids, _kept(source, class_ids, fact["images_used"], images_out), images_out))
     return MergedSource(parts, len(enough), {"parts": facts, "identities": len(enough)})
+
+
+def _left_out(source: Source, config: PartConfig, counts: np.ndarray) -> np.ndarray:
+    """Read the images (k,) that a part leaves out, and take them from the counts of its classes."""
+    if not config.exclude_images:
+        return NO_IMAGES
+    images, labels = excluded_images(Path(config.exclude_images), source)
+    counts -= np.bincount(labels, minlength=len(counts))
+    return images
 
 
 def _ids(
@@ -182,15 +199,18 @@ def _images(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray
     return found, np.bincount(where, weights, minlength=len(found)).astype(np.int64)
 
 
-def _kept(source: Source, class_ids: np.ndarray, count: int) -> range | np.ndarray:
-    """Return the images whose class is used; a range where they lie together."""
+def _kept(source: Source, class_ids: np.ndarray, count: int, left_out: np.ndarray) -> range | np.ndarray:
+    """Return the images whose class is used and that are not left out; a range where they lie together."""
     if count == len(source):
         return range(count)
     kept = np.empty(count, dtype=np.int32 if len(source) < 1 << 31 else np.int64)
     filled = 0
     for start in range(0, len(source), _CHUNK):
         labels = source.labels(start, min(start + _CHUNK, len(source)))
-        some = start + np.flatnonzero(class_ids[labels] != LEFT_OUT)
+        used = class_ids[labels] != LEFT_OUT
+        first, end = np.searchsorted(left_out, (start, start + len(labels)))
+        used[left_out[first:end] - start] = False
+        some = start + np.flatnonzero(used)
         kept[filled : filled + len(some)] = some
         filled += len(some)
     return range(int(kept[0]), int(kept[-1]) + 1) if kept[-1] - kept[0] == count - 1 else kept

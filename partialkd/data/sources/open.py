@@ -30,9 +30,8 @@ def open_source(data: DataConfig) -> Source:
     """Open what `data.path` or `data.parts` name, with the identities that training uses."""
     if data.source == "synthetic":
         return SyntheticSource(data.synthetic_identities, data.synthetic_images, data.image_size)
-    alone = PartConfig(
-        path=data.path, source=data.source, label_map=data.label_map, exclude_identities=data.exclude_identities
-    )
+    lists = {key: getattr(data, key) for key in ("label_map", "exclude_identities", "exclude_images")}
+    alone = PartConfig(path=data.path, source=data.source, **lists)
     parts = data.parts or (alone,)
     sources = [SOURCES[part.source](part, data) for part in parts]
     source = merge(sources, parts, data.min_images, data.shared_identities) if data.filtered else sources[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,34 @@ def test_configurations_that_cannot_be_meant(data: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as error:
         parse_config({"run": {"name": "x"}, "data": data, "student": student})
     assert message in str(error.value)
+
+
+def test_single_images_are_left_out(sets: Path) -> None:
+    """Before identities with too few images; an identity of which nothing is left has no class; another fingerprint."""
+    out = text(sets, "4\t2\n0\t0\n")
+    source = merged(sets, {"path": "a", "exclude_images": out}, {"path": "c"})
+    assert [image for image, _ in contents(source)[:4]] == ["2", "3", "4", "6"]
+    few = merged(sets, {"path": "a", "exclude_images": out}, {"path": "c"}, min_images=2)
+    assert contents(few)[:2] == [("4", 0), ("6", 0)]
+    fingerprints = {merged(sets, {"path": "a"}, {"path": "c"}, min_images=2).fingerprint, few.fingerprint}
+    other = merged(sets, {"path": "a", "exclude_images": text(sets, "5\t2\n0\t0\n")}, {"path": "c"}, min_images=2)
+    assert len(fingerprints | {other.fingerprint}) == 3
+    assert few.facts["parts"][0]["images_listed"] == 2
+    whole = merged(sets, {"path": "c", "exclude_images": text(sets, "2\tbob lee\n")})
+    assert [image for image, _ in contents(whole)] == ["anna/1.jpg", "anna/2.jpg", "cleo/1.jpg", "cleo/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("1\t0\n4 2\n", "line 2: must be image<TAB>identity"),
+        ("-1\t0\n", "line 1: must be image<TAB>identity"),
+        ("6\t2\n", "line 1: must be an image below 6"),
+        ("5\t2\n3\t0\n", "line 2: the data set says that image 3 shows '2': the list is of other data"),
+        ("3\t2\n5\t2\n3\t2\n", "line 3: image 3 occurs twice"),
+        ("3\t77\n", "line 1: identity must be a class id below 10"),
+    ],
+)
+def test_lists_of_images_that_cannot_be_meant(sets: Path, content: str, says: str) -> None:
+    with pytest.raises(DataError, match=re.escape(says)):
+        merged(sets, {"path": "a", "exclude_images": text(sets, content)}, {"path": "c"})
