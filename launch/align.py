@@ -1,16 +1,8 @@
-"""Photographs to aligned faces: `python launch/align.py --help`."""
+"""Photographs to aligned faces. `partialkd align --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.align import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("align"))

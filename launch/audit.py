@@ -1,16 +1,8 @@
-"""Look through a data set by its teacher's embeddings: `python launch/audit.py --help`."""
+"""Look through a data set by its teacher's embeddings. `partialkd audit --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.audit import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("audit"))

@@ -1,16 +1,8 @@
-"""Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same embeddings."""
+"""Write a trained network as model.onnx and model.safetensors. `partialkd export --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.export import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("export"))

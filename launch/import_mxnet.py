@@ -1,16 +1,8 @@
-"""An MXNet teacher as a network of this project, and its classifier's rows for teacher.classifier."""
+"""An MXNet teacher as a network of this project. `partialkd import_mxnet --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.import_mxnet import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("import_mxnet"))

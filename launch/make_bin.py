@@ -1,16 +1,8 @@
-"""Build a verification set (.bin) or take one apart: `python launch/make_bin.py --help`."""
+"""Build a verification set (.bin) or take one apart. `partialkd make_bin --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.make_bin import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("make_bin"))

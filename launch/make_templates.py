@@ -1,16 +1,8 @@
-"""Make a small set of templates from aligned faces: `python launch/make_templates.py --help`."""
+"""Make a small set of templates from aligned faces. `partialkd make_templates --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.make_templates import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("make_templates"))

@@ -1,16 +1,8 @@
-"""Pack photographs as the folder that training reads, or take one apart: `python launch/pack.py --help`."""
+"""Pack photographs as the folder that training reads, or take one apart. `partialkd pack --help`."""
 
 from __future__ import annotations
 
-from partialkd.world.command import command
-
-
-def main() -> int:
-    """Exit status."""
-    from partialkd.commands.pack import main
-
-    return main()
-
+from partialkd.commands.console import run
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, progress="stderr"))
+    raise SystemExit(run("pack"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.places import ROOT
+from partialkd.commands.console import COMMANDS
 
 MACHINE_PATH = re.compile(r"(?:^|[^\w.])/(?:work|farm|root|home)/")
 INDEX_ADDRESS = re.compile(r"--(?:extra-)?index-url|https?://[\w.-]*/simple")
@@ -71,6 +72,15 @@ def test_entry_points_are_thin() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "launch").glob("*.py")}
     assert lengths
     assert all(length < 40 for length in lengths.values()), lengths
+
+
+def test_every_entry_point_is_a_command() -> None:
+    """The table of the program `partialkd` has them all, each is what its module says, and there is no other."""
+    scripts = {path.stem: path.read_text() for path in (ROOT / "launch").glob("*.py")}
+    assert set(scripts) == set(COMMANDS)
+    for name, text in scripts.items():
+        assert f'raise SystemExit(run("{name}"))' in text
+        assert (ROOT / "partialkd" / "commands" / f"{name}.py").is_file()
 
 
 def test_no_entry_point_hides_a_library() -> None:

@@ -27,17 +27,18 @@ from partialkd.align.folder import (
 from partialkd.align.landmark_file import LandmarkFile
 from partialkd.align.open import LONGEST, SCORE, detector_maker
 from partialkd.align.template import SIDE
+from partialkd.commands.results import add_json, show
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import PartialKDError, printable
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.world.command import CommandParser, say_error
-from partialkd.world.messages import output
+
+EXAMPLES = (
+    "partialkd align photos/ aligned/ --detector face_detection_yunet.onnx",
+    "partialkd align photos/ aligned/ --landmarks landmarks.csv --rec data/mine",
+)
 
 _log = logging.getLogger(__name__)
-EXAMPLES = """examples:
-  python launch/align.py photos/ aligned/ --detector face_detection_yunet.onnx
-  python launch/align.py photos/ aligned/ --landmarks landmarks.csv --rec data/mine
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,14 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total = len(list_images(args.folder))
         for _ in align_folder(args.folder, args.out, find, made_with, options):
             pass
-        output(*summary(args.out, total).split("\n"))
+        facts, lines = outcome(args.out, total), summary(args.out, total).split("\n")
         if args.rec:
-            count, _ = pack(args.out, args.rec, PackOptions(workers=args.workers))
-            output(f"{args.rec}: {count} images packed")
+            facts["packed"], _ = pack(args.out, args.rec, PackOptions(workers=args.workers))
+            lines.append(f"{args.rec}: {facts['packed']} images packed")
+        show(args.json, facts, *lines)
     except (PartialKDError, OSError) as error:
         say_error(error)
         return 1
     return 0
+
+
+def outcome(out: Path, total: int) -> dict[str, Any]:
+    """Count what became of the images."""
+    rows = read_journal(out)
+    reasons = Counter(row[2] for row in rows if not row[1])
+    return {"folder": str(out), "images": total, "faces": sum(1 for row in rows if row[1]), "without": dict(reasons)}
 
 
 def summary(out: Path, total: int) -> str:
@@ -85,10 +94,8 @@ def _finder(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="align.py",
+        examples=EXAMPLES,
         description="Find the faces of photographs and bring them to the ArcFace template.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="photographs, mostly <identity>/<image>")
     parser.add_argument("out", type=Path, help="folder to make, or to go on with")
@@ -103,4 +110,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rec", type=Path, metavar="FOLDER", help="pack the aligned faces as train.rec in this folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    add_json(parser)
     return parser

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from partialkd.commands.results import add_json, show
 from partialkd.config import Config
 from partialkd.config.load import load_config
 from partialkd.data.formats.verification_bin import read_bin
@@ -24,7 +25,7 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 from partialkd.evaluate.embedding import Images, embed_images
 from partialkd.evaluate.intervals import identities_of_pairs
-from partialkd.report.audit import KINDS, Audit, Finding, unit
+from partialkd.report.audit import KINDS, Audit, unit
 from partialkd.report.audit_files import Person, write_audit
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.teacher.cache import TeacherCache, kept_before
@@ -32,8 +33,12 @@ from partialkd.teacher.network import open_teacher
 from partialkd.teacher.supervision import facts_of
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
-from partialkd.world.messages import output
 from partialkd.world.world import World
+
+EXAMPLES = (
+    "partialkd audit configs/ms1mv2_adadistill.toml --cache caches/r50 --out audit",
+    "partialkd audit mine.toml data.path=/data/mine --cache caches/r50 --out audit --duplicate 0.98 --json audit.json",
+)
 
 BLOCK = 1 << 16  # rows read at a time
 
@@ -42,16 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: that of launch/train.py."""
     options = _parser().parse_intermixed_args(arguments)
     config = configured(lambda: _checked(load_config(options.config, options.overrides), options.cache))
-    return launched(config.dist, lambda world: audit(config, world, options.out, options.duplicate))
+    return launched(config.dist, lambda world: audit(config, world, options.out, options.duplicate, options.json))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="audit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(examples=EXAMPLES, description=__doc__)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to make")
     parser.add_argument("--cache", metavar="FOLDER", help="what launch/embed.py made (default: teacher.cache)")
     parser.add_argument("--duplicate", type=float, default=0.99, help="cosine above which images are one (0.99)")
+    add_json(parser)
     return parser
 
 
@@ -64,7 +70,7 @@ def _checked(config: Config, cache: str | None) -> Config:
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
 
 
-def audit(config: Config, world: World, out: Path, duplicate: float) -> None:
+def audit(config: Config, world: World, out: Path, duplicate: float, json_to: str | None = None) -> None:
     """Collective: all ranks embed the images of evaluation sets, rank 0 does the rest."""
     world.on_main(lambda: refuse_existing(out))
     world.on_main(lambda: prepare(config.data))
@@ -87,8 +93,9 @@ def audit(config: Config, world: World, out: Path, duplicate: float) -> None:
         if means:
             findings += found.evaluated(np.concatenate(means))
         write_audit(out, source, findings, _person(people))
-        for line in _summary(findings, out, source):
-            output(line)
+        counts = {kind: sum(one.kind == kind for one in findings) for kind in KINDS}
+        facts = {"folder": out, "identities": source.num_classes, "images": len(source), "found": counts}
+        show(json_to, facts, *_summary(counts, out, source))
 
     world.on_main(look)
 
@@ -138,7 +145,6 @@ def _person(people: Sequence[_Evaluated]) -> Person:
     return person
 
 
-def _summary(findings: Sequence[Finding], out: Path, source: Source) -> list[str]:
-    counts = {kind: sum(one.kind == kind for one in findings) for kind in KINDS}
+def _summary(counts: dict[str, int], out: Path, source: Source) -> list[str]:
     said = ", ".join(f"{count} x {kind}" for kind, count in counts.items() if count) or "nothing"
     return [f"{source.num_classes} identities, {len(source)} images: {said}", f"look through {out / 'index.html'}"]

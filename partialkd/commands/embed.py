@@ -34,6 +34,11 @@ from partialkd.world.shard import shard_of
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
+EXAMPLES = (
+    "partialkd embed configs/ms1mv2_adadistill.toml --output caches/r50",
+    "torchrun --nproc-per-node=8 --no-python partialkd embed configs/ms1mv2_adadistill.toml --output r50 --resume",
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(examples=EXAMPLES, description=__doc__)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: teacher.cache)")

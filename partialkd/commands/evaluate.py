@@ -45,6 +45,12 @@ from partialkd.world.launch import launched
 from partialkd.world.messages import output
 from partialkd.world.world import World
 
+EXAMPLES = (
+    "partialkd evaluate runs/quickstart/student/model.safetensors --sets data/lfw.bin",
+    "partialkd evaluate teacher.onnx --sets data/lfw.bin --mean 0 --std 1 --json teacher.json",
+    "torchrun --nproc-per-node=2 --no-python partialkd evaluate student.pt --model mobilefacenet --sets data/lfw.bin",
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; the exit status."""
@@ -186,7 +192,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = EvaluateConfig()
-    parser = CommandParser(prog="evaluate.py", description="Score a network on verification sets.")
+    parser = CommandParser(examples=EXAMPLES, description="Score a network on verification sets.")
     parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx, a checkpoint or a run folder")
     add_choice(parser)
     parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")

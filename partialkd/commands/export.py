@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
 from partialkd.commands.networks import add_choice
+from partialkd.commands.results import add_json, show
 from partialkd.config import ModelConfig
 from partialkd.errors import PartialKDError
 from partialkd.evaluate.card import compact, read_card
@@ -23,7 +24,11 @@ from partialkd.models.saved import read_description
 from partialkd.models.weights import read_weights
 from partialkd.teacher.network import fingerprint_of
 from partialkd.world.command import CommandParser, say_error
-from partialkd.world.messages import output
+
+EXAMPLES = (
+    "partialkd export runs/quickstart/student/model.safetensors out/",
+    "partialkd export runs/first out/ --checkpoint best --batch 1 --json export.json",
+)
 
 MOST_IMAGES = 4096  # in one batch: more is a mistyped number
 
@@ -40,7 +45,7 @@ def described(path: Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr and nothing written."""
     parser = CommandParser(
-        prog="export.py",
+        examples=EXAMPLES,
         description="Write a trained network as model.onnx and model.safetensors, if onnxruntime gives the same.",
     )
     parser.add_argument("model", type=Path, help="a run's model.safetensors, a checkpoint or a run folder")
@@ -49,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--card", type=Path, help="the network's threshold card, for the metadata of both files")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference by onnxruntime")
     parser.add_argument("--batch", type=int, metavar="N", help="model.onnx takes N images, not any number")
+    add_json(parser)
     args = parser.parse_args(arguments)
     if args.batch is not None and not 1 <= args.batch <= MOST_IMAGES:
         parser.error(f"--batch must be in 1..{MOST_IMAGES}, got {args.batch}")
@@ -60,5 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PartialKDError, OSError) as error:
         say_error(error)
         return 1
-    output(f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
+    facts = {"onnx": done.onnx, "safetensors": done.safetensors, "difference": done.difference, "batch": args.batch}
+    show(args.json, facts, f"{done.onnx} and {done.safetensors}: largest difference {done.difference:.1e}")
     return 0

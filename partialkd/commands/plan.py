@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from prettytable import PrettyTable
 
+from partialkd.commands.results import add_json, show
 from partialkd.config import DataConfig, PhaseConfig, ProceduralConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import PROPERTY
@@ -27,7 +29,12 @@ from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_f
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured
-from partialkd.world.messages import output
+
+EXAMPLES = (
+    "partialkd plan configs/webface42m_adadistill_8gpu.toml --identities 2059906 --ranks 8 --device a100-80",
+    "partialkd plan configs/ms1mv2_adadistill.toml --identities 85742 --memory 24GB student.centres.store=bf16",
+    "partialkd plan configs/webface42m_adadistill_8gpu.toml student.centres.store=int8 --memory 80GB",
+)
 
 GB = 10**9
 _NUMBER = r"(\d+(?:\.\d*)?(?:e\d+)?)"
@@ -61,28 +68,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = options.memory or device.memory
     known = options.identities or configured(lambda: _classes(config.data))
     ranks = Ranks.of(config, options.ranks, cuda=True)
-    fits = True
+    facts: dict[str, Any] = {"device": options.device, "memory": memory, "ranks": ranks.size, "phases": {}}
+    lines: list[str] = []
     for name, phase, teacher in phases(config):
         configured(lambda phase=phase, name=name: _divisible(phase, ranks.size, name))  # type: ignore[misc]
         room = identities_that_fit(phase, config.data, ranks, teacher, memory)
         classes = known or max(room, ranks.size)
         plan = plan_phase(phase, config.data, classes, ranks, teacher)
         most = "" if known else ", the most that fit" if room else ", and not even these fit"
-        output("", f"{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each")
-        output(*memory_table(plan, memory).get_string().splitlines())
-        output(*cost_table(plan, device).get_string().splitlines())
+        lines += ["", f"{name}: {classes} identities{most}, on {ranks.size} x {options.device}, {_size(memory)} each"]
+        lines += memory_table(plan, memory).get_string().splitlines()
+        lines += cost_table(plan, device).get_string().splitlines()
         if freed := behind_the_step(phase, config.data, classes, ranks, teacher):
-            output(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
-        output(f"room for {room} identities in all{_beside(plan_phase(phase, config.data, room or 1, ranks, teacher))}")
+            lines.append(f"{AT_ONCE}: {_size(freed)} of the host's memory a rank less")
+        beside = _beside(plan_phase(phase, config.data, room or 1, ranks, teacher))
+        lines.append(f"room for {room} identities in all{beside}")
         for change, then in sampling(phase, config.data, classes, ranks, teacher):
-            output(f"most products are the centres'; {change}: {_least_text(then, device)}")
+            lines.append(f"most products are the centres'; {change}: {_least_text(then, device)}")
         if plan.peak > memory:
-            fits = False
-            output("does not fit; what would help, one line at a time:")
-            for change, then in savings(phase, config.data, classes, ranks, teacher, memory):
-                fitting = ", fits" if then.peak <= memory else ""
-                output(f"  {change}: {_size(then.peak)} a rank{_beside(then)}, {_least_text(then, device)}{fitting}")
+            advice = savings(phase, config.data, classes, ranks, teacher, memory)
+            lines += _advice_lines(advice, memory, device)
+        facts["phases"][name] = {"identities": classes, "room": room, **_facts(plan, memory, device)}
+    fits = all(one["fits"] for one in facts["phases"].values())
+    show(options.json, {"fits": fits, **facts}, *lines)
     return 0 if fits else 1
+
+
+def _facts(plan: Plan, memory: float, device: Device) -> dict[str, Any]:
+    """A plan in bytes, operations and seconds, as programs read it."""
+    seconds = {"least_step_seconds": least_seconds(plan, device)}
+    return {"fits": plan.peak <= memory, "peak": plan.peak, **seconds, **asdict(plan)}
+
+
+def _advice_lines(advice: Iterable[tuple[str, Plan]], memory: float, device: Device) -> list[str]:
+    lines = ["does not fit; what would help, one line at a time:"]
+    for change, then in advice:
+        fitting = ", fits" if then.peak <= memory else ""
+        lines.append(f"  {change}: {_size(then.peak)} a rank{_beside(then)}, {_least_text(then, device)}{fitting}")
+    return lines
 
 
 def least_seconds(plan: Plan, device: Device) -> float:
@@ -179,7 +202,7 @@ def parse_count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Memory, traffic and least time of a run, before it waits in a queue."
-    parser = CommandParser(prog="launch/plan.py", description=description)
+    parser = CommandParser(examples=EXAMPLES, description=description)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
@@ -190,4 +213,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=parse_count, default=8)
     parser.add_argument("--device", choices=DEVICES, default="h100-80")
     parser.add_argument("--memory", type=parse_size, help="of a rank, e.g. 80GB or 80GiB; instead of the device's")
+    add_json(parser)
     return parser

@@ -22,6 +22,12 @@ from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
 from partialkd.world.messages import output
 
+EXAMPLES = (
+    "partialkd train configs/quickstart.toml run.name=first --resume auto",
+    "torchrun --nproc-per-node=8 --no-python partialkd train configs/ms1mv2_adadistill.toml data.path=/data/ms1mv2",
+    "partialkd train configs/quickstart.toml --check",
+)
+
 DEFAULT = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 RANKS_WITHOUT_GPU = 2
 
@@ -53,7 +59,7 @@ def _ranks_here() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(examples=EXAMPLES, description=__doc__)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG section.key=value")
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
     parser.add_argument(

@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from partialkd.errors import PartialKDError, text_of
 from partialkd.storage.launcher_notes import launched
@@ -43,9 +43,15 @@ def command(body: Callable[[], int], progress: Stream = "stdout") -> int:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command: with `--log-level`, which holds from where it is read on."""
+    """The parser of a command: examples below its help, and `--log-level`, which holds from where it is read on."""
 
-    def __init__(self, **settings: Any) -> None:
+    program: ClassVar[str | None] = None  # what it was called as, where the name of the script does not say so
+
+    def __init__(self, examples: Sequence[str] = (), **settings: Any) -> None:
+        if examples:
+            settings["epilog"] = "\n  ".join(["examples:", *examples])
+        settings.setdefault("prog", self.program)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
         self.add_argument(
             "--log-level", choices=LEVELS, action=_SetLevel, help='what is said beside the result (default "info")'

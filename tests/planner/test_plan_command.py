@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.places import ROOT
-from partialkd.commands.plan import DEVICES, least_seconds, main, parse_count, parse_size
+from partialkd.commands.plan import DEVICES, EXAMPLES, least_seconds, main, parse_count, parse_size
 from partialkd.config import PhaseConfig
 from partialkd.config.load import load_config
 from partialkd.planner.advice import identities_that_fit, memory_advice, sampling, savings
@@ -31,16 +30,9 @@ def phase_of(*overrides: str) -> PhaseConfig:
 DATA = load_config(CONFIG, SMALL).data
 
 
-def commands() -> list[str]:
-    text = ast.get_docstring(ast.parse((ROOT / "launch" / "plan.py").read_text())) or ""
-    found = [line for line in text.splitlines() if line.startswith("python ")]
-    assert len(found) == 3
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands())
-def test_the_examples_of_its_docstring(
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_examples_of_its_help(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)

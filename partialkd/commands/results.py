@@ -1,0 +1,39 @@
+"""What a command gives, for people as lines, and for programs as JSON where `--json` asks for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from partialkd.storage.atomic_files import write_json
+from partialkd.world.messages import output
+
+STANDARD_OUTPUT = "-"
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json FILE`."""
+    text = "also write the results there; -: on the standard output, in place of what people read"
+    parser.add_argument("--json", metavar="FILE", type=_writable, help=text)
+
+
+def show(json_to: str | None, facts: Mapping[str, Any], *lines: object) -> None:
+    """Print the lines and write the facts as JSON, as `--json` says."""
+    if json_to == STANDARD_OUTPUT:
+        print(json.dumps(dict(facts), indent=2, default=str), flush=True)
+        return
+    output(*lines)
+    if json_to:
+        write_json(Path(json_to), json.loads(json.dumps(dict(facts), default=str)))
+
+
+def _writable(text: str) -> str:
+    """Refuse a file that could not be written once the work is done."""
+    folder = Path(text).parent
+    if text != STANDARD_OUTPUT and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise argparse.ArgumentTypeError(f"{text}: its folder must exist and be writable")
+    return text
