@@ -58,8 +58,7 @@ def method_of(name: str, scale: float = SCALE) -> Any:
 
 def store_of(p: dense.Problem, world: World, kind: str, dtype: torch.dtype, skip_unseen: bool = False) -> CentreStore:
     shard = shard_of(len(p.centres), world.rank, world.size)
-    device = torch.device("cpu")
-    store = CentreStore.empty(shard, len(p.centres), p.centres.shape[1], dtype, device, skip_unseen)
+    store = CentreStore.empty(shard, len(p.centres), p.centres.shape[1], dtype, p.centres.device, skip_unseen)
     fill_seen(store, p.centres[shard.start : shard.stop], p.seen[shard.start : shard.stop])
     return store
 
