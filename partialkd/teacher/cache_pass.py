@@ -105,10 +105,11 @@ def _make(plan: BlockPlan, blocks: list[int], batches: Iterator[FaceBatch], embe
         for _ in plan.steps_of(records):
             batch = next(batches)
             found = torch.stack([embed(batch.images), embed(batch.images.flip(3))], dim=1)
+            found = found.cpu()
             zero = torch.nonzero(~found.any(2).all(1))
             if len(zero):
                 raise TeacherError(f"{source.name(int(batch.records[zero[0]]))}: its embedding is zero")
-            rows[batch.records - records.start] = found.cpu()  # a record that cannot be read stays zero
+            rows[batch.records - records.start] = found  # a record that cannot be read stays zero
         writer.write_block(block, rows, source.name)
 
 

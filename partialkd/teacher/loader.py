@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.ordered import Loader
@@ -27,10 +28,13 @@ class TaughtLoader(Loader):
 
     def _batches(self, epoch: int, steps: range) -> Generator[FaceBatch, None, None]:
         images = cast(Generator[FaceBatch, None, None], self.loader.epoch(epoch, steps.start))
-        look = lambda batch: self.kept.rows(batch.records, batch.flipped)
-        with closing(images), closing(in_order(look, images, 1)) as found:
+        with closing(images), closing(in_order(self._look, images, 1)) as found:
             for batch, rows in found:
                 yield replace(batch, teacher=rows.to(self.device, non_blocking=True))
+
+    def _look(self, batch: FaceBatch) -> Tensor:
+        rows = self.kept.rows(batch.records, batch.flipped)
+        return rows.pin_memory() if self.device.type == "cuda" else rows
 
     def close(self) -> None:
         """End the thread that looks up, and the loader below."""

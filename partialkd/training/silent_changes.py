@@ -17,13 +17,22 @@ from partialkd.centres.broken_rows import centre_problem, floating
 from partialkd.storage.finite import first_few
 from partialkd.world.world import World
 
+SUMMED_AT_ONCE = 1 << 20
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
     """Sum the bits of each tensor -> (n,) int64."""
-    sums = [x.detach().view(_WORDS[x.element_size()]).sum(dtype=torch.int64) for x in tensors]
+    sums = [_sum(x.detach().view(_WORDS[x.element_size()]), torch.int64) for x in tensors]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def _sum(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum in another type. On the CPU torch first makes a copy in that type: of no more than SUMMED_AT_ONCE numbers."""
+    if x.is_cuda or x.dtype == dtype or x.numel() <= SUMMED_AT_ONCE:
+        return x.sum(dtype=dtype)
+    rows = max(1, SUMMED_AT_ONCE // max(1, x[:1].numel()))
+    return torch.stack([part.sum(dtype=dtype) for part in x.split(rows)]).sum()
 
 
 class Frozen:
@@ -75,7 +84,7 @@ class CentreSweep:
     def _add(self, store: CentreStore, rows: slice) -> None:
         total = self._sums.setdefault(store.device, torch.zeros((), device=store.device))
         for value in floating(store):
-            total += value[rows].sum(dtype=torch.float32)
+            total += _sum(value[rows], torch.float32)
 
 
 def replica_problem(network: nn.Module, world: World) -> str | None:

@@ -1,9 +1,10 @@
 """Augment training batches: which records are changed, how much, in which order.
 
 `draw` turns a batch's record indices into `Step`s of plain numbers, each a hash of (seed, epoch, record, parameter);
-`apply` carries them out on the images that a loader has decoded, made grey, mirrored and normalised, on their device
-(`pixel_operations.py`). There is one implementation for all loaders, and no result depends on the batch, the rank or
-the number of ranks. Passes over a `SequentialPlan` (evaluation, the teacher's) change nothing.
+`prepare` makes of these what `Prepared.apply` carries out on the images that a loader has decoded, made grey, mirrored
+and normalised, on their device (`pixel_operations.py`); what it needs there travels in one piece (`carry.py`). There is
+one implementation for all loaders, and no result depends on the batch, the rank or the number of ranks. Passes over a
+`SequentialPlan` (evaluation, the teacher's) change nothing.
 
 In order, with the keys of `data.augment`:
 - crop: a window, each side a share in [crop_least, 1] of the image's, that lies in the image or reaches over its
@@ -22,21 +23,22 @@ signed at random.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from partialkd.config import AugmentConfig
 from partialkd.counter_random import uniform
 from partialkd.data.images import pixel_operations as operations
+from partialkd.data.images.carry import carry
 
 NAMES = ("crop", "rand", "colour", "blur", "low_resolution", "occlusion")  # keys of data.augment, in their order
 _SALTS = {name: 100 * number for number, name in enumerate(NAMES, 1)}  # of the choice; parameters count on from there
 
-Values = dict[str, np.ndarray]
+Values = operations.Values
 
 # Operation -> its parameters, from a strength in -1..1.
 RAND: dict[str, Callable[[np.ndarray], Values]] = {
@@ -83,21 +85,52 @@ def draw(config: AugmentConfig, seed: int | None, epoch: int, indices: np.ndarra
     return steps
 
 
-def apply(images: Tensor, steps: list[Step]) -> None:
-    """Change the images (b, 3, S, S), normalised to -1..1, in place.
+@dataclass(frozen=True)
+class Prepared:
+    """The steps of a batch with everything they need beside its images: `arrays`, to travel to their device."""
 
-    Those to be changed are first rounded to whole grey levels, so that loaders whose results differ in the last bit of
-    a float32 do not end up on two sides of a threshold.
-    """
+    arrays: Values
+    steps: list[operations.Ready]
+
+    def apply(self, images: Tensor, there: Mapping[str, Tensor]) -> None:
+        """Change the images (b, 3, S, S), normalised to -1..1, in place. there: `arrays` on their device.
+
+        Those to be changed are first rounded to whole grey levels, so that loaders whose results differ in the last bit
+        of a float32 do not end up on two sides of a threshold.
+        """
+        if not self.steps:
+            return
+        chosen = there[_TOUCHED]
+        pixels = images[chosen].mul_(127.5).add_(127.5004).round_()  # luma comes in thousandths: no tie at a half
+        for number, step in enumerate(self.steps):
+            rows, given = there[_key(number, _ROWS)], {name: there[_key(number, name)] for name in step.arrays}
+            pixels[rows] = getattr(operations, step.operation)(pixels[rows], **given, **step.fixed)
+        images[chosen] = pixels.sub_(127.5).div_(127.5)
+
+
+_TOUCHED, _ROWS = "touched", "of the touched"
+
+
+def _key(step: int, name: str) -> str:
+    return f"{step} {name}"
+
+
+def prepare(steps: list[Step], size: int) -> Prepared:
+    """Make steps ready for images of `size` pixels per side."""
     if not steps:
-        return
+        return Prepared({}, [])
     touched = np.unique(np.concatenate([step.rows for step in steps]))
-    chosen = torch.from_numpy(touched).to(images.device)
-    pixels = images[chosen].mul_(127.5).add_(127.5004).round_()  # luma comes in thousandths: no tie at a half
-    for step in steps:
-        rows = torch.from_numpy(np.searchsorted(touched, step.rows)).to(images.device)
-        pixels[rows] = getattr(operations, step.operation)(pixels[rows], **step.values)
-    images[chosen] = pixels.sub_(127.5).div_(127.5)
+    arrays, ready = {_TOUCHED: touched}, [operations.ready(one.operation, one.values, size) for one in steps]
+    for number, (drawn, step) in enumerate(zip(steps, ready, strict=True)):
+        arrays[_key(number, _ROWS)] = np.searchsorted(touched, drawn.rows)
+        arrays |= {_key(number, name): array for name, array in step.arrays.items()}
+    return Prepared(arrays, ready)
+
+
+def apply(images: Tensor, steps: list[Step]) -> None:
+    """Change the images (b, 3, S, S), normalised to -1..1, in place, as `Prepared.apply` says."""
+    prepared = prepare(steps, images.shape[3])
+    prepared.apply(images, carry(prepared.arrays, images.device))
 
 
 class _Chances:

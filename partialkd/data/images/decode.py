@@ -13,9 +13,10 @@ Errors: `DataError` naming `where`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from partialkd.data.images.carry import carry
 from partialkd.data.images.orientation import UPRIGHT, jpeg_head, orientation, turned, upright_size
 from partialkd.errors import DataError, Where
 
@@ -209,14 +211,32 @@ def to_tensor(
         for image, plane, flip, turn_grey in zip(images, planes, flips.tolist(), grey.tolist(), strict=True):
             write_planes(np.asarray(image), plane, flip, turn_grey)
         return torch.from_numpy(planes)
-    pixels = _stack(images, image_size, device)
-    if grey.any():
-        chosen = torch.from_numpy(np.flatnonzero(grey)).to(pixels.device)
-        pixels[chosen] = to_grey(pixels[chosen])
-    if flips.any():
-        chosen = torch.from_numpy(np.flatnonzero(flips)).to(pixels.device)
-        pixels[chosen] = pixels[chosen].flip(3)
+    rows = carry(rows_of(flips, grey), device)
+    return normalised(stacked(images, image_size, device), rows)
+
+
+FLIPPED, GREY = "flipped", "grey"
+
+
+def rows_of(flips: np.ndarray, grey: np.ndarray) -> dict[str, np.ndarray]:
+    """Say which images are to be mirrored and made grey, for `normalised`: flips (b,) bool, grey (b,) bool."""
+    chosen = {FLIPPED: np.flatnonzero(flips), GREY: np.flatnonzero(grey)}
+    return {name: rows for name, rows in chosen.items() if len(rows)}
+
+
+def normalised(pixels: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """Make grey, mirror and normalise pixels (b, 3, S, S) float32 in place. rows: `rows_of`, on their device."""
+    pixels = made_grey(pixels, rows)
+    if FLIPPED in rows:
+        pixels[rows[FLIPPED]] = pixels[rows[FLIPPED]].flip(3)
     return pixels.sub_(127.5).div_(127.5)
+
+
+def made_grey(pixels: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """Make these rows of pixels (b, 3, S, S) float32 grey in place, and do nothing else of `normalised`."""
+    if GREY in rows:
+        pixels[rows[GREY]] = to_grey(pixels[rows[GREY]])
+    return pixels
 
 
 def write_planes(image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) -> None:
@@ -233,7 +253,7 @@ def write_planes(image: np.ndarray, planes: np.ndarray, flip: bool, grey: bool) 
     planes /= np.float32(127.5)
 
 
-def _stack(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, device: torch.device) -> Tensor:
+def stacked(images: Sequence[np.ndarray] | np.ndarray | Tensor, image_size: int, device: torch.device) -> Tensor:
     """Stack images as a new (b, 3, S, S) float32 tensor of pixels 0..255."""
     if len(images) == 0:
         return torch.empty((0, 3, image_size, image_size), device=device)
@@ -261,8 +281,13 @@ def resize(pixels: Tensor, image_size: int) -> Tensor:
 
 def to_grey(pixels: Tensor) -> Tensor:
     """Put the luma of (b, 3, H, W) on all three channels."""
-    weights = torch.tensor(_GREY, device=pixels.device, dtype=pixels.dtype).view(1, 3, 1, 1)
-    return (pixels * weights).sum(1, keepdim=True).expand_as(pixels)
+    return (pixels * _luma(pixels.device, pixels.dtype)).sum(1, keepdim=True).expand_as(pixels)
+
+
+@cache
+def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Weights of the channels (1, 3, 1, 1); once per device, for every copy to one is waited for."""
+    return torch.tensor(_GREY, device=device, dtype=dtype).view(1, 3, 1, 1)
 
 
 def to_pixels(image: np.ndarray, image_size: int) -> np.ndarray:

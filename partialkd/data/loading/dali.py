@@ -5,7 +5,7 @@ files with their header and identity records need nothing of DALI. Reading runs 
 as many of DALI's; with a CUDA device decoding, mirroring and normalising run there (`mixed`).
 Same records, labels, flips, greys and augmentations as `jpeg.py`, in the same order. Pixels: on the CPU equal up to
 float32 rounding (1e-6 of the range -1..1); CUDA's decoder may differ by a few grey levels. With `data.resize`, where
-sizes differ, DALI only decodes and `decode.to_tensor` does the rest.
+sizes differ, DALI only decodes and `decode.normalised` does the rest.
 A pipeline and its threads belong to one iterator of `epoch` and end with it.
 DALI takes what `decode.py` does not: transparency, 16 bits a channel, animations, and JPEG that is damaged in the
 middle but ends as it should. So images that are not JPEG, and those to be turned upright, are decoded twice, by us
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.images.decode import JPEG, check_jpeg, decode, encode_png, to_grey, to_tensor
+from partialkd.data.images.decode import JPEG, check_jpeg, decode, encode_png, made_grey, normalised, rows_of, stacked
 from partialkd.data.images.orientation import UPRIGHT, orientation
-from partialkd.data.loading.ordered import SourceLoader, read_record
+from partialkd.data.loading.ordered import Finish, SourceLoader, read_record
 from partialkd.data.order.plan import Plan
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError, Where
@@ -65,10 +65,10 @@ class DaliLoader(SourceLoader):
                 images = self._run(pipeline, feeder) if images is None else images
                 batch = feeder.under_way.popleft()
                 if len(batch.indices):
-                    pixels, images = self._finish(images, batch), None
+                    pixels, images = self._pixels(images), None
                 else:  # DALI has no empty batches: its images are of a later micro-step
-                    pixels = to_tensor([], self.data.image_size, device=self.device)
-                yield self._batch(epoch, pixels, batch.labels, batch.indices, batch.flips)
+                    pixels = stacked([], self.data.image_size, self.device)
+                yield self._batch(epoch, pixels, batch.labels, batch.indices, batch.flips, *self._finishing(batch))
         finally:
             feeder.close()
 
@@ -103,18 +103,19 @@ class DaliLoader(SourceLoader):
             check_jpeg(encoded, Where(self.source.name, index), self.wanted)
         return encoded if upright else encode_png(pixels), label
 
-    def _finish(self, images: Any, batch: Encoded) -> Tensor:
-        """Turn DALI's images into (b, 3, S, S) float32 on the device. The tensors share DALI's memory and keep it."""
-        size = self.data.image_size
+    def _pixels(self, images: Any) -> Tensor:
+        """Turn DALI's images into (b, 3, S, S) float32 on the device. The tensor shares DALI's memory and keeps it."""
+        if not self.data.resize:
+            return torch.from_dlpack(images.as_tensor())
+        parts = (torch.from_dlpack(image)[None] for image in images)
+        return torch.cat([stacked(part, self.data.image_size, self.device) for part in parts])
+
+    def _finishing(self, batch: Encoded) -> tuple[dict[str, np.ndarray], Finish]:
+        """Say what DALI has left to do, and for which images."""
         if self.data.resize:
-            parts = (torch.from_dlpack(image)[None] for image in images)
-            choices = zip(parts, batch.flips[:, None], batch.greys[:, None], strict=True)
-            return torch.cat([to_tensor(part, size, flip, grey, self.device) for part, flip, grey in choices])
-        pixels = torch.from_dlpack(images.as_tensor())
-        if batch.greys.any():
-            chosen = torch.from_numpy(np.flatnonzero(batch.greys)).to(pixels.device)
-            pixels[chosen] = to_grey(pixels[chosen])  # the luma's weights add up to one: before or after normalising
-        return pixels
+            return rows_of(batch.flips, batch.greys), normalised
+        # The luma's weights add up to one: before or after normalising.
+        return rows_of(np.zeros_like(batch.flips), batch.greys), made_grey
 
     def _undecodable(self, under_way: deque[Encoded], error: RuntimeError) -> DataError:
         """Find which record it was: DALI does not say, our decoder refuses it too."""

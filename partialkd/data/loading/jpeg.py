@@ -1,8 +1,8 @@
 """The loader without DALI: threads decode with libjpeg-turbo (`decode.py`) a bounded number of micro-steps ahead.
 
 Yields `FaceBatch`es in the order of the plan, from any micro-step of an epoch. Decoded bytes travel to the device;
-resize, grey, mirror and normalisation happen there, in `decode.to_tensor` (on the CPU already in the decoding threads),
-then augmentation.
+resize, grey, mirror and normalisation happen there, by `decode.normalised` (on the CPU already in the threads that
+decode), then augmentation. On CUDA a batch is two page-locked copies that nobody waits for: its bytes, and all else.
 Memory: at most `workers` + 2 micro-steps. Threads belong to one iterator and end with it: at its end, when it raises,
 when it or the loader is closed, when it is dropped half-way.
 Errors: `DataError` naming the record, at the micro-step the record belongs to; what `data.on_corrupt` makes of records
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from partialkd.data.batch import FaceBatch
-from partialkd.data.images.decode import to_tensor, write_planes
+from partialkd.data.images.decode import normalised, rows_of, stacked, write_planes
 from partialkd.data.loading.ordered import SourceLoader, read_record
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
@@ -44,9 +44,11 @@ class JpegLoader(SourceLoader):
         jobs = (self._job(epoch, step) for step in steps)
         read = partial(self._read_others, epoch) if self.unreadable.skips else self._read
         for _, (job, images, labels) in in_order(read, jobs, self.data.workers):
-            if job.pixels is not None:  # in this thread, whose current device and stream are the rank's
-                images = to_tensor(images, self.data.image_size, job.flips, job.greys, self.device)
-            yield self._batch(epoch, images, labels, job.indices, job.flips)
+            if job.pixels is None:
+                yield self._batch(epoch, images, labels, job.indices, job.flips)
+            else:  # in this thread, whose current device and stream are the rank's
+                pixels, rows = stacked(images, self.data.image_size, self.device), rows_of(job.flips, job.greys)
+                yield self._batch(epoch, pixels, labels, job.indices, job.flips, rows, normalised)
 
     def _job(self, epoch: int, step: int) -> Job:
         indices, size = self.plan.indices(epoch, step), self.data.image_size

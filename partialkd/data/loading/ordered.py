@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from weakref import WeakSet
 
 import numpy as np
@@ -16,11 +16,15 @@ from torch import Tensor
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images import augment
+from partialkd.data.images.carry import carry
 from partialkd.data.images.decode import Wanted, decode
 from partialkd.data.loading.unreadable import Unreadable
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source
 from partialkd.errors import CheckpointError, DataError, Where
+
+_LABELS = "labels"
+Finish = Callable[[Tensor, Mapping[str, Tensor]], Tensor]  # (pixels, what it needs on their device) -> images
 
 
 class Loader(ABC):
@@ -95,12 +99,26 @@ class SourceLoader(Loader):
         return decode(encoded, Where(self.source.name, index), out, self.wanted)
 
     def _batch(
-        self, epoch: int, images: Tensor, labels: list[int], indices: np.ndarray, flips: np.ndarray
+        self,
+        epoch: int,
+        pixels: Tensor,
+        labels: list[int],
+        indices: np.ndarray,
+        flips: np.ndarray,
+        rows: Mapping[str, np.ndarray] | None = None,
+        finish: Finish | None = None,
     ) -> FaceBatch:
-        """Augment normalised images where they are, in this thread; the labels follow them to their device."""
-        augment.apply(images, augment.draw(self.data.augment, self.plan.seed, epoch, indices))
-        on_device = torch.tensor(labels, dtype=torch.int64).to(images.device)
-        return FaceBatch(images, on_device, torch.from_numpy(indices), torch.from_numpy(flips))
+        """Finish and augment images where they are, in this thread.
+
+        pixels: (b, 3, S, S) float32 on the device, which `finish`, where it is given, normalises in place; `rows` is
+        what it needs. To the device these, the labels and the numbers of the augmentation go in one copy.
+        """
+        changes = augment.prepare(augment.draw(self.data.augment, self.plan.seed, epoch, indices), pixels.shape[3])
+        arrays = {_LABELS: np.array(labels, dtype=np.int64), **(rows or {}), **changes.arrays}
+        there = carry(arrays, pixels.device)
+        images = finish(pixels, there) if finish else pixels
+        changes.apply(images, there)
+        return FaceBatch(images, there[_LABELS], torch.from_numpy(indices), torch.from_numpy(flips))
 
 
 def read_record(source: Source, index: int) -> tuple[bytes, int]:

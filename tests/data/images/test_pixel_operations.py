@@ -33,7 +33,9 @@ def planes(*images: np.ndarray) -> Tensor:
 
 def done(operation: str, image: np.ndarray, **values: float) -> np.ndarray:
     """The operation on one image -> (S, S, 3) float32."""
-    changed = getattr(operations, operation)(planes(image), **{key: np.array([v]) for key, v in values.items()})
+    step = operations.ready(operation, {key: np.array([v]) for key, v in values.items()}, SIZE)
+    given = {name: torch.from_numpy(array) for name, array in step.arrays.items()}
+    changed = getattr(operations, step.operation)(planes(image), **given, **step.fixed)
     return changed[0].permute(1, 2, 0).numpy()
 
 
