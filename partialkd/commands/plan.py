@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from partialkd.data.formats.insightface_folder import PROPERTY
 from partialkd.data.formats.property_file import read_property
 from partialkd.errors import ConfigError
 from partialkd.planner.advice import AT_ONCE, behind_the_step, identities_that_fit, phases, sampling, savings
+from partialkd.planner.devices import DEVICES, Device
 from partialkd.planner.plan import Plan, Ranks, plan_phase
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured
@@ -38,26 +39,6 @@ EXAMPLES = (
 
 GB = 10**9
 _NUMBER = r"(\d+(?:\.\d*)?(?:e\d+)?)"
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a device has, as its maker says."""
-
-    memory: float  # bytes that a program can have
-    flops: float  # dense bfloat16 products, flop/s
-    link: float  # to other devices, bytes/s
-    host: float  # PCIe, one way, bytes/s
-
-
-DEVICES = {
-    "a100-40": Device(42e9, 312e12, 300e9, 32e9),
-    "a100-80": Device(85e9, 312e12, 300e9, 32e9),
-    "h100-80": Device(85e9, 989e12, 450e9, 64e9),
-    "h200": Device(150e9, 989e12, 450e9, 64e9),
-    "l40s": Device(48e9, 362e12, 32e9, 32e9),
-    "rtx4090": Device(25e9, 165e12, 32e9, 32e9),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

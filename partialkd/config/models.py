@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partialkd.config.base import Moderate, Section
+from partialkd.config.base import Free, Moderate, Section
 
 Scale = Annotated[float, Field(gt=0, le=16)]  # of a published network: what is larger would hang where it is built
 
@@ -30,7 +30,7 @@ class ModelConfig(Section):
     width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network
     depth: Scale = 1.0  # multiplies the blocks of each stage, at least one
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    channels_last: bool = False
+    channels_last: Free[bool | None] = None  # memory layout; None: on CUDA, not on the CPU. Differs by rounding
     activation_checkpointing: bool = False
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partialkd.config.base import Count, Free, NonNegativeFloat, Place, Positive, Section, Seed, Text
+from partialkd.config.base import Before, Count, Free, NonNegativeFloat, Place, Positive, Section, Seed, Text
 
 
 class DistConfig(Section):
@@ -23,6 +23,8 @@ class RunConfig(Section):
     folder: Free[Place] = "runs"
     seed: Seed = 0
     deterministic: bool = False
+    # CUDA: float32 convolutions and products in TF32, whose numbers have 10 bits; false: all of float32's. Not of bf16.
+    tf32: Annotated[Free[bool], Before(False)] = False
     log_every: Free[Positive] = 50  # optimiser steps
     log_level: Free[Literal["debug", "info", "warning", "error"]] = "info"  # what is said, also in the log files
     checkpoint_every: Free[Count] = 1000  # optimiser steps; 0: only at the end of each phase

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from partialkd.config.base import Free, Moderate, Place, Section, Share, Text
+from partialkd.config.base import Before, Free, Moderate, Place, Section, Share, Text
 from partialkd.config.models import InputConfig, ModelConfig
 from partialkd.config.training import PhaseConfig
 
+Precision = Literal["fp32", "bf16"]
 Dimension = Annotated[int, Field(gt=0, le=65536)]
 
 
@@ -29,6 +30,7 @@ class MemberConfig(Section):
     input: InputConfig = InputConfig()
     embedding_dim: Dimension | None = None
     output: Text | None = None
+    precision: Annotated[Precision, Before("fp32")] = "fp32"
     weight: Moderate = 1.0
 
     @property
@@ -64,6 +66,8 @@ class TeacherConfig(Section):
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
     output: Text | None = None  # source = "onnx": the name of the output that is the embedding, where there are several
     ensemble: tuple[MemberConfig, ...] = ()  # source = "ensemble": two or more
+    # "bf16": its network under autocast, embeddings in float32. They differ by about 1e-2, so kept ones are others.
+    precision: Annotated[Precision, Before("fp32")] = "fp32"
     noise: NoiseConfig | None = None
     project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
@@ -137,6 +141,9 @@ class TeacherConfig(Section):
                 raise ValueError(f'{key} must be left out with source = "{self.source}", got {getattr(self, key)!r}')
         if self.compile and self.source not in ("train", "checkpoint"):
             raise ValueError(f'compile must be false with source = "{self.source}", got true')
+        if self.precision != "fp32" and self.source not in ("train", "checkpoint"):
+            where = "; each of ensemble has its own" if self.source == "ensemble" else ""
+            raise ValueError(f'precision must be "fp32" with source = "{self.source}"{where}, got "{self.precision}"')
         if self.output is not None and self.source != "onnx":
             raise ValueError(f'output must be left out with source = "{self.source}", got {self.output!r}')
         if self.cache is not None and self.source == "none":

@@ -42,7 +42,7 @@ class Network(nn.Module):
             raise ValueError(
                 f"images must have the shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
             )
-        if self.channels_last:
+        if self.channels_last or (self.channels_last is None and images.is_cuda):
             images = images.contiguous(memory_format=torch.channels_last)
         maps = self.trunk(images)
         maps = maps.to(next(self.parameters()).dtype)

@@ -43,7 +43,8 @@ from partialkd.evaluate.verification import results_dict, results_table
 from partialkd.export.onnx import export
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
-from partialkd.planner.plan import Ranks
+from partialkd.planner.devices import device_named
+from partialkd.planner.plan import Ranks, plan_phase
 from partialkd.run.checks import Checked, check_job, for_good, phases_of
 from partialkd.run.finished import check_finished, made_from
 from partialkd.run.first_centres import make_store, teacher_rows
@@ -56,6 +57,7 @@ from partialkd.teacher.centres import save_centres
 from partialkd.teacher.supervision import CACHE, Teaching, teach
 from partialkd.training.trainer import Trainer, check_batch, key_of
 from partialkd.world import flight_recorder, messages
+from partialkd.world.numerics import set_numerics
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
@@ -85,7 +87,7 @@ def run_job(config: Config, world: World, resume: str = "never", extend: bool = 
     messages.set_level(config.run.log_level)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
-        torch.backends.cudnn.benchmark = False
+    set_numerics(world.device, config.run.tf32, config.run.deterministic)
     torch.use_deterministic_algorithms(config.run.deterministic)
     with StopSignals() as stop, owned_run(config, world, stop):
         with for_good(world):
@@ -202,7 +204,8 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         store = make_store(context, phase, teacher, job.resumed, start)
         rows = teacher_rows(context, phase, teacher, job.resumed)
         live = (teacher.network or teacher.kept) if teacher else None
-        trainer = Trainer(name, phase, context, store, live, job.times.note, rows, start)
+        least = least_seconds(context, name, phase, teacher)
+        trainer = Trainer(name, phase, context, store, live, job.times.note, rows, start, least)
         if world.is_main and phase.ema_decay is not None:
             _log.info(f"{name}: the moving average of its weights (ema_decay) is what is scored, kept and exported")
         try:
@@ -216,6 +219,18 @@ def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None)
         world.on_main(lambda: save_model(folder / MODEL, network, phase.model, context.image_size, more))
         trainer.close()
     return network
+
+
+def least_seconds(context: RunContext, name: str, phase: PhaseConfig, teacher: Teaching | None) -> float | None:
+    """Seconds of the products of a rank's step at the device's full rate; None where that or the teacher is unknown."""
+    device = device_named(torch.cuda.get_device_name()) if context.world.device.type == "cuda" else None
+    runs = teacher is not None and teacher.network is not None and phase.teacher_use == "every batch"
+    beside = beside_student(context.config) if name == "student" and runs else None
+    if device is None or (runs and beside is None):
+        return None
+    ranks = Ranks.of(context.config, context.world.size, cuda=True)
+    plan = plan_phase(phase, context.config.data, context.source.num_classes, ranks, beside)
+    return sum(plan.flops.values()) / device.flops
 
 
 def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:

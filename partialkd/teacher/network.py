@@ -4,8 +4,9 @@ Shapes: images (b, 3, S, S) in this project's convention (RGB, (pixel - 127.5) /
 not normalised. D is the teacher's dimension or, with project_to, that of one fixed projection with orthonormal columns
 (rows, when it widens), applied to embeddings and classifier rows alike.
 The images are brought to what the teacher expects (`InputConfig`: size by antialiased bilinear resize, then mean, std
-and colour order). The teacher runs in eval mode, without gradient, in the precision of its weights whatever the
-caller's autocast; `embed` raises if it was put into training mode or its buffers changed.
+and colour order). The teacher runs in eval mode, without gradient, in the precision of its weights or, with
+`teacher.precision = "bf16"`, under autocast, whatever the caller's; `embed` raises if it was put into training mode or
+its buffers changed.
 On the CPU an image's embedding does not depend on the batch it comes in, bit for bit: kernels are chosen by the shape
 of their input and round differently, so the network always sees `GROUP` images, the last group filled up by repetition.
 (The number of threads may change the last bits.) On CUDA it sees the batch as it is; there the last bits may differ.
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partialkd.config import EnsembleInputs, InputConfig, TeacherConfig
+from partialkd.config.teacher import Precision
 from partialkd.errors import CheckpointError, TeacherError
 from partialkd.models.build import build_empty, in_memory_format
 from partialkd.models.compiled import compile_in_place
@@ -63,16 +65,20 @@ class Teacher:
         digest: str,
         compiled: bool = False,
         batch: int = LARGEST_PART,
+        precision: Precision = "fp32",
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.accepts, self.image_size, self.device, self.origin = accepts, image_size, torch.device(device), origin
         self.inputs: InputConfig | EnsembleInputs = accepts  # for manifests
+        self._half, self._quiet = precision == "bf16", not compiled
+        if self.device.type == "cuda" and getattr(network, "channels_last", None) is None:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._marks = self._buffer_marks()
         self._group = GROUP if self.device.type == "cpu" else None  # images a forward pass; None: the batch
         self.network_dim = self._emitted_dim()  # before the projection
         self.embedding_dim = project_to or self.network_dim
         self._projection = orthonormal(self.network_dim, project_to).to(device) if project_to else None
-        self.fingerprint = _fingerprint(digest, accepts, image_size, project_to)
+        self.fingerprint = _fingerprint(digest, accepts, image_size, project_to, precision)
         if compiled:
             compile_in_place(self.network, self.device, "teacher.compile", graphs=True)
             self._group = self._group or part_of(batch)
@@ -110,15 +116,19 @@ class Teacher:
         """Hash the network's buffers (BatchNorm statistics): sha256, for tests and logs."""
         return state_digest(dict(self.network.named_buffers()))
 
-    @torch.no_grad()
+    def show_maps(self) -> None:
+        """Run so that others may compute gradients with what hooks see inside the network."""
+        self._quiet = False
+
     def _run(self, images: Tensor) -> Tensor:
         if self.network.training:
             raise TeacherError(f"{self.origin}: the teacher was put into training mode")
-        with torch.autocast(self.device.type, enabled=False):
-            rows = self._forward(self._prepared(images.to(self.device)))
+        without_gradient = torch.inference_mode() if self._quiet else torch.no_grad()
+        with without_gradient, torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            rows = self._forward(self._prepared(images.to(self.device))).float()
         if self._buffer_marks() != self._marks:
             raise TeacherError(f"{self.origin}: the teacher's buffers changed")
-        return rows.float()
+        return rows.clone() if rows.is_inference() else rows  # a loss keeps them for its gradient
 
     def _forward(self, images: Tensor) -> Tensor:
         """Run the network on them, in groups of one size on the CPU and where it is compiled."""
@@ -181,8 +191,9 @@ def open_teacher(
     except CheckpointError as error:
         raise TeacherError(str(error)) from error
     teacher = Teacher(
-        network, accepts, image_size, device, config.project_to, config.path, digest, config.compile, batch
-    )
+        network, accepts, image_size, device, config.project_to, config.path, digest, config.compile, batch,
+        config.precision,
+    )  # fmt: skip
     if config.embedding_dim not in (None, teacher.network_dim):
         rule = f"teacher.embedding_dim is {config.embedding_dim}"
         raise TeacherError(f"{config.path}: {rule}, but the network emits {teacher.network_dim} numbers")
@@ -199,11 +210,14 @@ def described(config: TeacherConfig, image_size: int) -> tuple[str, InputConfig]
             _, accepts, digest = _from_checkpoint(config)
     except (CheckpointError, OSError) as error:
         raise TeacherError(str(error)) from error
-    return _fingerprint(digest, accepts, image_size, config.project_to), accepts
+    return _fingerprint(digest, accepts, image_size, config.project_to, config.precision), accepts
 
 
-def _fingerprint(digest: str, accepts: InputConfig, image_size: int, project_to: int | None) -> str:
-    settings = [digest, accepts.model_dump(mode="json"), image_size, project_to]
+def _fingerprint(
+    digest: str, accepts: InputConfig, image_size: int, project_to: int | None, precision: Precision = "fp32"
+) -> str:
+    settings: list[Any] = [digest, accepts.model_dump(mode="json"), image_size, project_to]
+    settings += [precision] if precision != "fp32" else []  # which was the only one
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -219,12 +233,14 @@ def wrap_teacher(
     project_to: int | None = None,
     compiled: bool = False,
     batch: int = LARGEST_PART,
+    precision: Precision = "fp32",
 ) -> Teacher:
     """Make a frozen copy of a network in memory that takes this project's images; `model` stays as it is."""
     accepts = InputConfig(size=image_size)
     network, digest = copy.deepcopy(model), state_digest(model.state_dict())
     origin = "the trained teacher"
-    return Teacher(network, accepts, image_size, torch.device(device), project_to, origin, digest, compiled, batch)
+    device = torch.device(device)
+    return Teacher(network, accepts, image_size, device, project_to, origin, digest, compiled, batch, precision)
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:

@@ -25,6 +25,10 @@ from partialkd.models.onnx_file import check_that_it_ends
 from partialkd.models.onnx_session import OnnxSession
 
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+OUTPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+TORCH_TYPES: dict[Any, torch.dtype] = {
+    np.float32: torch.float32, np.float16: torch.float16, np.uint8: torch.uint8, np.float64: torch.float64,
+}  # fmt: skip
 
 
 class OnnxNetwork(nn.Module):
@@ -45,9 +49,13 @@ class OnnxNetwork(nn.Module):
         self.input = self._find_input(accepts)
         self.channels_last = self.input.shape[1] != 3 and self.input.shape[3] == 3
         self.output = self._find_output(output)
+        found = next(item for item in self.session.outputs if item.name == self.output)
+        self.emitted, self.output_shape = found.type, found.shape
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.session.on_device and len(images):
+            return self.on_device(images)
         pixels = self._pixels(images.detach().cpu())
         step = self.batch or max(len(pixels), 1)
         rows = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
@@ -55,12 +63,31 @@ class OnnxNetwork(nn.Module):
             return images.new_zeros((0, self.embedding_dim))
         return torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False)).to(images.device)
 
+    def on_device(self, images: Tensor) -> Tensor:
+        """Run on images where they lie; as `forward`, which does so where the session runs on CUDA."""
+        given, kind = self._laid_out(images.detach()), TORCH_TYPES[INPUT_TYPES[self.input.type]]
+        step = self.batch or len(given)
+        given = torch.cat([given, given[-1:].expand(-len(given) % step, -1, -1, -1)]).to(kind).contiguous()
+        emits = TORCH_TYPES[OUTPUT_TYPES.get(self.emitted, np.float32)]
+        rows = torch.empty(len(given), self.embedding_dim, dtype=emits, device=given.device)
+        for part, result in zip(given.split(step), rows.split(step), strict=True):
+            self._run_on_device(part, result)
+        return rows[: len(images)].float()
+
+    def _run_on_device(self, part: Tensor, result: Tensor) -> None:
+        shape = [len(part), *(n if isinstance(n, int) else self.embedding_dim for n in self.output_shape[1:])]
+        try:
+            self.session.run_on_device(self.output, self.input.name, part, result.view(shape))
+        except CheckpointError as error:
+            raise TeacherError(str(error)) from error
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        images = images.round().clamp(0, 255) if INPUT_TYPES[self.input.type] == np.uint8 else images
+        return images.permute(0, 2, 3, 1).contiguous() if self.channels_last else images
+
     def _pixels(self, images: Tensor) -> np.ndarray:
         """Bring images to the layout and number format of the file's input."""
-        kind = INPUT_TYPES[self.input.type]
-        images = images.round().clamp(0, 255) if kind == np.uint8 else images
-        images = images.permute(0, 2, 3, 1).contiguous() if self.channels_last else images
-        return images.numpy().astype(kind, copy=False)
+        return self._laid_out(images).numpy().astype(INPUT_TYPES[self.input.type], copy=False)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         """Run at most one batch of the file; a short one is filled up by repeating its last image."""

@@ -125,7 +125,8 @@ def _open(context: RunContext, trained: nn.Module | None, runs: bool = True) -> 
     if config.source != "train":
         return open_teacher(config, context.image_size, device, batch)
     network = open_model(context.folder / "teacher" / MODEL)[0] if trained is None else trained
-    return wrap_teacher(network, context.image_size, device, config.project_to, config.compile, batch)
+    size, dim = context.image_size, config.project_to
+    return wrap_teacher(network, size, device, dim, config.compile, batch, config.precision)
 
 
 def look_at(teacher: Teacher, context: RunContext) -> None:

@@ -2,10 +2,12 @@
 
 metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
 (when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is
-not finite is null. With `run.keep_best` there are also lines of scored checkpoints, with `phase`, `step`, `epoch`,
-`time`, `accuracy/<set>` and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring took. A resumed
-phase drops its own lines past the step it resumes from, so no step occurs twice; other phases' lines stay. A line cut
-short by a crash is dropped too.
+not finite is null. `teacher_share` is the teacher's part of a step's time, where it runs; `mfu` the part of it that
+the step's products would take at the full rate of the GPU, as its maker says, if partialkd.planner.devices knows it.
+With `run.keep_best` there are also lines of scored checkpoints, with `phase`, `step`, `epoch`, `time`, `accuracy/<set>`
+and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring took. A resumed phase drops its own lines
+past the step it resumes from, so no step occurs twice; other phases' lines stay. A line cut short by a crash is dropped
+too.
 On a terminal a bar shows steps, time left and the last values; elsewhere (cluster logs, CI) each logged step is one
 line, and there is one now and then before the first. TensorBoard gets the same numbers under
 <folder>/tensorboard/<phase>. An outlet that fails while the run goes on, because a disk is full, is dropped with a
@@ -35,6 +37,7 @@ from partialkd.world.passes import Pass, hours
 from partialkd.world.world import World
 
 METRICS = "metrics.jsonl"
+SPEED = ("images_per_s", "teacher_share", "mfu")  # what depends on the machine
 RESERVED = ("phase", "step", "epoch", "time", "loss", "lr", "images_per_s")
 _log = logging.getLogger(__name__)
 

@@ -103,4 +103,7 @@ class Tapping:
 def tapping_of(phase: PhaseConfig, key: str, student: Network, teacher: Teacher | None) -> Tapping | None:
     """Make the taps of a phase's terms, if they have some; key: of the phase in the configuration."""
     wires = wires_of(phase, key, student, teacher.network) if teacher else []
-    return Tapping(wires, teacher.network) if teacher and wires else None
+    if teacher is None or not wires:
+        return None
+    teacher.show_maps()
+    return Tapping(wires, teacher.network)

@@ -53,6 +53,7 @@ from partialkd.training.schedule import Schedule
 from partialkd.training.scoring import Scoring
 from partialkd.training.start import Start
 from partialkd.training.state import Parts, capture, identity, restore
+from partialkd.training.stopwatch import Stopwatch
 from partialkd.training.student import Student
 from partialkd.training.tapping import tapping_of
 from partialkd.world.world import World, collective_failed, seed_rank
@@ -114,15 +115,18 @@ class Trainer:
         on_save: Callable[[], None] = lambda: None,
         teacher_rows: CentreStore | None = None,
         start: Start | None = None,
+        least_seconds: float | None = None,
     ) -> None:
         """on_save: called after every save, on every rank. teacher_rows: its centres, where the method's are others.
 
-        start: what the network starts from, if not from random numbers.
+        start: what the network starts from, if not from random numbers. least_seconds: of a step at the device's full
+        rate of products, to say how much of it is used.
         """
         self.name, self.phase, self.context, self.store = name, phase, context, store
         self.config, self.world, source = context.config, context.world, context.source
         config, world, seed = self.config, self.world, self.config.run.seed
         self.folder = context.folder / name
+        self._least_seconds, self._watch_teacher = least_seconds, Stopwatch(context.world.device)
         self.plan = plan_of(name, phase, config, source, world)
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
@@ -221,7 +225,7 @@ class Trainer:
         averaged = self.phase.method.centre_kind == "ema"  # these send the teacher's embeddings as well
         if self.teacher and not averaged:
             self.centres.begin(student, batch.labels)
-        teacher = self.teacher.embed(batch.images) if self.teacher else batch.teacher  # (b, D)
+        teacher = self._taught(batch)  # (b, D)
         if self.noise and teacher is not None:
             teacher = self.noise(teacher, batch.records, self.student.steps)
         self.centres.teach(teacher)
@@ -244,6 +248,13 @@ class Trainer:
             self.states.skipped()
         return outcome
 
+    def _taught(self, batch: FaceBatch) -> torch.Tensor | None:
+        """The teacher's embeddings of a batch (b, D)."""
+        if self.teacher is None:
+            return batch.teacher
+        with self._watch_teacher:
+            return self.teacher.embed(batch.images)
+
     def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
@@ -253,7 +264,8 @@ class Trainer:
             loss = values.pop("loss")
             epoch, _ = self.loader.position
             rate = self._speed.since_last(step)
-            self._progress.log(step, epoch, loss, lr, rate, values | self.health.logged(loss))
+            values |= self._shares(rate) | self.health.logged(loss)
+            self._progress.log(step, epoch, loss, lr, rate, values)
         if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
@@ -262,6 +274,15 @@ class Trainer:
             self._judge_if_due()
         if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
             self.save(self._score())
+
+    def _shares(self, images_per_s: float) -> dict[str, float]:
+        """Of the time of a step: the teacher's part, and the part that its products need at the device's full rate."""
+        step_seconds, shares = self.phase.global_batch / images_per_s, {}
+        if (seconds := self._watch_teacher.seconds()) is not None:
+            shares["teacher_share"] = self.phase.accumulation * seconds / step_seconds
+        if self._least_seconds is not None:
+            shares["mfu"] = self._least_seconds / step_seconds
+        return shares
 
     def _judge_if_due(self) -> None:
         """Score the student if `evaluate.every` says so; collective."""

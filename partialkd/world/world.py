@@ -26,6 +26,7 @@ from partialkd import errors
 from partialkd.config import DistConfig
 from partialkd.errors import PartialKDError, Preempted, RankLost, printable
 from partialkd.world import flight_recorder
+from partialkd.world.numerics import set_numerics
 from partialkd.world.rendezvous import Membership, with_timeout
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class World:
         device = _device(config.device, local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            set_numerics(device)
         if "MASTER_PORT" not in os.environ:
             os.environ.update(
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"

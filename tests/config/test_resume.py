@@ -16,6 +16,7 @@ from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run
 
 PHASE_KEYS = (
     "accumulation", "zero_stage", "compile", "weights", "centres.weights", "centres.label_map",
+    "model.channels_last",
     *(f"centres.{key}" for key in ("store", "moments", "memory", "backend", "products", "chunk_rows")),
 )  # fmt: skip
 
@@ -31,12 +32,12 @@ def test_keys_that_are_free_on_resume() -> None:
     assert set(FREE) == {
         "dist", "evaluate", "health",
         *(f"teacher.{key}" for key in ("path", "classifier", "label_map", "cache", "compile", "accept")),
-        "teacher.ensemble.path",
+        "teacher.ensemble.path", "teacher.ensemble.model.channels_last", "teacher.model.channels_last",
         *(f"data.{key}" for key in ("path", *LISTS)),  # what is in them is compared
         *(f"data.prepare.{key}" for key in ("images", "exclude_identities", "pairs_images", "pairs")),
         *(f"data.parts.{key}" for key in ("path", *LISTS)),
         *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
-                                   "keep_best", "checkpoint_async", "tensorboard")),
+                                   "keep_best", "checkpoint_async", "tensorboard", "tf32")),
         *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),
         *(f"{name}.{key}" for name in ("teacher.train", "student", "alone") for key in PHASE_KEYS),
     }  # fmt: skip

@@ -210,3 +210,18 @@ def test_onnx_threads_are_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     open_teacher(config, 32, CPU)
     assert asked == [1, 2]
     assert onnx.load(tmp_path / "t.onnx").graph.input[0].name == "pixels:0"
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
+@pytest.mark.parametrize("shape", [("n", 3, 32, 32), (4, 3, 32, 32), ("n", 32, 32, 3)])
+def test_where_it_reads_and_writes_torchs_memory_it_computes_the_same(
+    kind: int, shape: tuple[object, ...], tmp_path: Path
+) -> None:
+    """The calls that CUDA takes, on the CPU; 6 images are no whole number of batches of 4."""
+    whole = kind == TensorProto.UINT8
+    config = onnx_file(tmp_path / "t.onnx", shape, kind, mean=0.0 if whole else 127.5, std=1.0 if whole else 127.5)
+    network = OnnxNetwork(tmp_path / "t.onnx", config.input, 8, CPU)
+    assert not network.session.on_device
+    images = pictures(6) * 127.5 + 127.5 if whole else pictures(6)
+    torch.testing.assert_close(network.on_device(images), network(images), rtol=1e-3, atol=1e-3)
+    assert network.on_device(images).dtype == torch.float32

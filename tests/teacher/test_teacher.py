@@ -95,6 +95,27 @@ def test_embedding_leaves_no_trace(network: nn.Module) -> None:
     assert teacher.embedding_dim == 16
 
 
+def test_in_bfloat16_it_is_another_teacher(network: nn.Module) -> None:
+    """By its fingerprint too; its embeddings are float32, and near the others."""
+    plain, half = (wrap_teacher(network, 32, CPU, precision=precision) for precision in ("fp32", "bf16"))
+    assert plain.fingerprint != half.fingerprint
+    got, wanted = half.embed(pictures(4)), plain.embed(pictures(4))
+    assert got.dtype == torch.float32
+    assert 1e-4 < float((got - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_a_loss_may_keep_its_embeddings(network: nn.Module) -> None:
+    """And what hooks see inside, once it is told so."""
+    teacher, seen = wrap_teacher(network, 32, CPU), []
+    teacher.network.conv1.register_forward_hook(lambda _, __, given: seen.append(given))
+    student = torch.ones(4, 16, requires_grad=True)
+    (student * teacher.embed(pictures(4))).sum().backward()
+    assert seen.pop().is_inference()
+    teacher.show_maps()
+    teacher.embed(pictures(4))
+    assert not seen.pop().is_inference()
+
+
 def test_wrapping_copies_and_leaves_the_model_alone(network: nn.Module) -> None:
     model = build_model(CONFIG, 32)
     model.load_state_dict(network.state_dict())

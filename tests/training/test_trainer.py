@@ -29,6 +29,7 @@ from partialkd.errors import DataError, Preempted
 from partialkd.models import build_model
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training import trainer
+from partialkd.training.progress import SPEED
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
@@ -107,7 +108,7 @@ def train(
 
 def same_lines(a: list[dict[str, Any]], b: list[dict[str, Any]], tolerance: float = 0.0) -> None:
     assert [line["step"] for line in a] == list(range(1, STEPS + 1))
-    drop = ("images_per_s", "time")
+    drop = (*SPEED, "time")
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
         for key in x.keys() - set(drop):
