@@ -36,7 +36,7 @@ OWNERS = {
     "pyarrow": {"data.formats.arrow_file"},
     "msgpack": {"data.formats.lmdb_file"},
     "onnxruntime": {"models.onnx_session"},
-    "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"},
+    "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels", "centres.sweeps.trial_kernel"},
 }
 HEAVY = (
     "deepspeed",
@@ -52,7 +52,8 @@ HEAVY = (
     "pyarrow",
 )
 # Themselves imported only inside functions, so that they may import at the top.
-LAZY_MODULES = {"data.loading.dali", "centres.sweeps.sum_kernel", "centres.sweeps.row_kernels"}
+LAZY_MODULES = {"data.loading.dali", *(f"centres.sweeps.{name}_kernel" for name in ("sum", "trial"))}
+LAZY_MODULES |= {"centres.sweeps.row_kernels"}
 
 
 @dataclass(frozen=True)

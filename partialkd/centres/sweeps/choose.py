@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from partialkd.centres.sweeps.base import Sweep
@@ -13,7 +15,7 @@ from partialkd.centres.sweeps.graphed import GraphedSweep
 from partialkd.centres.sweeps.products import Products, rounds
 from partialkd.centres.sweeps.reference import ReferenceSweep
 from partialkd.config import CentresConfig
-from partialkd.errors import ConfigError
+from partialkd.errors import ConfigError, PartialKDWarning
 
 BACKENDS: dict[str, type[Sweep]] = {  # by the names of centres.backend
     "chunked": ChunkedSweep,
@@ -40,5 +42,9 @@ def _automatic(config: CentresConfig, scale: float, device: torch.device, produc
     if device.type != "cuda":
         return chunked
     alike = config.model_copy(update={"products": "bf16" if rounds(config.products, cuda=True) else "fp32"})
-    able = {name: kind for name, kind in BACKENDS.items() if kind.competes and not kind.unable(device)}
+    competing = {name: kind for name, kind in BACKENDS.items() if kind.competes}
+    problems = {name: kind.unable(device) for name, kind in competing.items()}
+    for problem in filter(None, problems.values()):
+        warnings.warn(f'centres.backend = "auto" goes without {problem}', PartialKDWarning, stacklevel=3)
+    able = {name: kind for name, kind in competing.items() if problems[name] is None}
     return FastestSweep(chunked, {name: kind.make(scale, alike, products) for name, kind in able.items()})

@@ -73,7 +73,7 @@ class FusedSweep(ChunkedSweep):
             return f'must be "chunked" or "auto" where there is no GPU, got "fused" on {device}'
         if find_spec("triton") is None:
             return '"fused" needs the package triton, which CUDA builds of torch bring'
-        return None
+        return _trial_kernel().problem_with_triton(device) if torch.cuda.is_available() else None
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         if not self.sums_by_itself(store, queries):
@@ -225,6 +225,12 @@ def _kernels() -> ModuleType:
     from partialkd.centres.sweeps import sum_kernel as kernels
 
     return kernels
+
+
+def _trial_kernel() -> ModuleType:
+    from partialkd.centres.sweeps import trial_kernel
+
+    return trial_kernel
 
 
 def _row_kernels() -> ModuleType:
