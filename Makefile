@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv mxnet train test test-portable lint docs clean
+.PHONY: help venv mxnet train test test-portable lint docs clean gpu gpu-packages
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,8 @@ help:
 	@echo 'make train [ARGS="CONFIG section.key=value ..."]  train on the GPUs of this machine, or on 2 CPU ranks (NPROC=n: n ranks)'
 	@echo 'make test  [ARGS="-m slow ..."]                   the tests; ARGS go to pytest'
 	@echo 'make test-portable                                the numeric tests again, as on a processor with AVX2 alone, one thread'
+	@echo 'make gpu [STAGE=1..4] [OUT=folder]                on a machine with a GPU: tests, speed, memory, verdicts; 8 minutes a stage'
+	@echo 'make gpu-packages                                 what make gpu needs beside torch ($(GPU_PACKAGES)), for a machine without a network'
 	@echo 'make lint                                         ruff check, ruff format --check, mypy, syntax of the shell scripts'
 	@echo 'make docs                                         the documentation site, into build/docs (open index.html from disk)'
 	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
@@ -70,6 +72,26 @@ NUMERIC := tests/centres tests/methods tests/models tests/teacher tests/training
 test-portable: $(STAMP) .torch
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(NUMERIC) $(ARGS)
+
+# On a machine with a GPU. Its own torch is used, of 2.11 or newer, by GPU_PYTHON; nothing is installed, for such a machine
+# may reach nothing. What its Python lacks is taken from GPU_PACKAGES, which `make gpu-packages` fills on another machine.
+GPU_PYTHON ?= $(shell command -v python3)
+GPU_PACKAGES ?= build/gpu_packages
+OUT ?= benchmarks/results
+gpu:
+	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || { \
+	  echo "error: the torch of $(GPU_PYTHON) sees no GPU; GPU_PYTHON=another interpreter" >&2; exit 1; }
+	PYTHONPATH="$$PYTHONPATH:$(abspath $(GPU_PACKAGES))" $(GPU_PYTHON) benchmarks/gpu.py --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(ARGS)
+
+# Wheels for Linux on x86-64 and this Python; DeepSpeed is built of its source and needs no torch for it.
+GPU_PYTHON_VERSION ?= 3.12
+PINS = $(foreach p,simplejpeg prettytable tomli-w pydantic safetensors pillow,$(shell sed -n 's/^\($(p)==[^ ]*\).*/\1/p' requirements.txt))
+gpu-packages: $(STAMP)
+	rm -rf $(GPU_PACKAGES)
+	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --only-binary :all: --implementation cp --python-version $(GPU_PYTHON_VERSION) \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(filter-out pillow%,$(PINS))
+	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --no-deps $$(sed -n 's/^\(deepspeed==[^ ]*\).*/\1/p' requirements.txt) hjson==3.1.0
+	rm -rf $(GPU_PACKAGES)/numpy* $(GPU_PACKAGES)/bin
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,7 @@ SCALE, MARGIN, LR = 64.0, 0.45, 0.1
 SGD = OptimizerConfig(lr=LR, momentum=0.9, weight_decay=5e-4)
 KINDS = ("fixed", "ema", "trainable")
 FILLED_AT_ONCE = 1 << 16  # rows
+NEW_LINE = "\n"
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 Step = Callable[[], Any]
 
@@ -92,6 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--term", choices=tuple(PRODUCTS), default="none")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--go-on", action="store_true", help="leave out what fails, with the reason; status 1 then")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
@@ -267,10 +270,11 @@ def measure_all(args: argparse.Namespace, device: torch.device) -> dict[str, Any
         try:
             if not why:
                 measurements.append(measure(case, device))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            if not (args.go_on or is_out_of_memory(error)):
                 raise
-            why = str(error).splitlines()[0]
+            why = f"{type(error).__name__}: {str(error).strip().partition(NEW_LINE)[0]}"
+            result["failed"] = result.get("failed", 0) + (not is_out_of_memory(error))
         if why:
             left_out.append({**facts_of(case), "why": why})
         if args.out:
@@ -291,17 +295,19 @@ def table_of(results: list[dict[str, Any]]) -> PrettyTable:
     return table
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = measure_all(args, device)
+    status = 1 if result.get("failed") else 0
     if args.json:
         print(json.dumps(result))
-        return
+        return status
     print(table_of(result["measurements"]))
     for one in result["left_out"]:
         print(f"left out: {name_of(one)}, {one['classes']} classes at rate {one['sample_rate']}: {one['why']}")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
