@@ -73,8 +73,16 @@ def evaluate_sets(
 
     option: what an error names to have images of another size resized.
     """
+    found = pairs_of_sets(embed, config, image_size, resize, world, option)
+    return {name: pairs.scores(config) for name, pairs in found.items()}
+
+
+def pairs_of_sets(
+    embed: Embed, config: EvaluateConfig, image_size: int, resize: bool, world: World, option: str = RESIZE
+) -> dict[str, ScoredPairs]:
+    """Collective. The pairs of every configured set with their cosines; arguments as of `evaluate_sets`."""
     embedder = _Embedder(embed, config, image_size, resize, world, option)
-    return {path.stem: _evaluate_set(embedder, path) for path in map(Path, config.sets)}
+    return {path.stem: _scored(embedder, path) for path in map(Path, config.sets)}
 
 
 def _open_set(path: Path, config: EvaluateConfig) -> VerificationSet:
@@ -96,10 +104,6 @@ class ScoredPairs:
 
     def scores(self, config: EvaluateConfig) -> PairScores:
         return score_pairs(self.cosines, self.same, config.folds, config.fars, self.people)
-
-
-def _evaluate_set(embedder: _Embedder, path: Path) -> PairScores:
-    return _scored(embedder, path).scores(embedder.config)
 
 
 def _scored(embedder: _Embedder, path: Path) -> ScoredPairs:

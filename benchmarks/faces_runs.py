@@ -1,0 +1,123 @@
+"""What the study on real faces runs: every method and ablation by name, what it changes, and how a run is made of it.
+
+A method's section, terms and sampler are those of configs/methods/; an ablation is a method with keys of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faces_data import DIM, SIZE
+
+from partialkd.config import Config
+from partialkd.config.load import parse_config
+
+ROOT = Path(__file__).parents[1]
+BATCH, STEPS, SEEDS = 128, 256, 3
+ALONE = "alone"
+FARS = (0.1, 0.01)
+METHODS = (
+    ALONE, "arcdistill", "adadistill_alpha", "adadistill", "margindistillation", "vanilla_l2", "vanilla_cosine", "cosdistill",
+    "adadistill_cos", "kd", "rkd", "ekd", "unified", "margin_kd",
+)  # fmt: skip
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of run. changes: dotted keys below the configuration, and their values."""
+
+    name: str
+    method: str  # a file of configs/methods/
+    data: str = "all"  # the training set
+    changes: Tree = field(default_factory=dict)
+
+
+PUBLISHED: Tree = {"student.method.scale": 64.0}
+GREY: Tree = {"data.grey": 0.5}
+COSINE_ALONE: Tree = {"student.method.scale": 1e-3}  # so that the loss over centres has no gradient to speak of
+
+
+def _cases() -> list[Case]:
+    cases = [Case(name, name) for name in METHODS]
+    arc, alone = {**PUBLISHED, "student.method.margin": 0.45}, {**PUBLISHED, "student.method.margin.m2": 0.5}
+    cases += [
+        Case("adadistill, published", "adadistill", changes=arc),
+        Case("arcdistill, published", "arcdistill", changes=arc),
+        Case("alone, published", ALONE, changes=alone),
+        Case("cosine alone", "vanilla_cosine", changes=COSINE_ALONE),
+    ]
+    for data in ("20", "120", "1000"):
+        for name in (ALONE, "arcdistill", "adadistill", "vanilla_cosine"):
+            cases.append(Case(f"{name}, {data} identities", name, data))
+        cases.append(Case(f"cosine alone, {data} identities", "vanilla_cosine", data, COSINE_ALONE))
+    cases += [
+        Case("adadistill, margin 0", "adadistill", changes={"student.method.margin": 0.0}),
+        Case("adadistill, scale 16", "adadistill", changes={"student.method.scale": 16.0}),
+        Case("adadistill, random centres", "adadistill", changes={"student.method.initial_centres": "random"}),
+        Case("vanilla_cosine, weight 30", "vanilla_cosine", changes={"student.terms.0.weight": 30.0}),
+    ]
+    return cases
+
+
+CASES = {case.name: case for case in _cases()}
+
+
+def tree_of(case: Case) -> Tree:
+    """The configuration of a case, without the places of its files."""
+    file = tomllib.loads((ROOT / "configs" / "methods" / f"{case.method}.toml").read_text(encoding="utf-8"))
+    student = {key: value for key, value in file["student"].items() if key not in ("epochs", "global_batch")}
+    student |= {"global_batch": BATCH, "epochs": 1.0, "max_steps": STEPS}
+    sampler = {key: file["data"][key] for key in ("sampler", "images_per_identity") if key in file["data"]}
+    data = {"source": "recordio", "path": "", "image_size": SIZE, "workers": 1, "flip": False, **sampler}
+    tree = {
+        "run": {"name": "student", "log_every": 80, "checkpoint_every": 0, "tensorboard": False},
+        "data": data,
+        "student": student,
+        "evaluate": {"fars": list(FARS), "flip": False},
+    }
+    if "teacher" in file:
+        tree["teacher"] = {"source": "npz", "embedding_dim": DIM}
+    for key, value in case.changes.items():
+        put(tree, key.split("."), value)
+    return tree
+
+
+def put(tree: Any, keys: list[str], value: Any) -> None:
+    """Set tree[a][b][c] for keys a, b, c; numbers index lists."""
+    for key in keys[:-1]:
+        tree = tree[int(key)] if isinstance(tree, list) else tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def settings_of(case: Case) -> str:
+    """A digest of what makes the numbers of a case."""
+    tree = {"data set": case.data, **tree_of(case)}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
+    """The configuration of a run: its epochs are as many steps as all runs have."""
+    tree = copy.deepcopy(tree_of(case))
+    train = work / f"train_{case.data}"
+    tree["run"] |= {"folder": str(work / "runs"), "seed": seed}
+    tree["data"]["path"] = str(train)
+    tree["student"]["epochs"] = STEPS / (records // BATCH)
+    tree["evaluate"]["sets"] = [str(work / "sets" / f"{name}.bin") for name in ("lfw", "pubfig")]
+    if "teacher" in tree:
+        tree["teacher"]["path"] = str(train / "teacher.npz")
+    return parse_config(tree)
+
+
+def planned() -> list[tuple[Case, int]]:
+    """All runs, the most telling first: methods by seed, then ablations by seed."""
+    methods = [CASES[name] for name in METHODS]
+    others = [case for case in CASES.values() if case.name not in METHODS]
+    return [(case, seed) for group in (methods, others) for seed in range(SEEDS) for case in group]
