@@ -160,7 +160,9 @@ class StudyData:
             teacher = open_teacher(teacher_config(self.faces), TEACHER_SIZE, "cpu")
             for number in todo:
                 pixels = [decode(images[at], at[1], wanted=Wanted(TEACHER_SIZE)) for at in parts[number]]
-                rows = [teacher.embed(to_tensor(pixels[at : at + 32], TEACHER_SIZE)) for at in range(0, len(pixels), 32)]
+                rows = [
+                    teacher.embed(to_tensor(pixels[at : at + 32], TEACHER_SIZE)) for at in range(0, len(pixels), 32)
+                ]
                 with replacing(path(number)) as (file,):
                     np.save(file, torch.cat(rows).numpy())
         if len(missing) > len(todo):

@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[1]
 BATCH, STEPS, SEEDS = 128, 256, 3
 ALONE = "alone"
 FARS = (0.1, 0.01)
+CORE = (ALONE, "arcdistill", "adadistill_alpha", "adadistill", "vanilla_l2", "margindistillation")  # of the hypotheses
 METHODS = (
-    ALONE, "arcdistill", "adadistill_alpha", "adadistill", "margindistillation", "vanilla_l2", "vanilla_cosine", "cosdistill",
-    "adadistill_cos", "kd", "rkd", "ekd", "unified", "margin_kd",
+    *CORE, "vanilla_cosine", "cosdistill", "adadistill_cos", "kd", "rkd", "ekd", "unified", "margin_kd"
 )  # fmt: skip
+
 
 Tree = dict[str, Any]
 
@@ -117,7 +118,7 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 
 
 def planned() -> list[tuple[Case, int]]:
-    """All runs, the most telling first: methods by seed, then ablations by seed."""
-    methods = [CASES[name] for name in METHODS]
-    others = [case for case in CASES.values() if case.name not in METHODS]
-    return [(case, seed) for group in (methods, others) for seed in range(SEEDS) for case in group]
+    """All runs, the most telling first: the methods of the hypotheses, the others, the ablations; by seed."""
+    others = [name for name in METHODS if name not in CORE]
+    groups = CORE, others, [name for name in CASES if name not in METHODS]
+    return [(CASES[name], seed) for group in groups for seed in range(SEEDS) for name in group]

@@ -46,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prepare", "run", "list", "compare", "page"))
     parser.add_argument("--faces", type=Path, metavar="FOLDER", help="prepare: the photographs and the teacher")
-    parser.add_argument("--pieces", type=int, metavar="N", help="prepare: pieces that the teacher embeds (default: all)")
+    parser.add_argument(
+        "--pieces", type=int, metavar="N", help="prepare: pieces that the teacher embeds (default: all)"
+    )
     parser.add_argument("--next", type=int, default=1, metavar="N", help="run: how many runs (default: 1)")
     parser.add_argument("--case", choices=sorted(CASES), metavar="NAME", help="run: of this case alone")
     parser.add_argument("--work", type=Path, default=WORK, help="split, files, cosines (default: %(default)s)")

@@ -95,6 +95,9 @@ class Config(Section):
         if teacher.noise is not None and self.student.teacher_use != "every batch":
             rule = "must be left out where nothing of the student looks at the teacher's embedding of each image"
             raise ValueError(f"teacher.noise {rule}")
+        if teacher.sees == "clean" and self.student.teacher_use != "every batch":
+            rule = 'must be "same" where nothing of the student looks at the teacher\'s embedding of each image'
+            raise ValueError(f'teacher.sees {rule}, got "clean"')
         self._check_centres()
         self._check_sampler()
         self._check_taps()
@@ -148,9 +151,9 @@ class Config(Section):
             return
         if teacher.source == "records" and self.data.flip:
             raise ValueError('data.flip must be false with teacher.source = "records": no mirrored embedding is there')
-        if altering and (teacher.cache is not None or teacher.embeddings_alone):
+        if altering and teacher.sees == "same" and (teacher.cache is not None or teacher.embeddings_alone):
             where = "teacher.cache" if teacher.cache is not None else f'teacher.source = "{teacher.source}"'
             raise ValueError(
                 f"data.{altering[0]} must be off with {where}: the teacher's embeddings there are of plain and of "
-                f"mirrored images only (on: {', '.join(altering)})"
+                f'mirrored images only (on: {", ".join(altering)}), which is what teacher.sees = "clean" takes for all'
             )

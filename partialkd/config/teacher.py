@@ -69,6 +69,9 @@ class TeacherConfig(Section):
     # "bf16": its network under autocast, embeddings in float32. They differ by about 1e-2, so kept ones are others.
     precision: Annotated[Precision, Before("fp32")] = "fp32"
     noise: NoiseConfig | None = None
+    # In training: the image that the student sees, or the same one without data.grey and data.augment, only mirrored
+    # where it is. With "clean", kept embeddings serve augmented images too.
+    sees: Annotated[Literal["same", "clean"], Before("same")] = "same"
     project_to: Dimension | None = None  # one fixed orthogonal projection of embeddings and centres alike
     centres: Literal["means", "classifier"] = "means"  # of the fixed centres and of AdaDistill's start
     classifier: Free[Place | None] = (

@@ -15,6 +15,7 @@ class FaceBatch:
     labels: Tensor  # (b,) int64 global class ids, same device
     records: Tensor  # (b,) int64 indices into the Source, CPU
     flipped: Tensor  # (b,) bool, CPU: True where the image is mirrored
+    clean: Tensor | None = None  # as `images`, before grey and augmentation: what a live teacher sees, if it is told so
     teacher: Tensor | None = None  # (b, D) float32, same device as the images: where the embeddings are kept
 
     def __len__(self) -> int:

@@ -77,11 +77,14 @@ class Ranks:
     cuda: bool
     checkpoint_async: bool = False
     deterministic: bool = False
+    clean_images: bool = False  # beside altered ones, for a teacher that runs with the student
 
     @classmethod
     def of(cls, config: Config, size: int, cuda: bool) -> Ranks:
         """The ranks of a run with this configuration."""
-        return cls(size, cuda, config.run.checkpoint_async, config.run.deterministic)
+        live = config.teacher.cache is None and not config.teacher.embeddings_alone
+        clean = live and config.teacher.sees == "clean" and bool(config.data.altering)
+        return cls(size, cuda, config.run.checkpoint_async, config.run.deterministic, clean)
 
 
 def plan_phase(
@@ -105,7 +108,9 @@ def plan_phase(
     if phase.centres.memory == "host":
         windows, copied = _windows(phase, shard, local, ranks.size)
         host, centre_items = (centre_items, windows) if ranks.cuda else ({}, centre_items | windows)
-    resident = {**centre_items, **_student(phase, student, ranks.size), "batches": _batches(data, local, ranks.cuda)}
+    twice = ranks.clean_images and phase.teacher_use == "every batch"
+    batches = _batches(data, local, ranks.cuda) * (2 if twice else 1)
+    resident = {**centre_items, **_student(phase, student, ranks.size), "batches": batches}
     if ranks.checkpoint_async:
         whole = student.parameters * FLOAT * (1 + _moments(phase)) + student.buffers
         locked = ranks.cuda and phase.centres.memory == "device"

@@ -128,13 +128,14 @@ class Trainer:
         self.folder = context.folder / name
         self._least_seconds, self._watch_teacher = least_seconds, Stopwatch(context.world.device)
         self.plan = plan_of(name, phase, config, source, world)
-        self.loader: Loader = open_loader(config.data, source, self.plan, world.device)
         self.method = make_method(phase.method)
         self.terms = Terms(phase.terms, TermSetting(world, store.num_classes, phase.model.embedding_dim))
         self.states = States({"method": self.method, **self.terms.named})
         teacher = teacher if phase.teacher_use == "every batch" else None
         self._taught_by = teacher.fingerprint if teacher else None
         self.teacher = teacher if isinstance(teacher, Teacher) else None
+        with_clean = self.teacher is not None and config.teacher.sees == "clean"
+        self.loader: Loader = open_loader(config.data, source, self.plan, world.device, with_clean)
         noise = config.teacher.noise if teacher is not None else None
         self.noise = Noise(noise, seed) if noise else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
@@ -253,7 +254,7 @@ class Trainer:
         if self.teacher is None:
             return batch.teacher
         with self._watch_teacher:
-            return self.teacher.embed(batch.images)
+            return self.teacher.embed(batch.images if batch.clean is None else batch.clean)
 
     def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step

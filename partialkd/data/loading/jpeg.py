@@ -45,7 +45,8 @@ class JpegLoader(SourceLoader):
         read = partial(self._read_others, epoch) if self.unreadable.skips else self._read
         for _, (job, images, labels) in in_order(read, jobs, self.data.workers):
             if job.pixels is None:
-                yield self._batch(epoch, images, labels, job.indices, job.flips)
+                planes, clean = images
+                yield self._batch(epoch, planes, labels, job.indices, job.flips, clean=clean)
             else:  # in this thread, whose current device and stream are the rank's
                 pixels, rows = stacked(images, self.data.image_size, self.device), rows_of(job.flips, job.greys)
                 yield self._batch(epoch, pixels, labels, job.indices, job.flips, rows, normalised)
@@ -69,7 +70,7 @@ class JpegLoader(SourceLoader):
         return self._read(Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels))
 
     def read(self, job: Job) -> tuple[Any, list[int]]:
-        """Read images and class ids: `job.pixels`, or a list if not all are S x S; (b, 3, S, S) float32 without."""
+        """Read images and class ids: `job.pixels`, or a list if not all are S x S; without, what `_read_floats` does."""
         if job.pixels is None:
             return self._read_floats(job)
         images, labels, size = [], [], self.data.image_size
@@ -80,15 +81,19 @@ class JpegLoader(SourceLoader):
         fits = all(image.shape[:2] == (size, size) for image in images)
         return job.pixels if fits else images, labels
 
-    def _read_floats(self, job: Job) -> tuple[Tensor, list[int]]:
+    def _read_floats(self, job: Job) -> tuple[tuple[Tensor, Tensor | None], list[int]]:
+        """Read images (b, 3, S, S) float32, the same all in colour where they are wanted, and class ids."""
         size, labels = self.data.image_size, []
         planes = np.empty((len(job.indices), 3, size, size), dtype=np.float32)
+        clean = np.empty_like(planes) if self.with_clean else None
         pixels = np.empty((size, size, 4), dtype=np.uint8)  # one image's: it stays in the cache
         for row, index in enumerate(job.indices.tolist()):
             image, label = self._read_image(index, pixels)
             write_planes(image, planes[row], bool(job.flips[row]), bool(job.greys[row]))
+            if clean is not None:
+                write_planes(image, clean[row], bool(job.flips[row]), False)
             labels.append(label)
-        return torch.from_numpy(planes), labels
+        return (torch.from_numpy(planes), None if clean is None else torch.from_numpy(clean)), labels
 
     def _read_image(self, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Read a record's pixels (H, W, 3) uint8, in `out` if they have its size, and its class id."""

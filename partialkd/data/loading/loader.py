@@ -18,21 +18,21 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 
 
-def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
-    """Open the loader of one rank."""
-    return LOADERS[data.loader](data, source, plan, device)
+def open_loader(data: DataConfig, source: Source, plan: Plan, device: torch.device, with_clean: bool = False) -> Loader:
+    """Open the loader of one rank. with_clean: where images are altered, batches have them unaltered too."""
+    return LOADERS[data.loader](data, source, plan, device, with_clean)
 
 
-def _dali(data: DataConfig, source: Source, plan: Plan, device: torch.device) -> Loader:
+def _dali(data: DataConfig, source: Source, plan: Plan, device: torch.device, with_clean: bool) -> Loader:
     try:
         from partialkd.data.loading.dali import DaliLoader  # a second, and a library not every machine has
     except ImportError as error:
         rule = 'must be "jpeg" where DALI is not installed (pip install nvidia-dali-cuda130)'
         raise ConfigError(f'data.loader: {rule}, got "dali": {error}') from error
-    return DaliLoader(data, source, plan, device)
+    return DaliLoader(data, source, plan, device, with_clean)
 
 
-LOADERS: dict[str, Callable[[DataConfig, Source, Plan, torch.device], Loader]] = {
+LOADERS: dict[str, Callable[[DataConfig, Source, Plan, torch.device, bool], Loader]] = {
     "jpeg": JpegLoader,
     "dali": _dali,
 }

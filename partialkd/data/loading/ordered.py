@@ -17,7 +17,7 @@ from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images import augment
 from partialkd.data.images.carry import carry
-from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.decode import GREY, Wanted, decode
 from partialkd.data.loading.unreadable import Unreadable
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source
@@ -83,9 +83,12 @@ class Loader(ABC):
 class SourceLoader(Loader):
     """Reads the images of a source: decoding errors that name the record, unreadable records, augmentation."""
 
-    def __init__(self, data: DataConfig, source: Source, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, data: DataConfig, source: Source, plan: Plan, device: torch.device, with_clean: bool = False
+    ) -> None:
         super().__init__(plan)
         self.data, self.source, self.device = data, source, device
+        self.with_clean = with_clean and bool(data.altering)
         self.wanted = Wanted(data.image_size, data.resize)
         self.unreadable = Unreadable(data, source, plan)
 
@@ -107,18 +110,23 @@ class SourceLoader(Loader):
         flips: np.ndarray,
         rows: Mapping[str, np.ndarray] | None = None,
         finish: Finish | None = None,
+        clean: Tensor | None = None,
     ) -> FaceBatch:
         """Finish and augment images where they are, in this thread.
 
         pixels: (b, 3, S, S) float32 on the device, which `finish`, where it is given, normalises in place; `rows` is
         what it needs. To the device these, the labels and the numbers of the augmentation go in one copy.
+        clean: the images in colour, where they are wanted and nothing is left to finish.
         """
         changes = augment.prepare(augment.draw(self.data.augment, self.plan.seed, epoch, indices), pixels.shape[3])
         arrays = {_LABELS: np.array(labels, dtype=np.int64), **(rows or {}), **changes.arrays}
         there = carry(arrays, pixels.device)
+        if self.with_clean and clean is None:
+            assert finish is not None, "a loader that finishes its images itself gives those in colour too"
+            clean = finish(pixels.clone(), {name: chosen for name, chosen in there.items() if name != GREY})
         images = finish(pixels, there) if finish else pixels
         changes.apply(images, there)
-        return FaceBatch(images, there[_LABELS], torch.from_numpy(indices), torch.from_numpy(flips))
+        return FaceBatch(images, there[_LABELS], torch.from_numpy(indices), torch.from_numpy(flips), clean)
 
 
 def read_record(source: Source, index: int) -> tuple[bytes, int]:
