@@ -122,3 +122,8 @@ def planned() -> list[tuple[Case, int]]:
     others = [name for name in METHODS if name not in CORE]
     groups = CORE, others, [name for name in CASES if name not in METHODS]
     return [(CASES[name], seed) for group in groups for seed in range(SEEDS) for name in group]
+
+
+def file_name(case: Case, seed: int) -> str:
+    """Name the file of a run."""
+    return f"{case.name.replace(', ', '-').replace(' ', '_')}-{seed}"

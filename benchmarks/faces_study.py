@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 from faces_data import StudyData, identities_of
-from faces_runs import CASES, ROOT, SEEDS, Case, config_of, planned, settings_of
+from faces_runs import CASES, ROOT, SEEDS, Case, config_of, file_name, planned, settings_of, tree_of
+from faces_tables import PAGE, Findings, compare, with_tables
 from measure import machine
 
 from partialkd.evaluate.verification import pairs_of_sets
 from partialkd.run.job import make_teacher, prepare_job, run_phase
-from partialkd.storage.atomic_files import remove_folder, replacing, write_json
+from partialkd.storage.atomic_files import remove_folder, replacing, write_bytes, write_json
 from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
@@ -59,11 +60,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def file_name(case: Case, seed: int) -> str:
-    """Name the file of a run."""
-    return f"{case.name.replace(', ', '-').replace(' ', '_')}-{seed}"
-
-
 def missing(args: argparse.Namespace) -> list[tuple[Case, int]]:
     """Runs that have no result with their settings, in their order; those whose teacher is not there yet left out."""
     todo = []
@@ -77,8 +73,6 @@ def missing(args: argparse.Namespace) -> list[tuple[Case, int]]:
 
 def can_run(case: Case, work: Path) -> bool:
     """Whether the teacher's embeddings are there, if the case needs them."""
-    from faces_runs import tree_of
-
     return "teacher" not in tree_of(case) or (work / f"train_{case.data}" / "teacher.npz").exists()
 
 
@@ -143,6 +137,11 @@ def main() -> None:
         gone = {file_name(*one) for one in missing(args)}
         for case, seed in planned():
             print(f"{'missing' if file_name(case, seed) in gone else 'there'}\t{seed} of {SEEDS}\t{case.name}")
+    elif args.what == "compare":
+        compare(args.results, args.work)
+    else:
+        page = with_tables(PAGE.read_text(encoding="utf-8"), Findings.read(args.results))
+        write_bytes(PAGE, page.encode())
 
 
 if __name__ == "__main__":

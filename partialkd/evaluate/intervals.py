@@ -221,6 +221,29 @@ def mean_difference(one: np.ndarray, other: np.ndarray, people: People) -> tuple
     return mean, (mean - half, mean + half)
 
 
+def auc_difference(ones: np.ndarray, others: np.ndarray, same: np.ndarray, people: People) -> tuple[float, Interval]:
+    """How much larger the area under one kind of network's ROC curve is than another's, and its interval by identity.
+
+    ones, others: scores (runs, n) of the same pairs, a row for each run of that kind; mean over them. same (n,) bool.
+    """
+    parts, areas = zip(*(_mean_placement_errors(scores, same) for scores in (ones, others)), strict=True)
+    difference = areas[0] - areas[1]
+    half = people.spread(parts[0] - parts[1])
+    return difference, (difference - half, difference + half)
+
+
+def _mean_placement_errors(runs: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, float]:
+    """What each pair adds to the error of the mean area of some runs (n,), to first order; that area."""
+    parts, total = np.zeros(len(same)), 0.0
+    for scores in runs:
+        above, below = placements(scores[same], scores[~same])
+        area = float(above.mean())
+        parts[same] += (above - area) / len(above)
+        parts[~same] += (below - area) / len(below)
+        total += area
+    return parts / len(runs), total / len(runs)
+
+
 def tar_difference(
     one: np.ndarray, other: np.ndarray, same: np.ndarray, people: People, far: float
 ) -> tuple[float, Interval]:
