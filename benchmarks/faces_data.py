@@ -173,7 +173,9 @@ class StudyData:
             self._write_rows(name, list(labelled(split, listing, name)), rows_of)
         return 0
 
-    def _write_rows(self, name: str, records: list[tuple[tuple[str, str], int]], rows: dict) -> None:  # type: ignore[type-arg]
+    def _write_rows(
+        self, name: str, records: list[tuple[tuple[str, str], int]], rows: dict[tuple[str, str], np.ndarray]
+    ) -> None:
         out = self.train(name) / "teacher.npz"
         if not out.exists():
             with replacing(out) as (file,):

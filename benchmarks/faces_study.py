@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, case: Case, seed: int, world: World) -> None:
     kept = args.work / "cosines" / f"{file_name(case, seed)}.npz"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with replacing(kept) as (file,):
-        np.savez(file, **{name: pairs.cosines.astype(np.float32) for name, pairs in found.items()})
+        np.savez(file, allow_pickle=False, **{name: pairs.cosines.astype(np.float32) for name, pairs in found.items()})
     row: dict[str, Any] = {
         "case": case.name,
         "method": case.method,

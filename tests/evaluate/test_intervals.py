@@ -104,3 +104,22 @@ def test_paired_differences_are_narrower_than_those_of_strangers() -> None:
     assert high - low < single[1] - single[0]
     mean, (low, high) = intervals.mean_difference(one > 1.5, other > 1.5, people)
     assert low <= mean <= high
+
+
+def test_the_difference_of_two_mean_areas() -> None:
+    """Two runs each: the mean of all couples of pairs, and the spread of what each pair adds to it."""
+    first, second = RNG.integers(0, 12, (2, 60))
+    second[:24] = first[:24]
+    same, people = first == second, People(first, second)
+    ones, others = RNG.normal(size=(2, 2, 60)) + same
+    parts, areas = [], []
+    for runs in (ones, others):
+        right = np.stack([(scores[same][:, None] > scores[~same]).astype(float) for scores in runs]).mean(0)
+        parts.append(np.empty(60))
+        areas.append(right.mean())
+        parts[-1][same] = (right.mean(1) - right.mean()) / same.sum()
+        parts[-1][~same] = (right.mean(0) - right.mean()) / (~same).sum()
+    mean, (low, high) = intervals.auc_difference(ones, others, same, people)
+    half = people.spread(parts[0] - parts[1])
+    assert [mean, low, high] == pytest.approx([areas[0] - areas[1] + side * half for side in (0, -1, 1)])
+    assert intervals.auc_difference(ones, ones, same, people) == (0.0, (0.0, 0.0))
