@@ -70,7 +70,7 @@ class JpegLoader(SourceLoader):
         return self._read(Job(indices, self.plan.flips(epoch, indices), self.plan.greys(epoch, indices), pixels))
 
     def read(self, job: Job) -> tuple[Any, list[int]]:
-        """Read images and class ids: `job.pixels`, or a list if not all are S x S; without, what `_read_floats` does."""
+        """Read images and class ids: `job.pixels`, or a list if not all are S x S; without: `_read_floats`."""
         if job.pixels is None:
             return self._read_floats(job)
         images, labels, size = [], [], self.data.image_size

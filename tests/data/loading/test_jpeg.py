@@ -48,5 +48,5 @@ def test_no_records_are_an_empty_batch(tmp_path: Path) -> None:
     none = np.zeros(0, dtype=np.int64)
     for pixels in (None, torch.empty((0, SIZE, SIZE, 4), dtype=torch.uint8)):
         images, labels = loader.read(Job(none, none.astype(bool), none.astype(bool), pixels))
-        assert to_tensor(images, SIZE).shape == (0, 3, SIZE, SIZE) if pixels is not None else len(images) == 0
+        assert to_tensor(images, SIZE).shape == (0, 3, SIZE, SIZE) if pixels is not None else len(images[0]) == 0
         assert labels == []
