@@ -43,29 +43,49 @@ class Case:
 
 PUBLISHED: Tree = {"student.method.scale": 64.0}
 GREY: Tree = {"data.grey": 0.5}
+CLEAN: Tree = {**GREY, "teacher.sees": "clean"}
 COSINE_ALONE: Tree = {"student.method.scale": 1e-3}  # so that the loss over centres has no gradient to speak of
+COSINE: Tree = {"student.terms": [{"name": "embedding", "weight": 10.0, "distance": "cosine"}]}
 
 
-def _cases() -> list[Case]:
-    cases = [Case(name, name) for name in METHODS]
-    arc, alone = {**PUBLISHED, "student.method.margin": 0.45}, {**PUBLISHED, "student.method.margin.m2": 0.5}
-    cases += [
+def _key_ablations() -> list[Case]:
+    """Those that a default is chosen by."""
+    arc = {**PUBLISHED, "student.method.margin": 0.45}
+    return [
         Case("adadistill, published", "adadistill", changes=arc),
         Case("arcdistill, published", "arcdistill", changes=arc),
-        Case("alone, published", ALONE, changes=alone),
         Case("cosine alone", "vanilla_cosine", changes=COSINE_ALONE),
+        Case("arcdistill with cosine", "arcdistill", changes=COSINE),
+        Case("adadistill with cosine", "adadistill", changes=COSINE),
+        Case("arcdistill, grey", "arcdistill", changes=GREY),
+        Case("adadistill, grey, teacher sees clean", "adadistill", changes=CLEAN),
+        Case("arcdistill with cosine, grey, teacher sees clean", "arcdistill", changes={**COSINE, **CLEAN}),
     ]
+
+
+def _other_ablations() -> list[Case]:
+    cases = []
     for data in ("20", "120", "1000"):
-        for name in (ALONE, "arcdistill", "adadistill", "vanilla_cosine"):
+        for name in (ALONE, "arcdistill", "adadistill"):
             cases.append(Case(f"{name}, {data} identities", name, data))
         cases.append(Case(f"cosine alone, {data} identities", "vanilla_cosine", data, COSINE_ALONE))
-    cases += [
+    return [
+        *cases,
+        Case("alone, published", ALONE, changes={**PUBLISHED, "student.method.margin.m2": 0.5}),
+        Case("alone, grey", ALONE, changes=GREY),
+        Case("arcdistill, margin 0", "arcdistill", changes={"student.method.margin": 0.0}),
+        Case("arcdistill, scale 16", "arcdistill", changes={"student.method.scale": 16.0}),
         Case("adadistill, margin 0", "adadistill", changes={"student.method.margin": 0.0}),
         Case("adadistill, scale 16", "adadistill", changes={"student.method.scale": 16.0}),
         Case("adadistill, random centres", "adadistill", changes={"student.method.initial_centres": "random"}),
-        Case("vanilla_cosine, weight 30", "vanilla_cosine", changes={"student.terms.0.weight": 30.0}),
     ]
-    return cases
+
+
+KEY = tuple(case.name for case in _key_ablations())
+
+
+def _cases() -> list[Case]:
+    return [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations()]
 
 
 CASES = {case.name: case for case in _cases()}
@@ -118,9 +138,9 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 
 
 def planned() -> list[tuple[Case, int]]:
-    """All runs, the most telling first: the methods of the hypotheses, the others, the ablations; by seed."""
-    others = [name for name in METHODS if name not in CORE]
-    groups = CORE, others, [name for name in CASES if name not in METHODS]
+    """All runs, the most telling first: methods of the hypotheses; other methods and key ablations; the rest; by seed."""
+    second = [name for name in METHODS if name not in CORE] + list(KEY)
+    groups = CORE, second, [name for name in CASES if name not in METHODS + KEY]
     return [(CASES[name], seed) for group in groups for seed in range(SEEDS) for name in group]
 
 

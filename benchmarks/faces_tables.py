@@ -30,7 +30,7 @@ HYPOTHESES = (  # one, other, whether "better" or "equal" is expected
     ("margindistillation", ALONE, "better"),
 )
 BEST_PUBLISHED = "adadistill, published"
-AXIS = (ALONE, "arcdistill", "adadistill", "vanilla_cosine", "cosine alone")
+AXIS = (ALONE, "arcdistill", "adadistill", "cosine alone")
 
 Tree = dict[str, Any]
 
