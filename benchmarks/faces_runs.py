@@ -138,7 +138,7 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 
 
 def planned() -> list[tuple[Case, int]]:
-    """All runs, the most telling first: methods of the hypotheses; other methods and key ablations; the rest; by seed."""
+    """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed."""
     second = [name for name in METHODS if name not in CORE] + list(KEY)
     groups = CORE, second, [name for name in CASES if name not in METHODS + KEY]
     return [(CASES[name], seed) for group in groups for seed in range(SEEDS) for name in group]
