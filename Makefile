@@ -97,7 +97,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for script in .ci/run launch/bounded.sh launch/local.sh launch/slurm/train.sbatch; do bash -n $$script || exit 1; done
+	for script in .ci/run launch/*.sh launch/slurm/train.sbatch containers/*.sh; do bash -n $$script || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -W -E -c docs/site -b html docs build/docs

@@ -28,7 +28,7 @@ AT_THE_TOP = {"errors.py", "counter_random.py", "context.py", "__init__.py"}
 
 # Library -> the modules that may name it, anywhere in their code.
 OWNERS = {
-    "torch.distributed": {"world.world", "world.launcher"},
+    "torch.distributed": {"world.world", "world.launcher", "world.links"},
     "deepspeed": {"training.student"},
     "nvidia.dali": {"data.loading.dali"},
     "cv2": {"align.yunet"},

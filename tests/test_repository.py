@@ -29,6 +29,8 @@ def tracked() -> list[Path]:
 
 
 FILES = tracked()
+SCRIPTS = [".ci/run", "launch/slurm/train.sbatch"]
+SCRIPTS += [str(path.relative_to(ROOT)) for part in ("launch", "containers") for path in (ROOT / part).glob("*.sh")]
 
 
 def lines_with(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
@@ -90,13 +92,13 @@ def test_no_entry_point_hides_a_library() -> None:
     assert not names & {name.removesuffix(".py") for name in top_level}
 
 
-@pytest.mark.parametrize("script", [".ci/run", "launch/bounded.sh", "launch/local.sh", "launch/slurm/train.sbatch"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_shell_scripts_parse(script: str) -> None:
     done = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("script", ["launch/local.sh", "launch/slurm/train.sbatch"])
+@pytest.mark.parametrize("script", ["launch/local.sh", "launch/node.sh", "launch/slurm/train.sbatch"])
 def test_torchrun_knows_its_options(script: str) -> None:
     from torch.distributed.run import get_args_parser
 

@@ -34,6 +34,8 @@ class Entry:
 # Name -> partialkd/commands/NAME.py, with main(arguments) -> exit status; launch/NAME.py runs it too.
 COMMANDS = {
     "train": Entry("train what a configuration describes", "stdout"),
+    "doctor": Entry("is this machine, and every rank of a launch, fit for a run"),
+    "submit": Entry("hand runs to Slurm, one or an array of them"),
     "plan": Entry("will it fit, how many identities would, what does a step cost at least"),
     "embed": Entry("keep a teacher's embeddings of the training data", "stdout"),
     "evaluate": Entry("score a network on verification sets, templates, identification"),

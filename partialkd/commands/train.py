@@ -17,7 +17,7 @@ import torch
 
 from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
-from partialkd.run.job import run_job
+from partialkd.run.job import dry_run, run_job
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
 from partialkd.world.messages import output
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         output(configured(_ranks_here))
         return 0
+    if options.dry_run:
+        return launched(config.dist, lambda world: dry_run(config, world, options.resume, options.extend))
     job = lambda world: run_job(config, world, options.resume, options.extend)
     return launched(config.dist, job, ("--resume", "auto"))
 
@@ -64,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH")
     parser.add_argument(
         "--extend", action="store_true", help="with --resume: epochs and max_steps may be more than they were"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="all that a run does before its first step: data, networks, teacher and its accuracy, weights; then end",
     )
     parser.add_argument(
         "--check",

@@ -115,6 +115,43 @@ def _run(job: Job) -> dict[str, Any]:
     return result
 
 
+@dataclass
+class Looked:
+    """What a run was found to be before its folder is touched."""
+
+    context: RunContext
+    resume: str
+    checked: Checked
+    data_facts: dict[str, Any] | None
+
+
+def look_at_job(config: Config, world: World, resume: str, stop: StopSignals, extend: bool = False) -> Looked:
+    """Prepare the data and check everything (checks.py), collectively; nothing of the run's folder is touched."""
+    config, resume, longer = world.on_main(lambda: _resumed(config, world, resume, extend))
+    for name, phase in phases_of(config).items():
+        check_batch(key_of(name), phase, world.size)
+    facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
+    if world.is_main and facts:
+        _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
+    source = world.together(lambda: open_source(config.data))
+    context = RunContext(config, world, source, run_folder(config), stop)
+    return Looked(context, resume, check_job(context, resume, longer), facts)
+
+
+def dry_run(config: Config, world: World, resume: str = "never", extend: bool = False) -> None:
+    """Do all that a run does before its first step, collectively, and end there.
+
+    Data that the configuration makes are made; the run's folder is neither begun nor moved aside.
+    """
+    messages.set_level(config.run.log_level)
+    with StopSignals() as stop, for_good(world):
+        looked = look_at_job(config, world, resume, stop, extend)
+    source, names = looked.context.source, ", ".join(phases_of(looked.context.config))
+    if world.is_main:
+        found = f"{len(source)} images of {source.num_classes} identities, {names} on {world.size} ranks"
+        _log.info(f"{found}: fit to run; {looked.context.folder} is as it was")
+
+
 def prepare_job(
     config: Config,
     world: World,
@@ -127,15 +164,9 @@ def prepare_job(
 
     began: when this start of the run did, by `time.perf_counter`.
     """
-    config, resume, longer = world.on_main(lambda: _resumed(config, world, resume, extend))
-    for name, phase in phases_of(config).items():
-        check_batch(key_of(name), phase, world.size)
-    facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
-    if world.is_main and facts:
-        _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
-    source = world.together(lambda: open_source(config.data))
-    context = RunContext(config, world, source, run_folder(config), stop)
-    checked = check_job(context, resume, longer)
+    looked = look_at_job(config, world, resume, stop, extend)
+    context, resume, checked, facts = looked.context, looked.resume, looked.checked, looked.data_facts
+    config, source = context.config, context.source
     folder = world.on_main(lambda: _open(config, world, resume, extend))
     world.on_main(lambda: _say_identities(source, folder))
     if source.facts:

@@ -139,7 +139,7 @@ def test_the_batch_script_queues_no_wrong_job_again(said: str, queued: bool, sta
     assert (tmp_path / "queue").exists() == queued
     assert ("not queued again: it would fail in the same way" in at_last) == (not queued)
     assert not (tmp_path / "slurm-7.status").exists()
-    assert (tmp_path / "check").read_text() == "launch/train.py --check run.toml run.name=x\n"
+    assert (tmp_path / "check").read_text() == "./launch/train.py --check run.toml run.name=x\n"
 
 
 def test_the_batch_script_starts_no_rank_with_a_wrong_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,8 @@
+"""Hand runs to Slurm, one or an array of them. `partialkd submit --help`."""
+
+from __future__ import annotations
+
+from partialkd.commands.console import run
+
+if __name__ == "__main__":
+    raise SystemExit(run("submit"))
