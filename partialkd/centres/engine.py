@@ -154,11 +154,16 @@ class Centres:
         """Send what `contrast(student, labels)`, which must be called next, will wait for."""
         self._begun = self._begin(student, labels, None)
 
-    def teach(self, teacher: Tensor | None) -> None:
-        """Send the teacher's embeddings (b, D of the teacher), before `contrast`, if there are soft targets."""
+    def teach(self, teacher: Tensor | None, records: Tensor | None = None) -> None:
+        """Send the teacher's embeddings (b, D of the teacher), before `contrast`, if there are soft targets.
+
+        records: (b,) int64, which noise on the teacher's logits is drawn for.
+        """
         if self._soft is not None:
             assert teacher is not None
-            self._soft.send(teacher, self._rows.store.length.dtype)
+            noise = self._soft.targets.noise
+            keys = noise.keys(records, self._steps) if noise is not None and records is not None else None
+            self._soft.send(teacher, self._rows.store.length.dtype, keys)
 
     def contrast(
         self,

@@ -21,7 +21,7 @@ Source: Hinton et al., arXiv:1503.02531; groups: Zhao et al., GKD, arXiv:2304.04
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from partialkd.centres.contrast import with_slope
 from partialkd.centres.gathered import OwnRows, where_finite
+from partialkd.centres.logit_noise import LogitNoise
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import MicroStep, Queries, offset_of
 from partialkd.centres.sweeps.products import Products
@@ -45,6 +46,7 @@ class SoftTargets:
     store: CentreStore | None = None  # the teacher's centres, in the same shards; None: they are the student's
     share: float | None = None  # of the student's probability that the primary classes have; None: no groups
     most: int = 0  # primary classes of a sample, beside its own
+    noise: LogitNoise | None = None  # on the teacher's logits; a micro-step then has keys
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class SoftContrast:
     teacher_target: Tensor  # (b,) the teacher's
     rest: Tensor | None = None  # (b,) as `student`
     rest_teacher: Tensor | None = None  # (b,) as `teacher`
+    own_noise: Tensor | None = None  # (b,) factor of the teacher's logit of the own class
 
 
 class SoftPass:
@@ -71,20 +74,26 @@ class SoftPass:
         self, targets: SoftTargets, world: World, scale: float, products: Products, chunk_rows: int | None
     ) -> None:
         self.targets, self.world = targets, world
-        self.sweep = SoftSweep(scale, targets.teacher_scale, targets.temperature, products, chunk_rows)
+        scales = scale, targets.teacher_scale, targets.temperature
+        self.sweep = SoftSweep(*scales, products, chunk_rows, targets.noise)
         self._received: Callable[[], Tensor] | None = None
+        self._keys: Tensor | None = None
 
-    def send(self, teacher: Tensor, dtype: torch.dtype) -> None:
-        """Start the all_gather of the teacher's embeddings (b, D of the teacher), which need not be normalised."""
+    def send(self, teacher: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> None:
+        """Start the all_gather of the teacher's embeddings (b, D of the teacher), which need not be normalised.
+
+        keys: (b,) of the noise on its logits.
+        """
         self._received = self.world.start_all_gather(F.normalize(teacher.detach().to(dtype)))
+        self._keys = None if keys is None else self.world.all_gather(keys.to(teacher.device))
 
     def begin(self, own: OwnRows, queries: Queries) -> SoftStep:
         """Compute this shard's sums, those of the cross-entropy among them; collective."""
         assert self._received is not None, "Centres.contrast without Centres.teach"
         received, self._received = where_finite(self._received()), None
-        soft = SoftQueries(queries, received, self.targets.store or own.store)
+        soft = SoftQueries(queries, received, self.targets.store or own.store, keys=self._keys)
         if self.targets.share is not None:
-            soft = SoftQueries(queries, received, soft.store, self._least(own, soft, self.targets.share))
+            soft = replace(soft, least=self._least(own, soft, self.targets.share))
         return SoftStep(self, own, soft, self.sweep.sums(own.store, soft))
 
     def _least(self, own: OwnRows, queries: SoftQueries, share: float) -> Tensor:
@@ -121,6 +130,10 @@ class SoftStep:
         self.parts = [sums.student.rows, sums.teacher.rows, sums.student.terms, sums.teacher.terms, sums.logits, target]
         if sums.rest is not None and sums.rest_teacher is not None:
             self.parts += [sums.rest.rows, sums.rest.terms, sums.rest_teacher]
+        if (noise := made_by.targets.noise) is not None:
+            assert queries.keys is not None
+            factors = noise.factors(queries.keys, own.row + own.store.shard.start).to(target)
+            self.parts.append(factors * own.owned)
 
     def finish(self, x: Tensor, target: Tensor, parts: Sequence[Tensor], correction: Tensor) -> SoftPending:
         """Make of the parts (b, ...), summed, what terms take: x (b, D) unit and target (b,) with gradient.
@@ -128,6 +141,7 @@ class SoftStep:
         correction: (b,) added to the logs of sums over other classes.
         """
         rows, teacher_rows, terms, teacher_terms, logits, teacher_target, *rest = parts
+        own_noise = rest.pop() if self.made_by.targets.noise else None
         sweep = self.made_by.sweep
         over = sweep.scale / sweep.temperature
         log_of = lambda terms, offset: terms.log() + offset + correction
@@ -141,6 +155,7 @@ class SoftStep:
             teacher_target=teacher_target,
             rest=with_slope(log_of(rest[1], sweep.offset), x, slope(rest[0], rest[1])) if rest else None,
             rest_teacher=log_of(rest[2], sweep.teacher_offset) if rest else None,
+            own_noise=own_noise,
         )
         weighed = [(found.student, terms), (found.crossed, teacher_terms)]
         if found.rest is not None:

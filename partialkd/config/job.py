@@ -12,7 +12,7 @@ from partialkd.config.data import DataConfig
 from partialkd.config.methods import AdaDistillConfig
 from partialkd.config.run import DistConfig, HealthConfig, RunConfig
 from partialkd.config.teacher import TeacherConfig
-from partialkd.config.training import PhaseConfig
+from partialkd.config.training import PhaseConfig, StudentConfig
 
 
 class EvaluateConfig(Section):
@@ -65,10 +65,17 @@ class Config(Section):
     dist: Free[DistConfig] = DistConfig()
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
-    student: PhaseConfig
+    student: StudentConfig
     alone: PhaseConfig | None = None  # the same student without a teacher, for comparison
     evaluate: Free[EvaluateConfig] = EvaluateConfig()
     health: Free[HealthConfig] = HealthConfig()
+
+    @property
+    def phases(self) -> dict[str, PhaseConfig]:
+        """List the phases of a run, in their order: the name of its folder -> its section."""
+        own = {"teacher": self.teacher.train} if self.teacher.source == "train" else {}
+        found = {**own, **dict.fromkeys(self.student.names, self.student), "alone": self.alone}
+        return {name: phase for name, phase in found.items() if phase is not None}
 
     @property
     def evaluation(self) -> EvaluateConfig:
@@ -98,6 +105,8 @@ class Config(Section):
         if teacher.sees == "clean" and self.student.teacher_use != "every batch":
             rule = 'must be "same" where nothing of the student looks at the teacher\'s embedding of each image'
             raise ValueError(f'teacher.sees {rule}, got "clean"')
+        if teacher.noise is not None and teacher.noise.on == "logits":
+            self._check_noisy_logits()
         self._check_centres()
         self._check_sampler()
         self._check_taps()
@@ -109,9 +118,20 @@ class Config(Section):
                 raise ValueError(f"{where}.{key} must be a {kind} without teacher, got {name}")
         return self
 
+    def _check_noisy_logits(self) -> None:
+        """Refuse noise on logits that nothing has, or that lie in a window of the rows."""
+        if self.student.soft_term is None:
+            rule = 'must be "embedding" without a term of soft targets (logit_kd, margin_t, gkd) in student.terms'
+            raise ValueError(f'teacher.noise.on {rule}, got "logits"')
+        if self.student.centres.memory == "host":
+            raise ValueError('student.centres.memory must be "device" with teacher.noise.on = "logits", got "host"')
+
     def _check_centres(self) -> None:
-        """Refuse a classifier that nothing would read."""
+        """Refuse a classifier that nothing would read, or that later generations would not have."""
         method = self.student.method
+        if self.teacher.centres == "classifier" and self.student.generations > 1 and method.centre_kind != "trainable":
+            rule = f"must be 1 with {method.name}, whose students have no classifier of their own to hand on"
+            raise ValueError(f'student.generations {rule} (teacher.centres = "classifier")')
         if self.teacher.centres != "classifier" or not isinstance(method, AdaDistillConfig):
             return
         if self.student.teacher_rows:

@@ -25,6 +25,8 @@ class ModelConfig(Section):
         "edgeface_xxs", "edgeface_xs", "edgeface_s", "edgeface_base",
         "facelivtv2_xs", "facelivtv2_s", "facelivtv2_m", "facelivtv2_l",
         "ghostfacenet_v1_s1", "ghostfacenet_v1_s2", "ghostfacenet_v2_s1", "ghostfacenet_v2_s2",
+        "mixfacenet_xs", "mixfacenet_s", "mixfacenet_m",
+        "shufflemixfacenet_xs", "shufflemixfacenet_s", "shufflemixfacenet_m",
     ]  # fmt: skip
     embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
     width: Scale = 1.0  # multiplies the channel counts; 1.0 is the published network

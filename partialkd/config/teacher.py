@@ -15,10 +15,13 @@ Dimension = Annotated[int, Field(gt=0, le=65536)]
 
 
 class NoiseConfig(Section):
-    """Noise on the teacher's embeddings while the student is trained (partialkd/teacher/noise.py)."""
+    """Noise on what the teacher says while the student is trained (partialkd/teacher/noise.py)."""
 
     sigma: Annotated[float, Field(gt=0, le=10)] = 0.1  # deviation of each number, as a part of it
-    share: Share = 0.5  # of the embeddings that get any
+    share: Share = 0.5  # of the images that get any
+    # The numbers of its embeddings, or its logits over all classes (partialkd/centres/logit_noise.py), which only terms
+    # of soft targets look at.
+    on: Annotated[Literal["embedding", "logits"], Before("embedding")] = "embedding"
 
 
 class MemberConfig(Section):

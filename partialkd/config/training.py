@@ -265,3 +265,29 @@ class PhaseConfig(Section):
                 rule = f'must be at least {term.least_batch} with terms.{at}.name = "{term.name}"'
                 raise ValueError(f"global_batch {rule}, got {self.global_batch}")
         return self
+
+
+class StudentConfig(PhaseConfig):
+    """The student, and how often it is trained anew with the one before as its teacher."""
+
+    # Students in a chain: the teacher teaches the first, each the next, and the last is the student (born-again
+    # networks, Furlanello et al., 2018). Every one starts from random numbers of its own.
+    generations: Annotated[Annotated[int, Field(ge=1, le=100)], Before(1)] = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name the phases that train it, in their order: "generation_1", ..., "student"."""
+        return (*(f"generation_{number}" for number in range(1, self.generations)), "student")
+
+    @model_validator(mode="after")
+    def _born_again(self) -> StudentConfig:
+        if self.generations == 1:
+            return self
+        if self.taught_part is None:
+            rule = f"must be 1 with {self.method.name} and no term that asks for a teacher: nothing would be handed on"
+            raise ValueError(f"generations {rule}, got {self.generations}")
+        for key, given in (("weights", self.weights), ("centres.weights", self.centres.weights)):
+            if given is not None:
+                rule = f"must be 1 with {key}: every generation starts from random numbers"
+                raise ValueError(f"generations {rule}, got {self.generations}")
+        return self

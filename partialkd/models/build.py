@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from partialkd.config import ModelConfig
-from partialkd.models import edgeface, facelivt, ghostfacenet
+from partialkd.models import edgeface, facelivt, ghostfacenet, mixfacenet
 from partialkd.models.ir import IR, LAYOUTS
 from partialkd.models.iresnet import STAGES, IResNet
 from partialkd.models.mobilefacenet import VARIANTS, MobileFaceNet
@@ -20,6 +20,7 @@ FAMILIES: dict[str, type[Network]] = {
     **dict.fromkeys(edgeface.VARIANTS, edgeface.EdgeFace),
     **dict.fromkeys(facelivt.CHANNELS, facelivt.FaceLiVT),
     **dict.fromkeys(ghostfacenet.VARIANTS, ghostfacenet.GhostFaceNet),
+    **dict.fromkeys(mixfacenet.VARIANTS, mixfacenet.MixFaceNet),
 }
 
 

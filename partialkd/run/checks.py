@@ -18,14 +18,13 @@ from pathlib import Path
 from torch import Tensor
 
 from partialkd.config import AdaDistillConfig, Config, PhaseConfig
-from partialkd.context import RunContext
+from partialkd.context import RunContext, as_generation
 from partialkd.errors import CheckpointError, ConfigError, DataError, TeacherError
 from partialkd.evaluate.verification import look_at_sets
 from partialkd.methods import make_method
 from partialkd.models.build import build_empty
 from partialkd.models.compiled import require_compiler
 from partialkd.run.finished import check_finished
-from partialkd.run.folder import PHASES
 from partialkd.run.scores import Scores, judge_teacher, score, scored_before
 from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.classifier import own_rows
@@ -64,11 +63,8 @@ class Checked:
 
 
 def phases_of(config: Config) -> dict[str, PhaseConfig]:
-    """List the phases of a run in their order: name -> configuration."""
-    found = {"teacher": config.teacher.train, "student": config.student, "alone": config.alone}
-    if config.teacher.source != "train":
-        del found["teacher"]
-    return {name: phase for name, phase in found.items() if phase is not None}
+    """List the phases of a run that have a section of their own: of a chain of students, the last."""
+    return {name: phase for name, phase in config.phases.items() if name not in config.student.names[:-1]}
 
 
 def check_job(context: RunContext, resume: str, longer: list[str]) -> Checked:
@@ -80,7 +76,8 @@ def check_job(context: RunContext, resume: str, longer: list[str]) -> Checked:
         world.together(partial(_check_network, name, phase, context.image_size))
     _check_compilers(context)
     phases, resumed = phases_of(config), resume != "never"
-    starts = {name: look_at_start(context, name, key_of(name), phase, resumed) for name, phase in phases.items()}
+    starts = {name: Start() for name in config.student.names}  # generations start from nothing
+    starts |= {name: look_at_start(context, name, key_of(name), phase, resumed) for name, phase in phases.items()}
     _check_finished_phases(context, resume, longer, starts)
     checked = check_teacher(context, resumed) if config.teacher.source != "none" else Checked()
     checked.starts = starts
@@ -100,6 +97,12 @@ def _check_taps(context: RunContext, checked: Checked) -> None:
         assert config.teacher.train is not None  # kept embeddings have no layers, which the configuration knows
         teacher = build_empty(config.teacher.train.model, size)
     wires_of(config.student, "student", build_empty(config.student.model, size), teacher)
+    if config.student.generations > 1:
+        twins = [build_empty(config.student.model, size) for _ in range(2)]
+        try:
+            wires_of(config.student, "student", *twins)
+        except ConfigError as error:
+            raise ConfigError(f"student.generations: a student that teaches has other blocks: {error}") from error
 
 
 def _check_network(name: str, phase: PhaseConfig, image_size: int) -> None:
@@ -124,11 +127,14 @@ def _check_finished_phases(context: RunContext, resume: str, longer: list[str], 
     """Check what a resumed run would believe: all but what it makes longer, or what is before where it goes back to."""
     if resume == "never":
         return
+    phases, chain = context.config.phases, ("teacher", *context.config.student.names)
+    names = list(phases)
     going_back = None if resume == "auto" else Path(resume).resolve().parent.parent.name
-    for name in PHASES[: PHASES.index(going_back)] if going_back in PHASES else PHASES:
-        phase = phases_of(context.config).get(name)
-        if phase is not None and name not in longer and not (name == "student" and "teacher" in longer):
-            context.world.on_main(partial(check_finished, context, name, phase, None, starts[name].facts))
+    anew = {name for name in names for one in longer if one in chain and name in chain[chain.index(one) :]} | {*longer}
+    for name in names[: names.index(going_back)] if going_back in names else names:
+        if name not in anew:
+            own, start = as_generation(context, name), starts[name].facts
+            context.world.on_main(partial(check_finished, own, name, phases[name], None, start))
 
 
 # ------------------------------------------------------------------------------------------------ the teacher
@@ -183,5 +189,6 @@ def _check_classifier(context: RunContext, project: Callable[[Tensor], Tensor], 
 
 
 def _has_begun(context: RunContext) -> bool:
-    """Return whether the student has already learnt from this teacher; collective."""
-    return context.world.on_main(lambda: any((context.folder / "student").glob("*")))
+    """Return whether a student has already learnt from this teacher; collective."""
+    first = context.folder / context.config.student.names[0]
+    return context.world.on_main(lambda: any(first.glob("*")))

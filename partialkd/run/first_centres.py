@@ -95,9 +95,11 @@ def _of_teacher(
         "label_map": file_digest(context.config.teacher.label_map),
         **teacher.how,
     }
-    begun = resumed and world.on_main(lambda: checkpoint.newest(context.folder / "student" / "checkpoints") is not None)
+    begun = resumed and world.on_main(
+        lambda: checkpoint.newest(context.folder / context.learner / "checkpoints") is not None
+    )
     make = lambda s: fill_from_teacher(context, s, teacher)
-    load_or_make(store, context.folder / "teacher_centres", facts, make, world, begun)
+    load_or_make(store, context.teaching_folder / "teacher_centres", facts, make, world, begun)
     return store
 
 
@@ -138,7 +140,7 @@ def fill_from_teacher(context: RunContext, store: CentreStore, teacher: Teaching
         heeded = counted(heeded, "class means of the teacher", plan.micro_steps, "batches")
         class_means(store, heeded, embed, plan.local_batch, context.world, context.source.name)
     elif config.source == "train":
-        folder = context.folder / "teacher"
+        folder = context.folder / context.teacher_phase
         made = context.world.on_main(lambda: record_of(folder / MODEL))
         load_centres(store, folder / "centres", teacher.project, context.world, made)
     else:

@@ -32,7 +32,6 @@ from partialkd.storage.claim import Claim, claim
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
-PHASES = ("teacher", "student", "alone")  # in the order of a run
 SAVED_CONFIG = "config.toml"
 IN_USE = "wait for it to end, stop it, or choose another run.name"
 
@@ -69,12 +68,13 @@ def check_run(config: Config, resume: str, extend: bool = False) -> list[str]:
     folder, longer = run_folder(config), []
     if extend and resume == "never":
         raise ConfigError("--extend: only with --resume auto or a checkpoint's path, got --resume never")
-    begun = any((folder / phase).exists() for phase in PHASES) or (folder / SAVED_CONFIG).exists()
+    begun = any((folder / name).exists() for name in (*config.phases, SAVED_CONFIG))
     if resume != "never" and begun:
         keys = check_same_run(config, folder / SAVED_CONFIG, extend)
-        longer = [phase for phase in PHASES if any(key.startswith(f"{phase}.") for key in keys)]
+        sections = {"teacher": "teacher", config.student.names[0]: "student", "alone": "alone"}
+        longer = [name for name, key in sections.items() if any(one.startswith(f"{key}.") for one in keys)]
     if resume not in ("never", "auto"):
-        _complete_before(folder, Path(resume))
+        _complete_before(folder, Path(resume), list(config.phases))
     for phase in longer:
         if (folder / phase / MODEL).exists() and checkpoint.newest(folder / phase / "checkpoints") is None:
             raise CheckpointError(f"{folder / phase}: --extend goes on from its last checkpoint, and there is none")
@@ -88,11 +88,11 @@ def open_run(config: Config, resume: str, extend: bool = False) -> Path:
     """
     folder = run_folder(config)
     for phase in check_run(config, resume, extend):
-        _reopen(folder, phase)
+        _reopen(folder, phase, config.student.names)
     if resume == "never":
         move_aside(folder)
     if resume not in ("never", "auto"):
-        go_back(folder, Path(resume))
+        go_back(folder, Path(resume), list(config.phases))
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SAVED_CONFIG)
@@ -105,29 +105,31 @@ def as_begun_in_its_folder(config: Config, resume: str) -> Config:
     return config if resume == "never" or not saved.exists() else as_begun(config, saved_tree(saved))
 
 
-def go_back(folder: Path, path: Path) -> None:
-    """Make `path` the newest checkpoint of the run, and its phase the one that is not finished."""
-    phase, complete = path.resolve().parent.parent, _complete_before(folder, path)
+def go_back(folder: Path, path: Path, phases: list[str]) -> None:
+    """Make `path` the newest checkpoint of the run, and its phase the one that is not finished; phases: of the run."""
+    phase, complete = path.resolve().parent.parent, _complete_before(folder, path, phases)
     checkpoint.verify(path)
     for later in complete[complete.index(path.resolve()) + 1 :]:
         move_aside(later)
     move_aside(phase / MODEL)
-    for following in PHASES[PHASES.index(phase.name) + 1 :]:
+    for following in phases[phases.index(phase.name) + 1 :]:
         move_aside(phase.parent / following)
 
 
-def _reopen(folder: Path, phase: str) -> None:
+def _reopen(folder: Path, phase: str, students: tuple[str, ...]) -> None:
     """Make a finished phase one that is not; a student of a teacher that trains on is another student."""
     move_aside(folder / phase / MODEL)
-    if phase == "teacher":
-        move_aside(folder / "student")
+    chain = ("teacher", *students)
+    if phase in chain:
+        for taught in chain[chain.index(phase) + 1 :]:
+            move_aside(folder / taught)
 
 
-def _complete_before(folder: Path, path: Path) -> list[Path]:
+def _complete_before(folder: Path, path: Path, phases: list[str]) -> list[Path]:
     """List the complete checkpoints of the phase that `path` is one of."""
     phase = path.resolve().parent.parent
     complete = checkpoint.complete(phase / "checkpoints")
-    if phase.parent != folder.resolve() or phase.name not in PHASES or path.resolve() not in complete:
+    if phase.parent != folder.resolve() or phase.name not in phases or path.resolve() not in complete:
         raise CheckpointError(f"--resume {path}: must be a complete checkpoint <phase>/checkpoints/step_* of {folder}")
     return complete
 

@@ -5,7 +5,9 @@
       class_ids.txt                  of identities with names, or merged or left out: class id, data set, identity
       metrics.jsonl, tensorboard/    of all phases
       teacher/, student/, alone/     a phase each: checkpoints/, model.safetensors, centres/ (trainable ones)
-      teacher_centres/               centres made from the teacher, with their manifest
+      generation_1/, ...             with student.generations: the students before the last, which is student/
+      teacher_centres/               centres made from the teacher, with their manifest; of a student that teaches the
+                                     next, in its own folder
       logs/                          what each rank said, a file each
       flight_recorder/               each rank's last collectives, if one failed
       export/                        the student as model.onnx and model.safetensors
@@ -18,6 +20,7 @@ from its newest checkpoint (folder.py).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import platform
@@ -33,7 +36,7 @@ from torch import nn
 
 from partialkd import __version__
 from partialkd.config import Config, PhaseConfig
-from partialkd.context import RunContext
+from partialkd.context import RunContext, as_generation
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import CLASS_IDS, Source, save_class_ids
@@ -101,9 +104,7 @@ def run_job(config: Config, world: World, resume: str = "never", extend: bool = 
 def _run(job: Job) -> dict[str, Any]:
     """Run all phases, collectively: their scores, the result and the export."""
     context, world, config = job.context, job.context.world, job.context.config  # as the run was begun
-    teacher = make_teacher(job)
-    student = run_phase(job, "student", config.student, teacher)
-    evaluate(job, "student", student)
+    student = run_students(job, make_teacher(job))
     job.enter("teacher", job.checked.scores)
     if config.alone:
         evaluate(job, "alone", run_phase(job, "alone", config.alone, None))
@@ -209,8 +210,9 @@ def _open(config: Config, world: World, resume: str, extend: bool) -> Path:
 def make_teacher(job: Job) -> Teaching | None:
     """Open the teacher of the configuration, trained first if that says so, and judged before anything relies on it."""
     context, config, checked = job.context, job.context.config.teacher, job.checked
-    if config.source == "none" or checked.teaching is not None:
-        return checked.teaching
+    teaching, checked.teaching = checked.teaching, None  # nobody needs it longer than its students
+    if config.source == "none" or teaching is not None:
+        return teaching
     train = config.train if config.source == "train" else None
     teaching = teach(context, run_phase(job, "teacher", train, None) if train else None, checked.network)
     checked.network = None
@@ -221,9 +223,26 @@ def make_teacher(job: Job) -> Teaching | None:
     return teaching
 
 
+def run_students(job: Job, teacher: Teaching | None) -> nn.Module:
+    """Train the student, collectively; with `student.generations` each teaches the next, and the last is returned.
+
+    All are scored and kept.
+    """
+    names = job.context.config.student.names
+    for name, following in itertools.zip_longest(names, names[1:]):
+        network = run_phase(job, name, job.context.config.student, teacher)
+        evaluate(job, name, network)
+        if following is not None:
+            teacher = None  # before the next takes its place
+            teacher = teach(as_generation(job.context, following), network)
+            if teacher.cache_seconds is not None:
+                job.times.add(f"{name} {CACHE}", teacher.cache_seconds)
+    return network
+
+
 def run_phase(job: Job, name: str, phase: PhaseConfig, teacher: Teaching | None) -> nn.Module:
     """Collective. Train one network, or load it where an earlier start of this run has finished it."""
-    context, world = job.context, job.context.world
+    context, world = as_generation(job.context, name), job.context.world
     folder = context.folder / name
     if context.stop.agreed(world):
         raise Preempted(f"stopped before {name}")
@@ -266,7 +285,7 @@ def least_seconds(context: RunContext, name: str, phase: PhaseConfig, teacher: T
 
 def _memory_advice(context: RunContext, name: str, phase: PhaseConfig) -> str:
     ranks = Ranks.of(context.config, context.world.size, context.world.device.type == "cuda")
-    beside = beside_student(context.config) if name == "student" else None
+    beside = beside_student(context.config) if name in context.config.student.names else None
     return memory_advice(key_of(name), phase, context.config.data, context.source.num_classes, ranks, beside)
 
 

@@ -1,6 +1,7 @@
 """Noise on what a teacher says: one that is not always sure of itself, as a regulariser.
 
 Of each batch about `share` of the embeddings (D,) are multiplied, number by number, with 1 + sigma z, z ~ N(0, 1).
+Noise on logits instead: partialkd/centres/logit_noise.py.
 Source: Sau and Balasubramanian, "Deep Model Compression: Distilling Knowledge from Noisy Teachers", arXiv:1610.09650,
 equation 2 and section 3.2. Differs: there the logits are perturbed, here the embedding, of which any logit is a linear
 function: a logit s <w, e> gets the noise s sigma <w * e, z>.

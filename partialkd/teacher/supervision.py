@@ -39,7 +39,7 @@ from partialkd.teacher.npz_embeddings import FLIPPED, NpzEmbeddings
 from partialkd.world.shard import shard_of
 
 _log = logging.getLogger(__name__)
-CACHE = "teacher_cache"  # in the run's folder, with teacher.cache = "auto"
+CACHE = "teacher_cache"  # in the run's folder (a generation's, if it teaches), with teacher.cache = "auto"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _open(context: RunContext, trained: nn.Module | None, runs: bool = True) -> 
         config = config.model_copy(update={"compile": False})
     if config.source != "train":
         return open_teacher(config, context.image_size, device, batch)
-    network = open_model(context.folder / "teacher" / MODEL)[0] if trained is None else trained
+    network = open_model(context.folder / context.teacher_phase / MODEL)[0] if trained is None else trained
     size, dim = context.image_size, config.project_to
     return wrap_teacher(network, size, device, dim, config.compile, batch, config.precision)
 
@@ -181,7 +181,7 @@ def _cache(context: RunContext, trained: nn.Module | None, opened: Teacher | Non
     """
     config, world = context.config.teacher, context.world
     own = config.cache == "auto"
-    folder = context.folder / CACHE if own else Path(config.cache or "")
+    folder = context.teaching_folder / CACHE if own else Path(config.cache or "")
     accepts: InputConfig | EnsembleInputs
     if trained is not None:
         network = _open(context, trained, runs=False)

@@ -23,6 +23,7 @@ import torch
 
 from partialkd import checkpoint
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.logit_noise import LogitNoise
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.soft_targets import SoftTargets
 from partialkd.config import Config, PhaseConfig
@@ -99,7 +100,7 @@ def check_batch(key: str, phase: PhaseConfig, size: int) -> None:
 
 def key_of(name: str) -> str:
     """Name the section of the configuration that has this phase."""
-    return "teacher.train" if name == "teacher" else name
+    return {"teacher": "teacher.train", "alone": "alone"}.get(name, "student")  # also of the generations before it
 
 
 class Trainer:
@@ -137,10 +138,11 @@ class Trainer:
         with_clean = self.teacher is not None and config.teacher.sees == "clean"
         self.loader: Loader = open_loader(config.data, source, self.plan, world.device, with_clean)
         noise = config.teacher.noise if teacher is not None else None
-        self.noise = Noise(noise, seed) if noise else None
+        self.noise = Noise(noise, seed) if noise and noise.on == "embedding" else None
+        on_logits = LogitNoise(noise.sigma, noise.share, seed) if noise and noise.on == "logits" else None
         if teacher is not None and not isinstance(teacher, Teacher):  # embeddings that were kept
             self.loader = TaughtLoader(self.loader, teacher, world.device)
-        self.centres = _centres(phase, store, world, config, soft_targets(phase, teacher_rows))
+        self.centres = _centres(phase, store, world, config, soft_targets(phase, teacher_rows, on_logits))
         torch.manual_seed(seed)  # every rank builds the same network
         network = build_model(phase.model, config.data.image_size)
         start = start or Start()
@@ -229,7 +231,7 @@ class Trainer:
         teacher = self._taught(batch)  # (b, D)
         if self.noise and teacher is not None:
             teacher = self.noise(teacher, batch.records, self.student.steps)
-        self.centres.teach(teacher)
+        self.centres.teach(teacher, batch.records)
         outcome = self.method.loss(self.centres, student, batch.labels, teacher)
         maps = self.taps.pairs(len(student)) if self.taps else {}
         inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres, maps)

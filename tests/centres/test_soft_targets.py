@@ -11,8 +11,18 @@ from helpers import dense
 from helpers.centre_cases import ADAMW, SCALE, SGD, assembled, method_of, moved_by, problem, sampled, store_of
 from helpers.peaks import peak_of
 from helpers.ranks import run
-from helpers.soft_cases import TEACHER_SCALE, WEIGHT, distributions, phase_of, soft_step, teacher_of, wanted_term
+from helpers.soft_cases import (
+    RECORDS,
+    TEACHER_SCALE,
+    WEIGHT,
+    distributions,
+    phase_of,
+    soft_step,
+    teacher_of,
+    wanted_term,
+)
 from partialkd.centres import Centres, CentreStore
+from partialkd.centres.logit_noise import NO_NOISE, LogitNoise
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.soft_targets import SoftTargets
 from partialkd.config import CentresConfig, OptimizerConfig
@@ -31,7 +41,10 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 
 
-def expected(method: str, term: dict[str, Any], p: dense.Problem, separate: bool, optimizer: OptimizerConfig):
+def expected(
+    method: str, term: dict[str, Any], p: dense.Problem, separate: bool, optimizer: OptimizerConfig,
+    noise: LogitNoise | None = None,
+):  # fmt: skip
     """-> loss, gradient of the student (N, D), centres after the optimiser step (C, D)."""
     centres = p.centres.clone()
     if method.startswith("ada"):
@@ -40,6 +53,8 @@ def expected(method: str, term: dict[str, Any], p: dense.Problem, separate: bool
     v, f = teacher_of(p) if separate else (w.detach(), p.teacher)
     margins = (term.get("margin", 0.0), term.get("margin", 0.0) * (term["name"] == "margin_t"))
     z, t = distributions(p, x, w, f, v, (SCALE, term.get("teacher_scale", SCALE)), margins)
+    if noise is not None:
+        t = t * noise.factors(noise.keys(RECORDS[: len(t)], 0)[:, None], torch.arange(len(w))).double()
     loss = dense.cross_entropy(x, w, p, SCALE, moved_by(method, p)) + WEIGHT * wanted_term(term, p.labels, z, t)
     loss.backward()
     if method in ("arcface", "cosface"):
@@ -58,7 +73,7 @@ def compare(
     term = TERMS[name] | ({"teacher_scale": TEACHER_SCALE} if separate else {})
     taught = teacher_of(p) if separate else None
     got = assembled(run(soft_step, size, method, term, p, taught, settings))
-    want = expected(method, term, p, separate, settings.get("optimizer", SGD))
+    want = expected(method, term, p, separate, settings.get("optimizer", SGD), settings.get("noise"))
     for ours, theirs in zip(got, want, strict=False):
         torch.testing.assert_close(ours.double(), theirs, atol=atol, rtol=atol * 100)
 
@@ -72,6 +87,36 @@ def compare(
 )
 def test_terms_equal_the_dense_distributions(name: str, method: str, separate: bool, labels: str, size: int) -> None:
     compare(name, method, problem(labels), size, separate)
+
+
+@sizes
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("name", ["cold", "margin_t", "gkd"])
+def test_noise_on_the_teachers_logits(name: str, separate: bool, size: int) -> None:
+    """The own class's too; over shards, chunks and micro-steps, and in the gradient of trained rows."""
+    noise = LogitNoise(sigma=0.3, share=0.6, seed=5)
+    assert 0 < (noise.keys(RECORDS[:8], 0) == NO_NOISE).sum() < 8
+    method, more = ("arcface", {"splits": 2}) if separate else ("arcdistill", {})
+    compare(name, method, problem("duplicates"), size, separate, noise=noise, chunk_rows=3, atol=2e-7, **more)
+
+
+def test_the_noise_is_that_of_the_paper() -> None:
+    """Independent and normal over images and over classes, for a share of the images; another one in each step."""
+    noise = LogitNoise(sigma=0.5, share=0.25, seed=7)
+    keys = noise.keys(torch.arange(4000), 3)
+    assert (keys != NO_NOISE).double().mean().item() == pytest.approx(0.25, abs=0.03)
+    factors = noise.factors(keys[:, None], torch.arange(200))
+    assert torch.equal(factors[keys == NO_NOISE], torch.ones(int((keys == NO_NOISE).sum()), 200))
+    z = (factors[keys != NO_NOISE] - 1) / 0.5
+    assert z.abs().max() * 0.5 + 1 < noise.most
+    assert (z.mean().item(), z.std().item()) == (pytest.approx(0, abs=0.01), pytest.approx(1, rel=0.01))
+    assert z.pow(4).mean().item() == pytest.approx(3, rel=0.05)
+    for rows in (z[:200, :].T, z[:, :200]):
+        apart = torch.corrcoef(rows[:50]).fill_diagonal_(0)
+        assert apart.abs().max() < 0.35
+        assert apart.abs().mean() < 0.08
+    assert not torch.equal(noise.keys(torch.arange(4000), 4), keys)
+    assert not torch.equal(LogitNoise(0.5, 0.25, 8).keys(torch.arange(4000), 3), keys)
 
 
 @sizes

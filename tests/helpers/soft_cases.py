@@ -21,6 +21,7 @@ from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 TEACHER_DIM, TEACHER_SCALE, WEIGHT = 5, 11.0, 0.7
+RECORDS = torch.arange(1000) * 7 + 3  # of the samples of a problem
 
 
 def teacher_of(p: dense.Problem, seed: int = 7) -> tuple[Tensor, Tensor]:
@@ -98,11 +99,12 @@ def soft_step(
     settings = dict(settings)
     dtype, splits = settings.pop("dtype", torch.float64), settings.pop("splits", 1)
     optimizer, unseen = settings.pop("optimizer", SGD), settings.pop("unseen", None)
+    noise = settings.pop("noise", None)
     loss_of, phase = method_of(method), phase_of(method, {**term, "weight": WEIGHT}, settings)
     store = store_of(p, world, loss_of.config.centre_kind, dtype)
     rows = make_row_optimizer(store, optimizer) if loss_of.config.centre_kind == "trainable" else None
     own = teacher_store(p, world, taught[0], dtype, unseen) if taught else None
-    centres = Centres(store, world, SCALE, phase.centres, SEED, rows, splits, soft=soft_targets(phase, own))
+    centres = Centres(store, world, SCALE, phase.centres, SEED, rows, splits, soft=soft_targets(phase, own, noise))
     terms = Terms(phase.terms, TermSetting(world, len(p.centres)))
     embeddings = taught[1] if taught else p.teacher
     gradients, losses = [], []
@@ -110,7 +112,7 @@ def soft_step(
         mine = part.chunk(world.size)[world.rank]
         x, f = p.student[mine].to(store.length.dtype).requires_grad_(), embeddings[mine]
         centres.begin(x, p.labels[mine]) if not method.startswith("ada") else None
-        centres.teach(f)
+        centres.teach(f, RECORDS[mine])
         outcome = loss_of.loss(centres, x, p.labels[mine], p.teacher[mine])
         outcome = terms.added_to(outcome, TermInputs(x, p.labels[mine], f, world, centres))
         outcome.loss.backward()

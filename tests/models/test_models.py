@@ -22,7 +22,7 @@ from helpers.same_network import assert_same_network, assert_same_outputs
 from partialkd.config import ModelConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.export.onnx import export
-from partialkd.models import build_model, edgeface, ghostfacenet, load_weights
+from partialkd.models import build_model, edgeface, ghostfacenet, load_weights, mixfacenet
 from partialkd.models.build import FAMILIES, build_empty
 from partialkd.models.facelivt import fused_parameters
 from partialkd.models.network import Block
@@ -35,6 +35,7 @@ ONE_OF_EACH = [
     "iresnet18", "mobilefacenet", "mobilefacenet_large", "mobilefacenet_gdc", "vit_tiny",
     "ir_se50", "ir152", "curricularface_ir_se50", "evolve_ir50",
     "edgeface_xs", "facelivtv2_xs", "ghostfacenet_v1_s2", "ghostfacenet_v2_s1",
+    "mixfacenet_m", "shufflemixfacenet_xs",
 ]  # fmt: skip
 
 # Entries of the state_dict; parameters and multiply-adds at 112 x 112 in millions, with a tolerance of half the last
@@ -60,9 +61,16 @@ FIGURES: dict[str, tuple[int, float | None, tuple[float, float] | None]] = {
     "edgeface_xs": (257, 1.77, (154.00 / 2, 0.005 * 154.00)),
     "edgeface_s": (257, 3.65, (306.12 / 2, 0.005 * 306.12)),
     "edgeface_base": (214, 18.23, (1398.83 / 2, 0.005 * 1398.83)),
-    # novendrastywn/FaceLiVT, README; of xs and l their definition gives others: 2.97 M and 89 M, 8.83 M and 331 M
+    # novendrastywn/FaceLiVT, README; of l their definition gives others: 8.83 M and 331 M
+    "facelivtv2_xs": (628, None, (90, 1)),
     "facelivtv2_s": (628, None, (179, 1.79)),
     "facelivtv2_m": (628, None, (258, 2.58)),
+    # fdbtrs/mixfacenets, README; operations: test_mixfacenets_have_the_published_operations
+    **{
+        f"{kind}mixfacenet_{size}": (entries, parameters, None)
+        for kind in ("", "shuffle")
+        for size, entries, parameters in (("xs", 413, 1.04), ("s", 413, 3.07), ("m", 496, 3.95))
+    },
 }
 
 
@@ -131,9 +139,59 @@ def test_published_size_and_cost(name: str) -> None:
         assert counter.get_total_flops() / 2e6 == pytest.approx(cost[0], abs=cost[1])
 
 
-@pytest.mark.parametrize(("name", "millions"), [("facelivtv2_s", 4.62), ("facelivtv2_m", 7.02)])
+@pytest.mark.parametrize(("name", "millions"), [("facelivtv2_xs", 2.97), ("facelivtv2_s", 4.62), ("facelivtv2_m", 7.02)])
 def test_parameters_after_fusion_are_the_published_ones(name: str, millions: float) -> None:
     assert round(fused_parameters(build_empty(ModelConfig(name=name), 112)) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("size", "millions"), [("xs", 161.9), ("s", 451.7), ("m", 626.1)])
+def test_mixfacenets_have_the_published_operations(size: str, millions: float) -> None:
+    """Cut off after one digit, not rounded. A multiply-add counts as two, and elementwise work too, as its authors do.
+
+    That is, fdbtrs/ElasticFace, utils/countFLOPS.py: two operations each of BatchNorm, one of biases, activations and
+    of the means in gates.
+    """
+    model = build_empty(ModelConfig.model_validate({"name": f"mixfacenet_{size}"}), 112).eval()
+    each = {nn.BatchNorm2d: 2, nn.BatchNorm1d: 2, nn.PReLU: 1, nn.SiLU: 1, mixfacenet.Gate: 1}
+    operations = [0]
+    for module in model.modules():
+        weight = each.get(type(module), int(isinstance(module, nn.Conv2d) and module.bias is not None))
+        module.register_forward_hook(
+            lambda _, __, out, weight=weight: operations.__setitem__(0, operations[0] + weight * out.numel())
+        )
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 112, 112, device="meta"))
+    total = (counter.get_total_flops() + operations[0]) / 1e6
+    assert 0 <= total - millions < 0.1
+
+
+def test_mixfacenets_names_are_the_published_ones() -> None:
+    """Read from backbones/mixnetm.py: some of every kind of layer."""
+    state = build_empty(ModelConfig(name="mixfacenet_s"), 112).state_dict()
+    for key, shape in {
+        "features.init_block.conv1.conv.weight": (16, 3, 3, 3),
+        "features.init_block.conv2.conv1.conv.weight": (16, 1, 3, 3),
+        "features.init_block.conv2.conv2.bn.running_var": (16,),
+        "features.stage1.unit1.exp_conv.conv.0.weight": (48, 8, 1, 1),
+        "features.stage1.unit1.exp_conv.activ.weight": (96,),
+        "features.stage1.unit1.conv2.conv.1.weight": (12, 48, 1, 1),
+        "features.stage2.unit1.conv1.conv.2.weight": (48, 1, 7, 7),
+        "features.stage2.unit1.se.conv1.bias": (12,),
+        "features.stage3.unit2.se.conv2.weight": (480, 20, 1, 1),
+        "features.stage4.unit4.conv1.conv.4.weight": (144, 1, 11, 11),
+        "features.stage4.unit6.conv2.conv.1.weight": (100, 600, 1, 1),
+        "tail.activ.weight": (1024,),
+        "feautre_layer.dw_conv.conv.weight": (1024, 1, 7, 7),
+        "feautre_layer.dw_conv.bn.weight": (1024,),
+        "feautre_layer.pw_conv.conv.weight": (512, 1024, 1, 1),
+        "features_norm.weight": (512,),
+    }.items():
+        assert tuple(state[key].shape) == shape, key
+
+
+def test_channels_are_shuffled_in_pairs() -> None:
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert mixfacenet._shuffled(x).flatten().tolist() == [0, 2, 4, 1, 3, 5]
 
 
 def test_ghostfacenet_v2_has_the_published_counts() -> None:

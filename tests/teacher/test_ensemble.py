@@ -237,6 +237,12 @@ def test_noise_of_a_record_depends_on_seed_step_and_record_alone() -> None:
 
 
 def test_noise_that_nothing_would_hear_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "deaf", "margindistillation", noise={"sigma": 0.1, "on": "logits"})
+    with pytest.raises(ConfigError, match=r'teacher\.noise\.on: must be "embedding" without a term of soft targets'):
+        parse_config(settings)
+    settings["student"] |= {"terms": [{"name": "logit_kd"}], "centres": {"memory": "host", "sample_rate": 0.1}}
+    with pytest.raises(ConfigError, match=r'student\.centres\.memory: must be "device" with teacher\.noise\.on'):
+        parse_config(settings)
     settings = settings_of(tmp_path, "deaf", "arcdistill", noise={"sigma": 0.1})
     with pytest.raises(ConfigError, match=r"teacher\.noise: must be left out where nothing of the student looks"):
         parse_config(settings)

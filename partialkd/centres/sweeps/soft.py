@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from partialkd.centres.logit_noise import LogitNoise
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.base import Queries, RowGradient, move_rows, offset_of
@@ -44,6 +45,7 @@ class SoftQueries:
     teacher: Tensor  # (N, D of the teacher) unit length
     store: CentreStore  # the teacher's rows, of the same classes
     least: Tensor | None = None  # (N,) least z / T of the primary classes; None: no groups
+    keys: Tensor | None = None  # (N,) int64, of the noise on the teacher's logits
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class SoftSweep:
     temperature: float
     products: Products = field(default_factory=Products)
     chunk_rows: int | None = None
+    noise: LogitNoise | None = None  # on the teacher's logits
 
     @property
     def offset(self) -> float:
@@ -108,7 +111,7 @@ class SoftSweep:
     @property
     def teacher_offset(self) -> float:
         """Subtracted from the teacher's logits over T."""
-        return offset_of(self.teacher_scale / self.temperature)
+        return offset_of(self.teacher_scale / self.temperature * (self.noise.most if self.noise else 1))
 
     def sums(self, store: CentreStore, queries: SoftQueries, hard: bool = True) -> SoftSums:
         """Compute the sums of this shard; hard: those of the cross-entropy among them."""
@@ -208,7 +211,7 @@ class _Part:
         """columns: of student and teacher; number: which of several micro-steps, None: there is one."""
         self.sweep, self.chunk, self.queries, self.columns, self.number = sweep, chunk, queries, columns, number or 0
         x, taught = queries.student.embeddings, queries.store
-        self.workspaces, self.same = workspaces, taught is store
+        self.workspaces, self.same, self.first = workspaces, taught is store, store.shard.start
         self.logits, self.terms = (workspace.take(x, len(chunk), len(x)) for workspace in workspaces)
         self.primary = torch.empty(0)  # (r, N) bool, with groups
         self.own = chunk.own(queries.student)
@@ -237,6 +240,8 @@ class _Part:
         for piece in self.chunk.pieces:
             unit = piece.unit if self.same else self.sweep.products.rows(self.queries.store, piece.rows)
             self.sweep.products.multiply(unit, self.columns[1], self.logits[piece.lines])
+        if self.sweep.noise is not None and self.queries.keys is not None:
+            self.logits *= self.sweep.noise.factors(self.queries.keys, (self.chunk.rows + self.first)[:, None])
         return self._exponentials(self.sweep.teacher_offset, out)
 
     def weighted(self, batch: SoftMicroStep) -> Tensor:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from partialkd.centres.logit_noise import LogitNoise
 from partialkd.centres.soft_targets import SoftContrast, SoftTargets
 from partialkd.centres.store import CentreStore
 from partialkd.config import PhaseConfig
@@ -32,13 +33,15 @@ from partialkd.methods.margins import arc_margin
 from partialkd.methods.terms.base import Term, TermInputs, TermSetting
 
 
-def soft_targets(phase: PhaseConfig, teacher: CentreStore | None) -> SoftTargets | None:
+def soft_targets(
+    phase: PhaseConfig, teacher: CentreStore | None, noise: LogitNoise | None = None
+) -> SoftTargets | None:
     """Say what soft targets a phase's terms ask for, if any. teacher: its centres; None: they are the student's own."""
     for term in phase.terms:
         if isinstance(term, SoftTargetSection):
             scale = term.teacher_scale or phase.method.scale
-            groups = (term.share, term.most) if isinstance(term, GkdTermConfig) else (None, 0)
-            return SoftTargets(term.temperature, scale, teacher, *groups)
+            share, most = (term.share, term.most) if isinstance(term, GkdTermConfig) else (None, 0)
+            return SoftTargets(term.temperature, scale, teacher, share, most, noise)
     return None
 
 
@@ -111,4 +114,7 @@ def softened(
         arc_margin(cosine, margin) if margin else cosine
         for cosine, margin in zip((found.target, found.teacher_target), margins, strict=True)
     )
-    return found, student * (inputs.centres.scale / temperature), teacher * (targets.teacher_scale / temperature)
+    logits = teacher * (targets.teacher_scale / temperature)
+    if found.own_noise is not None:
+        logits = logits * found.own_noise
+    return found, student * (inputs.centres.scale / temperature), logits
