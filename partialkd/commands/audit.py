@@ -29,7 +29,7 @@ from partialkd.report.audit import KINDS, Audit, unit
 from partialkd.report.audit_files import Person, write_audit
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.teacher.cache import TeacherCache, kept_before
-from partialkd.teacher.network import open_teacher
+from partialkd.teacher.ensemble import open_teacher
 from partialkd.teacher.supervision import facts_of
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checked(config: Config, cache: str | None) -> Config:
     cache = cache or config.teacher.cache
-    if config.teacher.source not in ("checkpoint", "onnx"):
-        raise ConfigError(f'teacher.source must be "checkpoint" or "onnx", got "{config.teacher.source}"')
+    if config.teacher.source not in ("checkpoint", "onnx", "ensemble"):
+        raise ConfigError(f'teacher.source must be "checkpoint", "onnx" or "ensemble", got "{config.teacher.source}"')
     if cache in (None, "auto"):
         raise ConfigError("--cache is required where teacher.cache names no folder (launch/embed.py makes one)")
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
@@ -82,7 +82,7 @@ def audit(config: Config, world: World, out: Path, duplicate: float, json_to: st
     teacher = world.together(lambda: open_teacher(config.teacher, size, world.device, config.evaluate.batch))
     cache = world.together(lambda: kept_before(Path(config.teacher.cache or "")))
     dtype = config.teacher.cache_dtype or cache.facts.dtype
-    facts = facts_of(config, source, teacher.fingerprint, teacher.accepts, teacher.embedding_dim, dtype)
+    facts = facts_of(config, source, teacher.fingerprint, teacher.inputs, teacher.embedding_dim, dtype)
     world.together(lambda: cache.check(facts))
     people = [_Evaluated(path, config) for path in map(Path, config.evaluation.sets)]
     means = [one.means(embed_images(teacher.embed, one.images, size, config.evaluate.batch, world)) for one in people]

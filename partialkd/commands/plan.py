@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts: dict[str, Any] = {"device": options.device, "memory": memory, "ranks": ranks.size, "phases": {}}
     lines: list[str] = []
     for name, phase, teacher in phases(config):
-        configured(lambda phase=phase, name=name: _divisible(phase, ranks.size, name))  # type: ignore[misc]
+        key = "student" if name.startswith("generation") else name
+        configured(lambda phase=phase, key=key: _divisible(phase, ranks.size, key))  # type: ignore[misc]
         room = identities_that_fit(phase, config.data, ranks, teacher, memory)
         classes = known or max(room, ranks.size)
         plan = plan_phase(phase, config.data, classes, ranks, teacher)

@@ -138,7 +138,9 @@ class MixFaceNet(Network):
         channels = wide(variant.first)
         first = MixUnit(channels, channels, Unit(channels, 1, 1, 1, 1, 0), 1, True, shuffled)
         start = _block(3, channels, [3], 2, "prelu")
-        parts = OrderedDict(init_block=nn.Sequential(OrderedDict(conv1=start, conv2=first)))
+        parts: OrderedDict[str, nn.Module] = OrderedDict(
+            init_block=nn.Sequential(OrderedDict(conv1=start, conv2=first))
+        )
         stages: list[list[MixUnit]] = [[] for _ in range(4)]
         self.ends: list[str] = []  # the last block of each size of map
         for number, group in enumerate(variant.groups):
@@ -157,9 +159,14 @@ class MixFaceNet(Network):
         self.features = nn.Sequential(parts)
         last, side = scaled_channels(variant.last, config.width), halved(image_size, 4)
         self.tail = _block(channels, last, [1], 1, "prelu")
-        depthwise = OrderedDict(conv=nn.Conv2d(last, last, side, groups=last, bias=False), bn=nn.BatchNorm2d(last))
-        pointwise = OrderedDict(conv=nn.Conv2d(last, config.embedding_dim, 1, bias=False))
-        self.feautre_layer = nn.ModuleDict({"dw_conv": nn.Sequential(depthwise), "pw_conv": nn.Sequential(pointwise)})
+        self.feautre_layer = nn.ModuleDict({"dw_conv": nn.Sequential(), "pw_conv": nn.Sequential()})
+        whole = nn.Conv2d(last, last, side, groups=last, bias=False)
+        for part, name, layer in (
+            ("dw_conv", "conv", whole),
+            ("dw_conv", "bn", nn.BatchNorm2d(last)),
+            ("pw_conv", "conv", nn.Conv2d(last, config.embedding_dim, 1, bias=False)),
+        ):
+            self.feautre_layer[part].add_module(name, layer)
         self.dropout = nn.Dropout(config.dropout)
         self.features_norm = nn.BatchNorm1d(config.embedding_dim)
         self.features_norm.weight.requires_grad = False

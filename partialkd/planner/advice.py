@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from partialkd.config import Config, DataConfig, ModelConfig, PhaseConfig
-from partialkd.planner.plan import Plan, Ranks, plan_phase
+from partialkd.planner.plan import Beside, Plan, Ranks, plan_phase
 
 GB = 10**9
 STORES = ("fp32", "bf16", "int8")  # from large to small
@@ -25,7 +25,7 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 def memory_advice(
-    key: str, phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
+    key: str, phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: Beside | None
 ) -> str:
     """The message for a rank that ran out of memory: what was planned, its largest items, what would lower it.
 
@@ -48,7 +48,7 @@ def memory_advice(
 
 
 def savings(
-    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None, memory: float
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: Beside | None, memory: float
 ) -> Iterator[tuple[str, Plan]]:
     """Changes that are allowed and make a rank need at least 1 % less, each with the plan then.
 
@@ -71,16 +71,14 @@ def savings(
         size *= 2
 
 
-def behind_the_step(
-    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
-) -> int:
+def behind_the_step(phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: Beside | None) -> int:
     """Bytes of the host's memory that a GPU's rank would not need if it wrote its checkpoints in the step."""
     plans = [plan_phase(phase, data, classes, how, teacher) for how in (ranks, replace(ranks, checkpoint_async=False))]
     return sum(plans[0].host.values()) - sum(plans[1].host.values())
 
 
 def sampling(
-    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None
+    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: Beside | None
 ) -> Iterator[tuple[str, Plan]]:
     """Lower sample rates with the plan then, where most of a step's products are those of the centres."""
     flops = plan_phase(phase, data, classes, ranks, teacher).flops
@@ -93,7 +91,7 @@ def sampling(
 
 
 def identities_that_fit(
-    phase: PhaseConfig, data: DataConfig, ranks: Ranks, teacher: ModelConfig | None, memory: float
+    phase: PhaseConfig, data: DataConfig, ranks: Ranks, teacher: Beside | None, memory: float
 ) -> int:
     """The most identities for which `memory` bytes per rank suffice: a multiple of the ranks, 0 if none does."""
 
@@ -158,21 +156,34 @@ def _divides(phase: PhaseConfig, parts: int) -> bool:
     return phase.global_batch % parts == 0 and phase.global_batch >= 2 * parts
 
 
-def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, ModelConfig | None]]:
-    """Every phase of a run: its key, its section, and the network of ours that teaches in it."""
+def phases(config: Config) -> Iterator[tuple[str, PhaseConfig, Beside | None]]:
+    """Every phase of a run: its name in the configuration or of its folder, its section, and what teaches in it.
+
+    Of a chain of students the first, and those that follow, which are alike, as one.
+    """
     if config.teacher.source == "train" and config.teacher.train:
         yield "teacher.train", config.teacher.train, None
-    yield "student", config.student, beside_student(config)
+    first, *later = config.student.names
+    yield first, config.student, beside_student(config)
+    if later:
+        own = None if config.teacher.cache == "auto" else Beside.of(config.student.model)
+        yield " to ".join(dict.fromkeys((later[0], later[-1]))), config.student, own
     if config.alone:
         yield "alone", config.alone, None
 
 
-def beside_student(config: Config) -> ModelConfig | None:
-    """The network of ours that runs beside the student; None for a foreign one, or kept embeddings."""
+def beside_student(config: Config) -> Beside | None:
+    """What of ours runs beside the student; None for foreign networks, or kept embeddings."""
     source = config.teacher
-    if source.cache is not None or source.source not in ("train", "checkpoint"):
+    if source.cache is not None:
         return None
-    return source.train.model if source.source == "train" and source.train else source.model
+    found: dict[str, list[ModelConfig | None]] = {
+        "train": [source.train.model if source.train else None],
+        "checkpoint": [source.model],
+        "ensemble": [one.model for one in source.ensemble],
+    }
+    networks = tuple(one for one in found.get(source.source, []) if one is not None)
+    return Beside(networks, source.known_dim or networks[0].embedding_dim) if networks else None
 
 
 def _under(key: str, change: str) -> str:

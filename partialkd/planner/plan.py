@@ -87,21 +87,33 @@ class Ranks:
         return cls(size, cuda, config.run.checkpoint_async, config.run.deterministic, clean)
 
 
-def plan_phase(
-    phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: ModelConfig | None = None
-) -> Plan:
+@dataclass(frozen=True)
+class Beside:
+    """Networks of ours that embed each batch beside the student, and the length of what they say together."""
+
+    networks: tuple[ModelConfig, ...]
+    dim: int
+
+    @classmethod
+    def of(cls, network: ModelConfig) -> Beside:
+        """One network."""
+        return cls((network,), network.embedding_dim)
+
+
+def plan_phase(phase: PhaseConfig, data: DataConfig, classes: int, ranks: Ranks, teacher: Beside | None = None) -> Plan:
     """The plan of a phase for the rank with the most rows.
 
-    teacher: the network that runs with the student; None where there is none or a cache of its embeddings.
+    teacher: what runs with the student; None where there is none or a cache of its embeddings.
     """
     local = phase.global_batch // phase.accumulation // ranks.size
     student = network_cost(phase.model, data.image_size, local, phase.precision, training=True)
     together = local if ranks.cuda else GROUP
-    beside = network_cost(teacher, data.image_size, together, "fp32", training=False) if teacher else None
+    networks = teacher.networks if teacher else ()
+    beside = [network_cost(one, data.image_size, together, "fp32", training=False) for one in networks]
     rows = -(-classes // ranks.size)
     shard = _rows(phase, classes, ranks.size)
     centre_items, needs, update = _centres(phase, shard, local * ranks.size, ranks)
-    taught = teacher.embedding_dim if teacher else phase.model.embedding_dim
+    taught = teacher.dim if teacher else phase.model.embedding_dim
     needs["centres: sums"] += soft_memory(phase, local * ranks.size, taught, ranks.size)
     host: dict[str, int] = {}
     copied: dict[str, int] = {}
@@ -119,8 +131,8 @@ def plan_phase(
         bytes_ = teacher_row_bytes(phase, STORE_BYTES[phase.centres.store], taught)
         resident["teacher's centres"] = rows * bytes_
     if beside:
-        resident["teacher"] = beside.parameters * FLOAT + beside.buffers
-        needs["teacher forward"] = beside.peak
+        resident["teacher"] = sum(one.parameters * FLOAT + one.buffers for one in beside)
+        needs["teacher forward"] = max(one.peak for one in beside)  # several run one after the other
     if relations := term_bytes(phase, data):
         needs["terms of the whole batch"] = relations
     if ranks.cuda:

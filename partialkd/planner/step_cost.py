@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from partialkd.config import PhaseConfig, sampled_share
 from partialkd.planner.network_cost import NetworkCost
 from partialkd.planner.soft_cost import products_of, soft_wire
@@ -42,12 +44,12 @@ def flops_of(
     ranks: int,
     cuda: bool,
     student: NetworkCost,
-    teacher: NetworkCost | None,
+    teachers: Sequence[NetworkCost],
     teacher_calls: float,
 ) -> dict[str, int]:
     """Floating-point operations of an optimiser step on one rank, by part.
 
-    The teacher's traced batch fits `teacher_calls` times into the local one. Where rows are sampled, the classes of the
+    The teachers' traced batch fits `teacher_calls` times into the local one. Where rows are sampled, the classes of the
     batch that were not are multiplied with as well: on CUDA one row for each of the N samples, whoever owns it; on the
     CPU the rank's own, some N / W.
     """
@@ -57,6 +59,6 @@ def flops_of(
     sums, gradients = products_of(phase)
     multiplied = sums * (used + own) + gradients * (used + phase.accumulation * own)
     flops = {"student": student.flops, "centres": 2 * batch * multiplied * phase.model.embedding_dim}
-    if teacher:
-        flops["teacher"] = int(teacher.flops * teacher_calls)
+    if teachers:
+        flops["teacher"] = int(sum(one.flops for one in teachers) * teacher_calls)
     return {name: phase.accumulation * count for name, count in flops.items()}

@@ -139,7 +139,9 @@ def test_published_size_and_cost(name: str) -> None:
         assert counter.get_total_flops() / 2e6 == pytest.approx(cost[0], abs=cost[1])
 
 
-@pytest.mark.parametrize(("name", "millions"), [("facelivtv2_xs", 2.97), ("facelivtv2_s", 4.62), ("facelivtv2_m", 7.02)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("facelivtv2_xs", 2.97), ("facelivtv2_s", 4.62), ("facelivtv2_m", 7.02)]
+)
 def test_parameters_after_fusion_are_the_published_ones(name: str, millions: float) -> None:
     assert round(fused_parameters(build_empty(ModelConfig(name=name), 112)) / 1e6, 2) == millions
 

@@ -25,9 +25,9 @@ from partialkd.context import RunContext
 from partialkd.data.sources.open import open_source
 from partialkd.models import build_model
 from partialkd.planner import plan as planner
-from partialkd.planner.advice import memory_advice, savings
+from partialkd.planner.advice import memory_advice, phases, savings
 from partialkd.planner.network_cost import NetworkCost, network_cost
-from partialkd.planner.plan import CONTEXT_BYTES, Plan, Ranks, bytes_a_row, plan_phase
+from partialkd.planner.plan import CONTEXT_BYTES, Beside, Plan, Ranks, bytes_a_row, plan_phase
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training.trainer import Trainer
 from partialkd.world.shard import shard_of
@@ -105,7 +105,7 @@ def taught(config: Config) -> bool:
 
 
 def planned(config: Config, ranks: Ranks) -> Plan:
-    teacher = TEACHER if taught(config) else None
+    teacher = Beside.of(TEACHER) if taught(config) else None
     return plan_phase(config.student, config.data, config.data.synthetic_identities, ranks, teacher)
 
 
@@ -303,3 +303,28 @@ def test_sizes() -> None:
     assert parse_size("141e9") == 141e9
     with pytest.raises(Exception, match="80GB"):
         parse_size("eighty")
+
+
+def test_several_teachers_and_generations_are_counted() -> None:
+    """Parameters of all teachers together, the largest forward of them; then a student that teaches the next."""
+    config = load_config(CONFIGS / "ms1mv2_adadistill.toml")
+    names = ("iresnet50", "iresnet18")
+    members = tuple({"source": "checkpoint", "path": "t.pt", "model": {"name": name}} for name in names)
+    tree = config.model_dump(mode="json", exclude_none=True)
+    tree["teacher"] = {"source": "ensemble", "ensemble": list(members)}
+    tree["student"]["generations"] = 3
+    config = parse_config(tree)
+    found = {name: (phase, beside) for name, phase, beside in phases(config)}
+    assert list(found) == ["generation_1", "generation_2 to student"]
+    plans = {}
+    for name, (phase, beside) in found.items():
+        plans[name] = plan_phase(phase, config.data, 1000, Ranks(8, True), beside)
+    each = [plan_phase(config.student, config.data, 1000, Ranks(8, True), Beside.of(ModelConfig(name=name)))
+            for name in (*names, config.student.model.name)]  # fmt: skip
+    first, later = plans.values()
+    assert first.resident["teacher"] == each[0].resident["teacher"] + each[1].resident["teacher"]
+    assert first.needs["teacher forward"] == each[0].needs["teacher forward"]
+    assert first.flops["teacher"] == each[0].flops["teacher"] + each[1].flops["teacher"]
+    assert later == each[2]
+    cached = tree | {"teacher": tree["teacher"] | {"cache": "auto"}}
+    assert [beside for _, _, beside in phases(parse_config(cached))] == [None, None]

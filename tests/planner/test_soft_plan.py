@@ -15,7 +15,7 @@ from partialkd.config import DataConfig, ModelConfig, PhaseConfig
 from partialkd.methods import make_method
 from partialkd.methods.terms import TermInputs, Terms, TermSetting
 from partialkd.methods.terms.soft import soft_targets
-from partialkd.planner.plan import Plan, Ranks, plan_phase
+from partialkd.planner.plan import Beside, Plan, Ranks, plan_phase
 from partialkd.planner.step_cost import centre_wire
 from partialkd.world.world import World
 
@@ -31,7 +31,7 @@ def phase_of(method: str, term: str | None) -> PhaseConfig:
 
 
 def plan_of(phase: PhaseConfig, cuda: bool = False, ranks: int = 1) -> Plan:
-    return plan_phase(phase, DATA, CLASSES, Ranks(ranks, cuda), TEACHER)
+    return plan_phase(phase, DATA, CLASSES, Ranks(ranks, cuda), Beside.of(TEACHER))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,11 +152,28 @@ def test_what_is_left_is_read_by_training(tmp_path: Path) -> None:
     assert opened["label_map"].labels().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
 
 
-def audit_of(world: World, folder: Path, cache: str, sets: list[str], out: Path) -> None:
+def two_teachers(folder: Path) -> dict[str, Any]:
+    given = {"source": "checkpoint", "path": str(folder / "teacher.safetensors")}
+    return {"source": "ensemble", "ensemble": [given, {**given, "weight": 2.0}]}
+
+
+def audit_of(world: World, folder: Path, cache: str, sets: list[str], out: Path, several: bool = False) -> None:
     settings = cases.tree(folder)
+    if several:
+        settings["teacher"] = two_teachers(folder)
     settings["evaluate"] |= {"sets": sets}
     settings["teacher"] |= {"cache": cache}
     audit(parse_config(settings), world, out, 0.99)
+
+
+@pytest.mark.distributed
+def test_several_teachers_audit_too(teacher_caches: Path, tmp_path: Path) -> None:
+    settings = {**cases.tree(teacher_caches), "teacher": two_teachers(teacher_caches)}
+    run(cases.embed_into, 1, settings, tmp_path / "kept", "fp32")
+    run(audit_of, 1, teacher_caches, str(tmp_path / "kept"), [], tmp_path / "audit", True)
+    assert (tmp_path / "audit" / "findings.csv").exists()
+    with pytest.raises(RankFailure, match="was made by another teacher"):
+        run(audit_of, 1, teacher_caches, str(tmp_path / "kept"), [], tmp_path / "other")
 
 
 def test_an_audit_of_a_configurations_data(teacher_caches: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from torch import Tensor
 from helpers.jobs import job
 from helpers.ranks import run
 from helpers.started_jobs import MODEL, made, named, start
+from partialkd.commands.networks import phase_name
+from partialkd.config import ModelConfig
 from partialkd.config.load import parse_config
 from partialkd.context import generation_seed
-from partialkd.errors import CheckpointError, ConfigError, TeacherError
+from partialkd.errors import CheckpointError, ConfigError
+from partialkd.models.build import build_empty, build_model
 from partialkd.models.saved import MODEL as FILE
-from partialkd.models.saved import open_model
+from partialkd.models.saved import open_model, read_metadata, save_model
 from partialkd.teacher.cache import kept_before
 from partialkd.teacher.network import wrap_teacher
 
@@ -64,8 +68,6 @@ def embedding(place: Path, name: str, phase: str) -> str:
 
 
 def said(place: Path, name: str, phase: str) -> dict[str, Any]:
-    from partialkd.models.saved import read_metadata
-
     return json.loads(read_metadata(place / "runs" / name / phase / FILE)["made_from"])
 
 
@@ -188,7 +190,7 @@ def test_longer_students_begin_with_the_first_of_them(place: Path) -> None:
     folder = place / "runs" / "long"
     assert {step for phase, step in told(place, "long") if phase == "student"} == {1, 2, 3, 4, 5, 6}
     assert (folder / "student.1").is_dir()
-    start(longer, str(folder / "generation_1" / "checkpoints" / "step_000000000004"))
+    start(longer, str(*(folder / "generation_1" / "checkpoints").glob("step_*4")))
     assert not (folder / "student").exists()
     assert (folder / "student.2").is_dir()
 
@@ -226,9 +228,23 @@ def test_only_the_student_has_generations(place: Path) -> None:
 
 
 def test_a_block_that_only_the_first_teacher_has_is_named_at_once(place: Path) -> None:
-    settings = chain(place, "refused", "fixed")
-    settings["teacher"] |= {"model": {**MODEL, "depth": 1.0}}
-    taps = {"name": "fitnets", "student_taps": ["a"], "teacher_taps": ["b"]}
-    settings["student"]["terms"] = [taps]
-    with pytest.raises((ConfigError, TeacherError)):
+    other = ModelConfig(name="iresnet18", embedding_dim=16, width=0.125, depth=0.3)
+    save_model(place / "other.safetensors", build_model(other, 32).eval(), other, 32)
+    settings = chain(place, "refused", "fixed", path=str(place / "other.safetensors"))
+    ends = build_empty(ModelConfig.model_validate(MODEL), 32).stage_ends
+    settings["student"]["terms"] = [{"name": "fitnets", "student_taps": [ends[3]], "teacher_taps": ["layer4"]}]
+    told = (
+        r"^student\.generations: a student that teaches has other blocks: student\.terms\.0\.teacher_taps: [^\n]*layer4"
+    )
+    with pytest.raises(ConfigError, match=told):
         start(settings)
+    assert not (place / "runs" / "refused").exists()
+
+
+def test_a_generation_can_be_named_on_a_command_line() -> None:
+    assert [phase_name(name) for name in ("student", "generation_12")] == ["student", "generation_12"]
+    for name in ("generation_0", "generation_", "centres"):
+        with pytest.raises(
+            ArgumentTypeError, match=f"must be teacher, student, alone or generation_<number>, .*{name}"
+        ):
+            phase_name(name)

@@ -314,3 +314,24 @@ def test_keys_that_do_not_go_together_are_named(student: dict[str, Any], said: s
     with pytest.raises(PartialKDError) as caught:
         start(settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.distributed
+def test_a_factor_on_the_rate_of_centres_is_of_centres_alone(place: Path) -> None:
+    """After one step of plain SGD, decay included, a row has moved by as much more; at 0 none has moved at all."""
+    rows, networks = {}, {}
+    for factor in (0.0, 0.5, 1.0):
+        optimizer = {"momentum": 0.0, "lr": 0.1, "lr_factors": {"centres": factor}}
+        name = f"factor{factor}"
+        run(job, 1, alone(place, name, optimizer=optimizer, max_steps=1))
+        folder = place / "runs" / name / "student"
+        (saved,) = (load_file(file) for file in (folder / "centres" / "centres").glob("*.safetensors"))
+        rows[factor] = saved["unit"].double() * saved["length"].double()[:, None]
+        networks[factor] = load_file(folder / "model.safetensors")
+    random = CentreStore.random(range(12), 12, DIM, torch.float32, torch.device("cpu"), 0)
+    assert torch.equal(rows[0.0], random.unit.double() * random.length.double()[:, None])
+    moved = {factor: rows[factor] - rows[0.0] for factor in (0.5, 1.0)}
+    assert moved[1.0].abs().max() > 1e-4
+    torch.testing.assert_close(2 * moved[0.5], moved[1.0], rtol=1e-3, atol=1e-7)
+    for factor in (0.5, 1.0):
+        assert all(torch.equal(x, networks[0.0][key]) for key, x in networks[factor].items())

@@ -63,6 +63,41 @@ def test_every_method_and_term_takes_a_longer_teacher(teacher_caches: Path) -> N
     assert all(math.isfinite(value) for _, value in logged)
 
 
+def shorter(made: Path, name: str, term: str, *more: str) -> dict[str, Any]:
+    """A student without method of a teacher's, and terms, of an embedding that is shorter than the teacher's."""
+    return settings(made, name, "arcface", (term, *more), model={**MODEL, "embedding_dim": DIM + 8})
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_takes_two_dimensions_or_says_what_to_set(term: str, tmp_path: Path) -> None:
+    section = next(one for one in leaves(TermSection) if term in section_names(one))
+    if section.same_dim:
+        with pytest.raises(
+            ConfigError, match=rf"embedding_dim.* must be the teacher's {DIM + 8} \(or set teacher\.proj"
+        ):
+            parse_config(shorter(tmp_path, "one", term))
+    else:
+        assert parse_config(shorter(tmp_path, "one", term)).student.terms[0].name == term
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_terms_that_compare_no_embeddings_need_no_projection(teacher_caches: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate({**MODEL, "embedding_dim": DIM + 8})
+    save_model(teacher_caches / "longer.safetensors", build_model(config, 32).eval(), config, 32)
+    free = [name for section in leaves(TermSection) if not section.same_dim for name in section_names(section)]
+    assert {"rkd", "logit_kd", "fitnets"} <= set(free)
+    lines = run(losses, 1, shorter(teacher_caches, "free", *[term for term in free if term not in SOFT[1:]]))[0]
+    logged = {key.split("_", 2)[2]: value for key, value in lines[-1].items() if key.startswith("term_")}
+    assert set(logged) == set(free) - set(SOFT[1:])
+    assert all(math.isfinite(value) for value in logged.values())
+
+
+def section_names(section: type[TermSection]) -> tuple[str, ...]:
+    return section.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
+
+
 def test_without_the_projection_the_key_is_named(tmp_path: Path) -> None:
     longer = {**MODEL, "embedding_dim": DIM + 8}
     told = rf"student\.model\.embedding_dim.* must be the teacher's {DIM + 8} \(or set teacher\.project_to = {DIM}\)"

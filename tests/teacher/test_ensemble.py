@@ -236,6 +236,18 @@ def test_noise_of_a_record_depends_on_seed_step_and_record_alone() -> None:
     assert noise(rows[:0], torch.zeros(0, dtype=torch.int64), 3).shape == (0, 8)
 
 
+def test_layers_of_several_teachers_cannot_be_looked_at(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "taps", "margindistillation")
+    members = [member(tmp_path / "teacher.safetensors")] * 2
+    settings["teacher"] = {"source": "ensemble", "ensemble": members}
+    settings["student"]["terms"] = [{"name": "fitnets"}]
+    with pytest.raises(ConfigError) as error:
+        parse_config(settings)
+    told = 'teacher.source: must be "train" or "checkpoint" with student.terms.0.name = "fitnets", which looks at'
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_noise_that_nothing_would_hear_is_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "deaf", "margindistillation", noise={"sigma": 0.1, "on": "logits"})
     with pytest.raises(ConfigError, match=r'teacher\.noise\.on: must be "embedding" without a term of soft targets'):
