@@ -65,7 +65,8 @@ def test_every_method_and_term_takes_a_longer_teacher(teacher_caches: Path) -> N
 
 def shorter(made: Path, name: str, term: str, *more: str) -> dict[str, Any]:
     """A student without method of a teacher's, and terms, of an embedding that is shorter than the teacher's."""
-    return settings(made, name, "arcface", (term, *more), model={**MODEL, "embedding_dim": DIM + 8})
+    longer = {**MODEL, "embedding_dim": DIM + 8}
+    return settings(made, name, "arcface", (term, *more), model=longer, input={"size": 32})
 
 
 @pytest.mark.parametrize("term", TERMS)
