@@ -58,6 +58,7 @@ def as_generation(context: RunContext, name: str) -> RunContext:
             centres=given.centres,
             cache="auto" if given.cache == "auto" else None,
             cache_dtype=given.cache_dtype,
+            sees=given.sees,
             precision=given.precision,
             compile=given.compile,
             noise=given.noise,
