@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, case: Case, seed: int, world: World) -> None:
         "seed": seed,
         "settings": settings_of(case),
         "steps": last["step"],
-        "loss": last["loss"],
+        "logged": {key: value for key, value in last.items() if isinstance(value, float)},  # at the last step
         "scores": {name: asdict(pairs.scores(config.evaluate)) for name, pairs in found.items()},
         "seconds": round(time.perf_counter() - began, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
