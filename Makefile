@@ -3,12 +3,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv mxnet train test test-portable lint docs clean gpu gpu-packages
+.PHONY: help venv mxnet edge alone train test test-portable lint docs clean gpu gpu-packages
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MXNET_VENV ?= .venv-mxnet
+EDGE_VENV ?= .venv-edge
+ALONE_VENV ?= .venv-alone
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 
 # Only an interpreter that runs counts: pyenv puts shims on the PATH for versions that are not active, and
@@ -30,6 +32,8 @@ help:
 	@echo 'make docs                                         the documentation site, into build/docs (open index.html from disk)'
 	@echo 'make venv                                         only the virtual environment ($(VENV)), which the above make themselves'
 	@echo 'make mxnet                                        the environment of the MXNet tests ($(MXNET_VENV)), which are skipped without it'
+	@echo 'make edge  [ARGS=...]                             the tests of export beside every runtime, in an environment of its own ($(EDGE_VENV))'
+	@echo 'make alone ARGS=FOLDER                            open a published folder where nothing but the package is installed ($(ALONE_VENV))'
 	@echo 'make clean                                        remove the virtual environments and caches; data and runs stay'
 
 venv: $(STAMP)
@@ -55,6 +59,24 @@ $(MXNET_VENV)/.installed: requirements-mxnet.txt
 	@test -x $(MXNET_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
 	@test -x $(MXNET_VENV)/bin/pip || { echo "$(PYTHON) -m venv $(MXNET_VENV)"; "$(PYTHON)" -m venv $(MXNET_VENV); }
 	$(MXNET_VENV)/bin/pip install --quiet -r requirements-mxnet.txt
+	@touch $@
+
+edge: $(EDGE_VENV)/.installed
+	PYTHONPATH=. $(EDGE_VENV)/bin/python -m pytest tests/export $(ARGS)
+
+$(EDGE_VENV)/.installed: requirements-edge.txt
+	@test -x $(EDGE_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
+	@test -x $(EDGE_VENV)/bin/pip || { echo "$(PYTHON) -m venv $(EDGE_VENV)"; "$(PYTHON)" -m venv $(EDGE_VENV); }
+	$(EDGE_VENV)/bin/pip install --quiet -r requirements-edge.txt
+	@touch $@
+
+alone: $(ALONE_VENV)/.installed
+	$(ALONE_VENV)/bin/python tests/helpers/alone.py $(ARGS)
+
+$(ALONE_VENV)/.installed: pyproject.toml requirements.txt
+	@test -x $(ALONE_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
+	@test -x $(ALONE_VENV)/bin/pip || { echo "$(PYTHON) -m venv $(ALONE_VENV)"; "$(PYTHON)" -m venv $(ALONE_VENV); }
+	$(ALONE_VENV)/bin/pip install --quiet torch==$(PINNED_TORCH) .
 	@touch $@
 
 train: $(STAMP) .torch
@@ -104,5 +126,5 @@ docs: $(STAMP)
 	@echo "$(CURDIR)/build/docs/index.html"
 
 clean:
-	rm -rf $(VENV) $(MXNET_VENV) build docs/generated *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(MXNET_VENV) $(EDGE_VENV) $(ALONE_VENV) build docs/generated *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Write a trained network as model.onnx and model.safetensors. `partialkd export --help`."""
+"""Write a trained network as files for other runtimes. `partialkd export --help`."""
 
 from __future__ import annotations
 

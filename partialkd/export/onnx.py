@@ -70,7 +70,7 @@ def export(
     folder = Path(folder)
     if problem := not_finite(state):
         raise CheckpointError(f"{folder}: not written: {problem}")
-    network = _plain_network(state, config, image_size)
+    network = plain_network(state, config, image_size)
     with Pass("exporting to ONNX"):
         content = to_onnx(network, {**more, **describe(config, image_size)}, batch)
         difference = largest_difference(network, content, BATCHES if batch is None else (batch,))
@@ -118,7 +118,7 @@ def largest_difference(network: Network, content: bytes, batches: Sequence[int] 
     return float(torch.stack(differences).max())
 
 
-def _plain_network(state: dict[str, Tensor], config: ModelConfig, image_size: int) -> Network:
+def plain_network(state: dict[str, Tensor], config: ModelConfig, image_size: int) -> Network:
     """Build the network on the CPU, in eval mode, in the ordinary memory format."""
     plain = config.model_copy(update={"channels_last": False, "activation_checkpointing": False})
     network = build_empty(plain, image_size)

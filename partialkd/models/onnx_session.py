@@ -2,15 +2,16 @@
 
 onnxruntime's wheels for Linux report to their maker by default and leave a device id in the user's cache: this is
 switched off before the import, unless the environment says ORT_DISABLE_TELEMETRY itself.
-A session runs on CUDA if its device is and onnxruntime can, else on the CPU with as many threads as torch uses. There
-`run_on_device` reads torch's memory and writes to it (onnxruntime's "IO binding"), on a stream of its own that torch's
-waits for: nothing travels to the host, and the host waits for nothing.
+A session runs on CUDA if its device is and onnxruntime can, else on the CPU with as many threads as torch uses, or as
+are asked for. On CUDA `run_on_device` reads torch's memory and writes to it (onnxruntime's "IO binding"), on a stream
+of its own that torch's waits for: nothing travels to the host, and the host waits for nothing.
 Weights outside the file ("external data") are read by onnxruntime, which refuses paths that leave the file's folder.
 Errors: CheckpointError in one line that names the file, MemoryError where onnxruntime cannot allocate.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -33,13 +34,15 @@ _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 class OnnxSession:
     """A loaded model. model: its file or its bytes; where: its name in errors. inputs, outputs: name, type, shape."""
 
-    def __init__(self, model: Path | bytes, where: str, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: Path | bytes, where: str, device: torch.device | None = None, threads: int | None = None
+    ) -> None:
         self.where = where
         if isinstance(model, Path):
             check_exported(model, CheckpointError)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take cores
         options.log_severity_level = 4  # what it logs comes again as an exception
@@ -106,6 +109,12 @@ def _onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def onnxruntime_part(name: str) -> Any:
+    """Import a part of onnxruntime ("quantization"), with reporting switched off before."""
+    _onnxruntime()
+    return importlib.import_module(f"onnxruntime.{name}")
 
 
 def numpy_type(x: Tensor) -> type[np.generic]:
