@@ -22,7 +22,7 @@ parser.add_argument("--far", default="0.001", help="(default 0.001)")
 options = parser.parse_args()
 far, embeddings = f"{float(options.far):g}", []
 network, detector = partialkd.load(options.folder), detector_maker(options.detector)()
-at_far = read_config(options.folder)["thresholds"]["fp32"]["flip"]["all"]["at_far"]
+at_far = read_config(options.folder)["thresholds"]["fp32"]["flip"]["all"]
 rates = [far for far, one in at_far.items() if not one["too_few_impostors"]]
 if far not in rates:
     parser.error(f"--far: the card has enough pairs of strangers for {', '.join(rates) or 'no rate'}, not for {far}")

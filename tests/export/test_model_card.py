@@ -70,7 +70,7 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         assert f"| {name} | `{sha256_of(tmp_path / 'out' / name)}` |" in text
     facts = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert facts["thresholds"]["fp32"]["flip"]["all"]["at_far"]["0.001"]["threshold"] == 0.5
+    assert facts["thresholds"]["fp32"]["flip"]["all"]["0.001"]["threshold"] == 0.5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",

@@ -189,7 +189,7 @@ def lax_bar(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_half_precision_that_overflows_names_its_layer(place: Path, tmp_path: Path) -> None:
-    """A real collapse: maps beyond 65504, brought back by the next layer; float32 does not mind."""
+    """A real collapse: maps beyond 65504, which float32 does not mind."""
     made = network()
     names = [name for name, x in made.named_parameters() if name.endswith("bn.weight")]
     wide = names[6].removesuffix(".weight")
