@@ -67,7 +67,7 @@ def layer_error(target: Target, graph: Graph, pictures: np.ndarray, ours: np.nda
     ours = ours.reshape(len(pictures), -1).astype(np.float64)
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
         return float("inf")
-    return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-30))
+    return float(np.linalg.norm(theirs - ours)) / max(float(np.linalg.norm(ours)), 1e-30)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def activations(network: nn.Module, pictures: np.ndarray) -> dict[str, np.ndarra
         return keep
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in leaves]  # type: ignore[arg-type]
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in leaves]
     try:
         network(torch.from_numpy(planes(pictures)))
     finally:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from PIL import Image
 
 from partialkd.config import ModelConfig
 from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.export.base import Graph, planes
 from partialkd.export.onnx import to_onnx
+from partialkd.export.onnx_targets import Onnx
 from partialkd.models import build_model
 from partialkd.models.network import Network
 
@@ -61,3 +65,32 @@ def write_pictures(folder: Path, count: int = 64, size: int = 32) -> Path:
     for at, picture in enumerate(drawings(count, size, first=2000)):
         Image.fromarray(picture).save(folder / f"{at}.png")
     return folder
+
+
+def zeroed(content: bytes, weight: str) -> bytes:
+    """The graph with one of its weights gone, if it has it."""
+    model: Any = onnx.load_from_string(content)
+    for one in model.graph.initializer:
+        if one.name == weight:
+            one.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(one)), weight))
+    return bytes(model.SerializeToString())
+
+
+def weights_of(graph: Graph) -> dict[str, str]:
+    """Weight of each convolution and matrix product -> the module that its node is of."""
+    found = {}
+    for node in onnx.load_from_string(graph.content).graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            scopes = next(one.value for one in node.metadata_props if "name_scopes" in one.key)
+            found[node.input[1]] = scopes
+    return found
+
+
+class Collapsed(Onnx):
+    """A converter that loses a weight."""
+
+    def __init__(self, weight: str) -> None:
+        self.weight = weight
+
+    def converted(self, graph: Graph) -> bytes:
+        return zeroed(graph.content, self.weight)
