@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,27 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
         "config.json",
         "model.safetensors",
     ]
+
+
+def test_nothing_but_the_packages_own_needs_is_imported(run: Path, tmp_path: Path) -> None:
+    """Libraries of training, export and alignment are absent. `make alone` does the same in an environment without them."""
+    assert main([str(run), str(tmp_path / "out")]) == 0
+    others = [
+        "deepspeed",
+        "nvidia",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "cv2",
+        "tensorboard",
+        "lmdb",
+        "pyarrow",
+        "triton",
+    ]
+    code = f"import sys\nfor name in {others}: sys.modules[name] = None\nimport partialkd\n"
+    code += f"network = partialkd.load({str(tmp_path / 'out')!r})\nprint(network.embedding_dim)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "32", done.stderr
 
 
 def test_what_was_not_measured_is_said_so(run: Path, tmp_path: Path) -> None:
