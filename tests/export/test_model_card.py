@@ -81,7 +81,7 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_packages_own_needs_is_imported(run: Path, tmp_path: Path) -> None:
-    """Libraries of training, export and alignment are absent. `make alone` does the same in an environment without them."""
+    """Those of training, export and alignment are absent. `make alone` does the same where they are not installed."""
     assert main([str(run), str(tmp_path / "out")]) == 0
     others = [
         "deepspeed",
