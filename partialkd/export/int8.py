@@ -121,7 +121,7 @@ def by_loss(quantised: bytes, prepared: bytes, pictures: np.ndarray) -> list[str
         scale, zero = (numbers[one].astype(np.float64) for one in rounding[tensor].input[1:3])
         x = values[tensor].astype(np.float64)
         back = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
-        losses[name] = float(np.linalg.norm(x - back) / max(np.linalg.norm(x), 1e-30))
+        losses[name] = float(np.linalg.norm(x - back)) / max(float(np.linalg.norm(x)), 1e-30)
     return sorted(losses, key=lambda name: -losses[name])
 
 
