@@ -42,8 +42,8 @@ def faulty_layer(network: nn.Module, target: Target, graph: Graph, pictures: np.
     layers = list(layer_outputs(graph.content, set(ours)).items())
     error = lambda at: layer_error(target, cut(graph, *layers[at]), pictures, ours[layers[at][0]])
     last = len(layers) - 1
-    bar = min(float(np.sqrt(2 * (1 - LEAST_COSINE[target.precision]))), error(last) / 2)
     good, bad, errors = -1, last, {-1: 0.0, last: error(last)}
+    bar = min(float(np.sqrt(2 * (1 - LEAST_COSINE[target.precision]))), errors[last] / 2)
     while bad - good > 1:
         middle = (good + bad) // 2
         errors[middle] = error(middle)
