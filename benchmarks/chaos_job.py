@@ -18,7 +18,7 @@ KINDS = {  # of thirteen faults
     "kill a rank": 5, "kill the launcher": 2, "stop a rank": 2, "kill all ranks": 1, "HUP": 2, "lost stdout": 1,
 }  # fmt: skip
 OVERRIDES = (
-    "run.deterministic=true", "run.checkpoint_every=2", "run.log_every=1", "run.tensorboard=false",
+    "run.deterministic=true", "run.checkpoint_every=2", "run.log_every=1", "run.tensorboard=false", "run.report=false",
     "dist.device=cpu", "data.loader=jpeg", "data.prepare.identities=24",
     "data.prepare.images_per_identity=10", "data.prepare.held_out_identities=12", "data.prepare.pairs=120",
     *(f"{phase}.{setting}" for phase in ("teacher.train", "student", "alone")

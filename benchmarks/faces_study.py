@@ -33,10 +33,10 @@ from faces_runs import CASES, ROOT, SEEDS, Case, config_of, file_name, planned, 
 from faces_tables import PAGE, Findings, compare, with_tables
 from measure import machine
 
+from partialkd.context import METRICS
 from partialkd.evaluate.verification import pairs_of_sets
 from partialkd.run.job import make_teacher, prepare_job, run_phase
 from partialkd.storage.atomic_files import remove_folder, replacing, write_bytes, write_json
-from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

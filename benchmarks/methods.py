@@ -45,11 +45,11 @@ from prettytable import PrettyTable
 from partialkd.commands.embed import embed
 from partialkd.config import Config
 from partialkd.config.load import load_config, parse_config
+from partialkd.context import METRICS
 from partialkd.errors import PartialKDError
 from partialkd.models.saved import MODEL
 from partialkd.run.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.storage.atomic_files import remove_folder, write_json
-from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

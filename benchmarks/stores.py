@@ -38,12 +38,12 @@ from torch import nn
 from partialkd.commands.embed import embed
 from partialkd.config import Config
 from partialkd.config.load import load_config, parse_config
+from partialkd.context import METRICS
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.models.saved import MODEL
 from partialkd.run.job import Job, evaluate, make_teacher, prepare_job, run_phase
 from partialkd.storage.atomic_files import write_json
-from partialkd.training.progress import METRICS
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

@@ -15,6 +15,12 @@ from partialkd.data.sources.source import Source
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
+# In a run's folder:
+SAVED_CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+RESULT, TIMES, STARTS = "result.json", "times.json", "starts.json"
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class RunContext:

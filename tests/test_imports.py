@@ -43,6 +43,8 @@ OWNERS = {
     "ai_edge_litert": {"export.litert"},
     "insightface": {"export.onnx_targets"},
     "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels", "centres.sweeps.trial_kernel"},
+    "matplotlib": {"report.plots"},
+    "wandb": {"training.outlets"},
 }
 HEAVY = (
     "deepspeed",
@@ -61,6 +63,7 @@ HEAVY = (
     "litert_torch",
     "ai_edge_litert",
     "insightface",
+    "wandb",
 )
 # Themselves imported only inside functions, so that they may import at the top.
 LAZY_MODULES = {"data.loading.dali", *(f"centres.sweeps.{name}_kernel" for name in ("sum", "trial"))}

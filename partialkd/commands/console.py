@@ -39,6 +39,8 @@ COMMANDS = {
     "plan": Entry("will it fit, how many identities would, what does a step cost at least"),
     "embed": Entry("keep a teacher's embeddings of the training data", "stdout"),
     "evaluate": Entry("score a network on verification sets, templates, identification"),
+    "report": Entry("the page of a run, finished or not"),
+    "compare": Entry("runs side by side, with paired intervals; tables for papers"),
     "export": Entry("write a network as ONNX and for other runtimes, checked in each"),
     "model_card": Entry("write a run's network as a folder to publish"),
     "audit": Entry("look through a data set by its teacher's embeddings"),

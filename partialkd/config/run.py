@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from partialkd.config.base import Before, Count, Free, NonNegativeFloat, Place, Positive, Section, Seed, Text
+
+
+def _ordered(steps: tuple[int, int]) -> tuple[int, int]:
+    if steps[0] > steps[1]:
+        raise ValueError("must be [first, last] with first <= last")
+    return steps
+
+
+Steps = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
 class DistConfig(Section):
@@ -32,6 +41,10 @@ class RunConfig(Section):
     keep_best: Free[bool] = False  # and the most accurate one on the evaluation sets: scores each when it is saved
     checkpoint_async: Free[bool] = False  # write in the background: a copy in host memory, training goes on meanwhile
     tensorboard: Free[bool] = True
+    wandb: Free[Literal["off", "offline", "online"]] = "off"  # offline: into the run's folder, sent by `wandb sync`
+    report: Free[bool] = True  # write report.html at the end
+    profile_steps: Free[Steps | None] = None  # optimiser steps [first, last] of each phase to profile
+    profile_ranks: Free[Annotated[tuple[Count, ...], Field(min_length=1)]] = (0,)  # those that there are
 
 
 class HealthConfig(Section):

@@ -103,6 +103,7 @@ class ScoredPairs:
     people: People
 
     def scores(self, config: EvaluateConfig) -> PairScores:
+        """Judge them by the protocol of the configuration."""
         return score_pairs(self.cosines, self.same, config.folds, config.fars, self.people)
 
 
@@ -133,11 +134,11 @@ def compare_sets(
     networks: each with the pixels per side of its input.
     """
     one, other = (_Embedder(embed, config, size, resize, world, "--resize") for embed, size in networks)
-    return {path.stem: _compared(_scored(one, path), _scored(other, path), config) for path in map(Path, config.sets)}
+    return {path.stem: compared(_scored(one, path), _scored(other, path), config) for path in map(Path, config.sets)}
 
 
-def _compared(one: ScoredPairs, other: ScoredPairs, config: EvaluateConfig) -> dict[str, Any]:
-    """Differences of accuracy and of TAR, each {"difference", "interval"}."""
+def compared(one: ScoredPairs, other: ScoredPairs, config: EvaluateConfig) -> dict[str, Any]:
+    """Say how much better `one` is on the same pairs: accuracy and TAR, each {"difference", "interval"}."""
     right = []
     for scored in (one, other):
         _, thresholds = fold_accuracies(scored.cosines, scored.same, config.folds)

@@ -25,7 +25,7 @@ from partialkd.methods import make_method
 from partialkd.models.build import build_empty
 from partialkd.models.compiled import require_compiler
 from partialkd.run.finished import check_finished
-from partialkd.run.scores import Scores, judge_teacher, score, scored_before
+from partialkd.run.scores import Pairs, Scores, judge_teacher, score, scored_before
 from partialkd.storage.manifest import MANIFEST
 from partialkd.teacher.classifier import own_rows
 from partialkd.teacher.ensemble import Ensemble, described
@@ -59,6 +59,7 @@ class Checked:
     network: Teacher | None = None  # to make the run's own cache with
     fingerprint: str | None = None  # of the teacher
     scores: Scores = field(default_factory=dict)  # of the teacher
+    pairs: Pairs = field(default_factory=dict)  # likewise, where it was scored now
     starts: dict[str, Start] = field(default_factory=dict)  # what each phase starts from
 
 
@@ -162,10 +163,13 @@ def check_teacher(context: RunContext, resumed: bool) -> Checked:
         check_width(context.config, network.embedding_dim)
         look_at(network, context)
     checked.network = network if to_make else None
-    checked.scores = kept or (score(context, "teacher", network.embed) if to_score and network else {})
+    checked.scores = kept or {}
+    if to_score and network:
+        checked.scores = score(context, "teacher", network.embed, checked.pairs.update)
     if to_score and isinstance(network, Ensemble):
         for member in network.members:
-            judge_teacher(context, score(context, "teacher", member.embed), strict=strict, path=member.origin)
+            scores = score(context, "teacher", member.embed, lambda _: None)
+            judge_teacher(context, scores, strict=strict, path=member.origin)
     opened = checked.teaching or network
     if opened:
         _check_classifier(context, opened.project, opened.embedding_dim)

@@ -25,6 +25,7 @@ from partialkd import checkpoint
 from partialkd.config import Config
 from partialkd.config.load import save_config
 from partialkd.config.resume import as_begun, check_same_run, saved_tree
+from partialkd.context import SAVED_CONFIG
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.models.saved import MODEL
 from partialkd.storage.atomic_files import followed, naming
@@ -32,7 +33,6 @@ from partialkd.storage.claim import Claim, claim
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
-SAVED_CONFIG = "config.toml"
 IN_USE = "wait for it to end, stop it, or choose another run.name"
 
 

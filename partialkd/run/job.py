@@ -12,7 +12,11 @@
       flight_recorder/               each rank's last collectives, if one failed
       export/                        the student as model.onnx and model.safetensors
       times.json                     seconds of every start of the run, by phase
+      starts.json                    when each start was, on what, with which versions
+      scores/                        what each network made of each pair of the evaluation sets
+      profile/                       with run.profile_steps
       result.json                    scores of all networks, and how they came about
+      report.html                    all of this to look at (report/)
 
 A phase that has its model.safetensors is finished; a resumed run loads it, and goes on with the phase that is not
 from its newest checkpoint (folder.py).
@@ -23,8 +27,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,13 +36,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from partialkd import __version__
 from partialkd.config import Config, PhaseConfig
-from partialkd.context import RunContext, as_generation
+from partialkd.context import RESULT, RunContext, as_generation
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import CLASS_IDS, Source, save_class_ids
-from partialkd.errors import Preempted
+from partialkd.errors import PartialKDError, Preempted, text_of
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import results_dict, results_table
 from partialkd.export.onnx import export
@@ -48,12 +49,14 @@ from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice
 from partialkd.planner.devices import device_named
 from partialkd.planner.plan import Ranks, plan_phase
+from partialkd.report.run_report import write_report
 from partialkd.run.checks import Checked, check_job, for_good, phases_of
+from partialkd.run.facts import facts_of, note_start
 from partialkd.run.finished import check_finished, made_from
 from partialkd.run.first_centres import make_store, teacher_rows
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, owned_run, run_folder
 from partialkd.run.out_of_memory import advising
-from partialkd.run.scores import Scores, keep_scores, score, score_trained
+from partialkd.run.scores import Scores, keep_pairs, keep_scores, score, score_trained
 from partialkd.run.times import Times, earlier_starts, summed
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.centres import save_centres
@@ -113,6 +116,7 @@ def _run(job: Job) -> dict[str, Any]:
     world.on_main(lambda: export(student.state_dict(), config.student.model, context.image_size, folder))
     if world.is_main:
         _log.info(f"{folder}: the student as model.onnx and model.safetensors")
+        _report(context)
     return result
 
 
@@ -179,6 +183,9 @@ def prepare_job(
     job = Job(context, resume != "never", checked, times, facts)
     if checked.scores and checked.fingerprint:
         keep_scores(context, checked.fingerprint, checked.scores)
+    if checked.pairs:
+        keep_pairs(context, "teacher", checked.pairs)
+    world.on_main(lambda: note_start(context))
     return job
 
 
@@ -307,18 +314,11 @@ def finish(job: Job) -> dict[str, Any]:
         "seed": context.config.run.seed,
         **times,
         "starts": starts,
-        "world_size": world.size,
-        "images": len(context.source),
-        "identities": context.source.num_classes,
         "data": job.data_facts,
-        "commit": commit(),
-        "version": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        **facts_of(context),
     }
     if world.is_main:
-        write_json(context.folder / "result.json", result)
+        write_json(context.folder / RESULT, result)
         if job.scores:
             messages.output(*results_table(job.scores).get_string().splitlines())
         of_starts = f" in {len(starts)} starts" if len(starts) > 1 else ""
@@ -326,10 +326,15 @@ def finish(job: Job) -> dict[str, Any]:
     return result
 
 
-def commit() -> str:
-    """Return the commit of this source tree, or "unknown" where it is not a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def _report(context: RunContext) -> None:
+    """Write the report, on rank 0; no run ends because of what it looks like."""
+    if not context.config.run.report:
+        return
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("PARTIALKD_COMMIT", "unknown")
+        path = write_report(context.folder)
+    except (PartialKDError, OSError) as error:
+        _log.warning(f"{context.folder}: no report could be written: {text_of(error)}")
+    except Exception as error:
+        _log.warning(f"{context.folder}: no report was written, which is a fault of the program", exc_info=error)
+    else:
+        messages.output(f"report: {path}")

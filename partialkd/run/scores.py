@@ -26,24 +26,39 @@ import torch
 from partialkd.context import RunContext
 from partialkd.data.images.decode import DECODING
 from partialkd.errors import CheckpointError, TeacherError
+from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.pairs import PairScores
-from partialkd.evaluate.verification import evaluate_sets
+from partialkd.evaluate.verification import ScoredPairs, pairs_of_sets
 from partialkd.storage.atomic_files import write_bytes
 from partialkd.storage.manifest import manifest_bytes, read_manifest
 from partialkd.teacher.supervision import Teaching, open_network
 
 Scores = dict[str, PairScores]  # by set
+Pairs = dict[str, ScoredPairs]  # likewise
 _log = logging.getLogger(__name__)
 KEPT = "teacher_scores.json"
 LEAST_ACCURACY = 0.7  # on the first set; chance is 0.5
 
 
 @torch.no_grad()
-def score(context: RunContext, who: str, embed: Callable[..., torch.Tensor]) -> Scores:
-    """Score a network on all sets; collective."""
-    data, world = context.config.data, context.world
+def score(
+    context: RunContext, who: str, embed: Callable[..., torch.Tensor], keep: Callable[[Pairs], None] | None = None
+) -> Scores:
+    """Score a network on all sets; collective. keep: takes the pairs, instead of the run's folder."""
+    config, data, world = context.config.evaluation, context.config.data, context.world
     embed = context.stop.listen(world).guarding(embed, f"evaluating the {who}")
-    return evaluate_sets(embed, context.config.evaluation, data.image_size, data.resize, world)
+    pairs = pairs_of_sets(embed, config, data.image_size, data.resize, world)
+    scores = {name: one.scores(config) for name, one in pairs.items()}
+    if keep is not None:
+        keep(pairs)
+    else:
+        keep_pairs(context, who, pairs)
+    return scores
+
+
+def keep_pairs(context: RunContext, who: str, pairs: Pairs) -> None:
+    """Write what a network made of each pair into the run's folder; collective."""
+    context.world.on_main(lambda: write_pairs(context.folder, who, pairs))
 
 
 def scored_before(context: RunContext, teacher: str) -> Scores | None:

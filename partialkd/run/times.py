@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from partialkd.context import RESULT, TIMES
 from partialkd.errors import PartialKDError
 from partialkd.storage.atomic_files import write_json
 
-TIMES, RESULT = "times.json", "result.json"
 _log = logging.getLogger(__name__)
 
 

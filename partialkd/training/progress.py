@@ -1,44 +1,43 @@
-"""Log lines or a bar, metrics.jsonl and TensorBoard: what a run says of itself while it runs. Rank 0 only.
+"""Log lines or a bar, and the outlets (outlets.py): what a run says of itself while it runs. Rank 0 only.
 
 metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
-(when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values; a number that is
-not finite is null. `teacher_share` is the teacher's part of a step's time, where it runs; `mfu` the part of it that
-the step's products would take at the full rate of the GPU, as its maker says, if partialkd.planner.devices knows it.
-With `run.keep_best` there are also lines of scored checkpoints, with `phase`, `step`, `epoch`, `time`, `accuracy/<set>`
-and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring took. A resumed phase drops its own lines
-past the step it resumes from, so no step occurs twice; other phases' lines stay. A line cut short by a crash is dropped
-too.
+(when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values, `grad_norm`
+(before clipping), `time/<part>` (seconds of an optimiser step, the mean over ranks and over the steps since the last
+line; trainer.py says which parts) and `memory` (peak bytes of rank 0: of CUDA's allocator since the phase began, or of
+the process); a number that is not finite is null. `teacher_share` is the teacher's part of a step's time, where it
+runs; `mfu` the part of it that the step's products would take at the full rate of the GPU, as its maker says, if
+partialkd.planner.devices knows it. With `run.keep_best` there are also lines of scored checkpoints, with `phase`,
+`step`, `epoch`, `time`, `accuracy/<set>` and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring
+took. A resumed phase drops its own lines past the step it resumes from, so no step occurs twice; other phases' lines
+stay. A line cut short by a crash is dropped too.
 On a terminal a bar shows steps, time left and the last values; elsewhere (cluster logs, CI) each logged step is one
-line, and there is one now and then before the first. TensorBoard gets the same numbers under
-<folder>/tensorboard/<phase>. An outlet that fails while the run goes on, because a disk is full, is dropped with a
-warning: no run ends because of what it says of itself.
-Errors, at the start only: `ConfigError` if TensorBoard is asked for and not installed; `DataError` for a metrics.jsonl
-that is something else, on rank 0; `OSError` from the disk.
+line, and there is one now and then before the first. An outlet that fails while the run goes on, because a disk is
+full, is dropped with a warning: no run ends because of what it says of itself.
+Errors, at the start only: those of the outlets, on rank 0.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import Any
 
-from partialkd.errors import ConfigError, DataError
+from partialkd.config import RunConfig
 from partialkd.evaluate.pairs import PairScores
-from partialkd.storage.atomic_files import write_text
+from partialkd.training.outlets import Outlet, open_outlets
 from partialkd.world.messages import Screen
 from partialkd.world.passes import Pass, hours
 from partialkd.world.world import World
 
-METRICS = "metrics.jsonl"
-SPEED = ("images_per_s", "teacher_share", "mfu")  # what depends on the machine
 RESERVED = ("phase", "step", "epoch", "time", "loss", "lr", "images_per_s")
+# How the names of what is measured begin; the rest is computed.
+MEASURED = ("images_per_s", "time", "memory", "scoring_s", "teacher_share", "mfu")
+QUIET = ("images_per_s", "time/", "memory")  # what the log's lines leave out
 _log = logging.getLogger(__name__)
 
 
@@ -46,17 +45,16 @@ class Progress:
     """`with Progress(...) as progress:` and `progress.log(...)` on every rank; ranks but 0 say nothing."""
 
     def __init__(
-        self, folder: Path, phase: str, total_steps: int, world: World, tensorboard: bool, resume_step: int = 0
+        self, folder: Path, phase: str, total_steps: int, world: World, run: RunConfig, resume_step: int = 0
     ) -> None:
+        """run: which outlets beside the log and metrics.jsonl."""
         self.phase, self.total_steps = phase, total_steps
-        self._outlets: list[_Outlet] = []
+        self._outlets: list[Outlet] = []
         self._pass: Pass | None = None
         if not world.is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._outlets.append(_MetricsFile(folder / METRICS, phase, resume_step))
-        if tensorboard:
-            self._outlets.append(_TensorBoard(folder / "tensorboard" / phase, resume_step))
+        self._outlets = open_outlets(folder, phase, resume_step, run)
         self._pass = Pass(phase, total_steps, "steps", resume_step)
 
     def stepped(self) -> None:
@@ -105,7 +103,7 @@ class Progress:
             )
             going.told()
 
-    def _attempt(self, outlet: _Outlet, action: Callable[[], None]) -> None:
+    def _attempt(self, outlet: Outlet, action: Callable[[], None]) -> None:
         """Act; an outlet that the disk fails is dropped."""
         try:
             action()
@@ -152,77 +150,8 @@ class Throughput:
         return rate
 
 
-# ------------------------------------------------------------------------------------------------- outlets
-
-
-class _Outlet(Protocol):
-    """Where a logged step goes."""
-
-    path: Path
-
-    def put(self, line: dict[str, Any], /) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _MetricsFile:
-    def __init__(self, path: Path, phase: str, resume_step: int) -> None:
-        if path.exists():
-            drop_later_lines(path, phase, resume_step)
-        self.path = path
-        self.stream: IO[str] = path.open("a", encoding="utf-8")
-
-    def put(self, line: dict[str, Any]) -> None:
-        finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
-        self.stream.write(json.dumps(finite, allow_nan=False) + "\n")
-        self.stream.flush()
-
-    def close(self) -> None:
-        self.stream.close()
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(f"run.tensorboard: needs the package tensorboard ({error})") from error
-        self.path = folder
-        # purge_step hides what a run that is resumed had written past the step it resumes from.
-        self.writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
-
-    def put(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-def drop_later_lines(path: Path, phase: str, resume_step: int) -> None:
-    """Rewrite metrics.jsonl without this phase's lines past `resume_step`, and without a line cut short at the end."""
-    kept = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a file of metrics: {error}") from error
-    for number, text in enumerate(lines, start=1):
-        if not text.endswith("\n"):
-            continue  # the run died while writing it
-        try:
-            line = json.loads(text)
-            later = line["phase"] == phase and line["step"] > resume_step
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not a line of metrics: {error!r}") from error
-        if not later:
-            kept.append(text)
-    if kept != lines:
-        write_text(path, "".join(kept))
-
-
 def _numbers(line: dict[str, Any]) -> str:
     shown = [
-        f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float) and name != "images_per_s"
+        f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float) and not name.startswith(QUIET)
     ]
     return " ".join([*shown, f"{line['images_per_s']:.0f} images/s"])

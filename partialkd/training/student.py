@@ -46,7 +46,7 @@ from partialkd.training.student_state import StudentState
 from partialkd.training.tapping import Tapping
 from partialkd.training.weights_average import WeightsAverage
 from partialkd.training.zero_values import FullValues
-from partialkd.world.world import World
+from partialkd.world.world import COLLECTIVES, World
 
 BUCKET = 16_000_000  # gradient elements reduced at once at stages 1-3; DeepSpeed's own 500 M would allocate 2 GB
 
@@ -233,6 +233,13 @@ class Student:
             engine, *_ = self._deepspeed.initialize(
                 model=model, optimizer=self.optimizer, model_parameters=list(trained(model)), config=settings
             )
+        reduce, clock = engine.allreduce_gradients, self.world.clock
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with clock.within(COLLECTIVES):
+                return reduce(*arguments, **options)
+
+        engine.allreduce_gradients = timed
         return engine
 
     def _step_at(self, lr: float) -> bool:

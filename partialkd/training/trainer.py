@@ -49,17 +49,23 @@ from partialkd.teacher.network import Teacher
 from partialkd.teacher.noise import Noise
 from partialkd.training.health import Health, skipping
 from partialkd.training.patience import Patience, shortfall
+from partialkd.training.profiler import Profiler
 from partialkd.training.progress import Progress, Throughput
 from partialkd.training.schedule import Schedule
 from partialkd.training.scoring import Scoring
 from partialkd.training.start import Start
 from partialkd.training.state import Parts, capture, identity, restore
-from partialkd.training.stopwatch import Stopwatch
 from partialkd.training.student import Student
 from partialkd.training.tapping import tapping_of
-from partialkd.world.world import World, collective_failed, seed_rank
+from partialkd.world.part_clock import forget_peak, peak_memory
+from partialkd.world.world import COLLECTIVES, World, collective_failed, seed_rank
 
 _log = logging.getLogger(__name__)
+# Of a step's time; "other" is what lies between them: logging, checks, saving.
+PARTS = (
+    "data", "teacher", "student forward", "student backward", "student step", "centres", COLLECTIVES, "other",
+)  # fmt: skip
+LEFT_OUT = "scoring"  # which is no training
 
 
 def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
@@ -127,7 +133,7 @@ class Trainer:
         self.config, self.world, source = context.config, context.world, context.source
         config, world, seed = self.config, self.world, self.config.run.seed
         self.folder = context.folder / name
-        self._least_seconds, self._watch_teacher = least_seconds, Stopwatch(context.world.device)
+        self._least_seconds = least_seconds
         self.plan = plan_of(name, phase, config, source, world)
         self.method = make_method(phase.method)
         self.terms = Terms(phase.terms, TermSetting(world, store.num_classes, phase.model.embedding_dim))
@@ -163,6 +169,8 @@ class Trainer:
         self.patience = Patience(config.evaluate)
         self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health, self.patience), self.states)
         self.scoring, self._on_save = Scoring(context), on_save
+        self.profiler = Profiler(context.folder, name, config.run, world)
+        self._told = 0  # after which step the last line was logged
         self._judged: tuple[int, float] | None = None  # the newest judgement: after which step, its number
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -177,7 +185,11 @@ class Trainer:
             self.resume()
         try:
             with self._telling():
-                self._train()
+                try:
+                    self._train()
+                finally:
+                    self.profiler.close()
+                    self.world.clock.stop()
                 self._save_last()
         except Exception as error:
             if not (collective_failed(error) or isinstance(error, RankLost)):
@@ -187,9 +199,10 @@ class Trainer:
 
     def _telling(self) -> Progress:
         """Begin to tell what the run does, from here on."""
-        tensorboard, done = self.config.run.tensorboard, self.student.steps
+        run, done = self.config.run, self.student.steps
         self._speed = Throughput(self.phase.global_batch, done)
-        self._progress = Progress(self.context.folder, self.name, self.last_step, self.world, tensorboard, done)
+        self._told = done
+        self._progress = Progress(self.context.folder, self.name, self.last_step, self.world, run, done)
         return self._progress
 
     def _save_last(self) -> None:
@@ -213,9 +226,14 @@ class Trainer:
             _log.info(f"{self.name}: the first step compiles the network, which may take minutes")
         self._judge_if_due()  # a stop may have come between
         batches = iter(self.loader)
+        self.world.clock.start(self.world.device, "other")
+        forget_peak(self.world.device)
         while self.student.steps < self.last_step and not self.patience.over:
             lr, steps = self.student.lr, self.student.steps
-            self._outcomes.append(self.micro_step(next(batches)))
+            self.profiler.before(steps + 1)
+            with self.world.clock.within("data"):
+                batch = next(batches)
+            self._outcomes.append(self.micro_step(batch))
             if self.student.steps > steps:
                 self._after_step(lr)
             elif len(self._outcomes) == self.phase.accumulation:
@@ -223,27 +241,35 @@ class Trainer:
 
     def micro_step(self, batch: FaceBatch) -> Outcome:
         """Forward, loss, backward; at the end of an optimiser step also the step of student and centres."""
-        embeddings = self.student.embed(batch.images)  # (b, D)
+        part = self.world.clock.within
+        with part("student forward"):
+            embeddings = self.student.embed(batch.images)  # (b, D)
         student = embeddings.detach().requires_grad_()
         averaged = self.phase.method.centre_kind == "ema"  # these send the teacher's embeddings as well
         if self.teacher and not averaged:
             self.centres.begin(student, batch.labels)
-        teacher = self._taught(batch)  # (b, D)
+        with part("teacher"):
+            teacher = self._taught(batch)  # (b, D)
         if self.noise and teacher is not None:
             teacher = self.noise(teacher, batch.records, self.student.steps)
-        self.centres.teach(teacher, batch.records)
-        outcome = self.method.loss(self.centres, student, batch.labels, teacher)
-        maps = self.taps.pairs(len(student)) if self.taps else {}
-        inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres, maps)
-        outcome = self.terms.added_to(outcome, inputs)
-        outcome.loss.backward()
+        with part("centres"):
+            self.centres.teach(teacher, batch.records)
+            outcome = self.method.loss(self.centres, student, batch.labels, teacher)
+            maps = self.taps.pairs(len(student)) if self.taps else {}
+            inputs = TermInputs(student, batch.labels, teacher, self.world, self.centres, maps)
+            outcome = self.terms.added_to(outcome, inputs)
+            outcome.loss.backward()
         assert student.grad is not None
         gradient = self.health.watch(batch, embeddings, teacher, outcome.loss, student.grad)
-        self.student.backward(embeddings, gradient)
+        with part("student backward"):
+            self.student.backward(embeddings, gradient)
         lr = self.student.lr
         try:
-            if self.student.step():
-                self.centres.step(lr * self.phase.optimizer.lr_factors.centres)
+            with part("student step"):
+                stepped = self.student.step()
+            if stepped:
+                with part("centres"):
+                    self.centres.step(lr * self.phase.optimizer.lr_factors.centres)
                 self.states.stepped()
                 self.health.stepped()
         except FloatingPointError:
@@ -255,20 +281,23 @@ class Trainer:
         """The teacher's embeddings of a batch (b, D)."""
         if self.teacher is None:
             return batch.teacher
-        with self._watch_teacher:
-            return self.teacher.embed(batch.images if batch.clean is None else batch.clean)
+        return self.teacher.embed(batch.images if batch.clean is None else batch.clean)
 
     def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
         self._progress.stepped()
+        self.profiler.after(step)
         if step % run.log_every == 0 or last:
             values = self._means(outcomes)
             loss = values.pop("loss")
             epoch, _ = self.loader.position
             rate = self._speed.since_last(step)
-            values |= self._shares(rate) | self.health.logged(loss)
-            self._progress.log(step, epoch, loss, lr, rate, values)
+            self._told = step
+            norm = self.student.grad_norm
+            values |= self._shares(rate, values) | self.health.logged(loss)
+            values |= {} if norm is None else {"grad_norm": norm}
+            self._progress.log(step, epoch, loss, lr, rate, values | {"memory": peak_memory(self.world.device)})
         if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
@@ -278,11 +307,11 @@ class Trainer:
         if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
             self.save(self._score())
 
-    def _shares(self, images_per_s: float) -> dict[str, float]:
+    def _shares(self, images_per_s: float, values: dict[str, float]) -> dict[str, float]:
         """Of the time of a step: the teacher's part, and the part that its products need at the device's full rate."""
         step_seconds, shares = self.phase.global_batch / images_per_s, {}
-        if (seconds := self._watch_teacher.seconds()) is not None:
-            shares["teacher_share"] = self.phase.accumulation * seconds / step_seconds
+        if self.teacher is not None:
+            shares["teacher_share"] = values["time/teacher"] / step_seconds
         if self._least_seconds is not None:
             shares["mfu"] = self._least_seconds / step_seconds
         return shares
@@ -296,14 +325,23 @@ class Trainer:
                 _log.info(f"{self.name}: ends at step {step} of {self.last_step}: {said} (evaluate.patience)")
 
     def _means(self, outcomes: list[Outcome]) -> dict[str, float]:
-        """Loss and the method's values, means over micro-steps and ranks; one collective. The loss must be finite."""
+        """Loss, the method's values and the parts of a step, means over micro-steps and ranks; one collective.
+
+        The loss must be finite.
+        """
         values = [{"loss": outcome.loss.detach(), **outcome.values} for outcome in outcomes]
         means = torch.stack([torch.stack([one[key].float() for one in values]).mean() for key in values[0]])
-        named = dict(zip(values[0], self.world.mean(means).tolist(), strict=True))
+        names = [*values[0], *(f"time/{part}" for part in PARTS)]
+        named = dict(zip(names, self.world.mean(torch.cat([means, self._part_seconds(means)])).tolist(), strict=True))
         if not math.isfinite(named["loss"]):
             self.health.check()
             raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
         return named
+
+    def _part_seconds(self, like: torch.Tensor) -> torch.Tensor:
+        """Seconds (PARTS,) of a step since the last logged one."""
+        seconds, steps = self.world.clock.read(), max(1, self.student.steps - self._told)
+        return like.new_tensor([seconds.get(part, 0.0) / steps for part in PARTS])
 
     # ------------------------------------------------------------------------------------- save and resume
 
@@ -328,7 +366,8 @@ class Trainer:
         """Score the student after this step, once; collective. None: asked to stop meanwhile."""
         step = self.student.steps
         if self._judged is None or self._judged[0] != step:
-            scores, seconds = self.scoring.scores(self.student.network())
+            with self.world.clock.within(LEFT_OUT):
+                scores, seconds = self.scoring.scores(self.student.network())
             self._speed.leave_out(seconds)
             if scores is None:
                 return None

@@ -27,9 +27,11 @@ from partialkd.config import DistConfig
 from partialkd.errors import PartialKDError, Preempted, RankLost, printable
 from partialkd.world import flight_recorder
 from partialkd.world.numerics import set_numerics
+from partialkd.world.part_clock import PartClock
 from partialkd.world.rendezvous import Membership, with_timeout
 
 T = TypeVar("T")
+COLLECTIVES = "collectives"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class World:
     store: dist.Store | None = None  # of this start: keys and values all ranks can reach, also when a collective cannot
     launch_store: dist.Store | None = None  # the same for all starts by one torchrun
     members: Membership | None = None
+    clock: PartClock = field(default_factory=PartClock, compare=False)  # whose part COLLECTIVES is what ranks wait for
     _works: Iterator[int] = field(default_factory=count)  # counts the calls of on_main, on all ranks alike
 
     @classmethod
@@ -137,10 +140,12 @@ class World:
         if self.size == 1:
             return own.clone
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        work = dist.all_gather_into_tensor(out, own, async_op=True)
+        with self.clock.within(COLLECTIVES):
+            work = dist.all_gather_into_tensor(out, own, async_op=True)
 
         def finished() -> Tensor:
-            work.wait()
+            with self.clock.within(COLLECTIVES):
+                work.wait()
             return out
 
         return finished
@@ -150,7 +155,8 @@ class World:
         if self.size == 1:
             return x
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
-        dist.reduce_scatter_tensor(out, x.contiguous())
+        with self.clock.within(COLLECTIVES):
+            dist.reduce_scatter_tensor(out, x.contiguous())
         return out
 
     def sum(self, x: Tensor) -> Tensor:
@@ -170,7 +176,8 @@ class World:
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
-        dist.all_gather_object(items, item)
+        with self.clock.within(COLLECTIVES):
+            dist.all_gather_object(items, item)
         return items
 
     def broadcast_object(self, item: T) -> T:
@@ -225,7 +232,8 @@ class World:
     def _all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         out = x.detach().clone()
         if self.size > 1:
-            dist.all_reduce(out, operation)
+            with self.clock.within(COLLECTIVES):
+                dist.all_reduce(out, operation)
         return out
 
 

@@ -37,7 +37,8 @@ def test_keys_that_are_free_on_resume() -> None:
         *(f"data.prepare.{key}" for key in ("images", "exclude_identities", "pairs_images", "pairs")),
         *(f"data.parts.{key}" for key in ("path", *LISTS)),
         *(f"run.{key}" for key in ("folder", "log_every", "log_level", "checkpoint_every", "keep_checkpoints",
-                                   "keep_best", "checkpoint_async", "tensorboard", "tf32")),
+                                   "keep_best", "checkpoint_async", "tensorboard", "tf32", "wandb", "report",
+                                   "profile_steps", "profile_ranks")),
         *(f"data.{key}" for key in ("loader", "workers", "index_cache", "on_corrupt", "max_corrupt")),
         *(f"{name}.{key}" for name in ("teacher.train", "student", "alone") for key in PHASE_KEYS),
     }  # fmt: skip

@@ -32,6 +32,7 @@ from helpers.page_commands import (
 )
 from helpers.places import FACES, ROOT
 from helpers.ranks import run
+from helpers.run_folders import made_run
 from partialkd.config import ModelConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.verification_bin import write_bin
@@ -106,6 +107,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     described = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
     save_model(folder / "runs" / "quickstart" / "student" / "model.safetensors", network, described, 112)
     shutil.copy(folder / "runs" / "quickstart" / "student" / "model.safetensors", folder / "MODEL.safetensors")
+    for name, kind in (("adadistill", {}), ("arcdistill", {"name": "arcdistill"})):
+        made_run(folder, name, steps=2, **kind)
     return folder
 
 
@@ -203,6 +206,7 @@ SMALL += [
     "data.loader=jpeg",
     "data.workers=1",
     "run.tensorboard=false",
+    "run.report=false",
     "student.global_batch=8",
     "student.max_steps=2",
 ]

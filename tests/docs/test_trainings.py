@@ -107,7 +107,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut_down(tree: dict[str, Any], stage: Path, out: Path) -> list[str]:
     """Overrides that make a configuration small; `tree`: what it is without them."""
     cut = [f"run.folder={out}", "dist.device=cpu", "data.loader=jpeg", "data.workers=1"]
-    cut += ["run.tensorboard=false", "evaluate.folds=2", "evaluate.fars=[0.5]"]
+    cut += ["run.tensorboard=false", "run.report=false", "evaluate.folds=2", "evaluate.fars=[0.5]"]
     phases = [name for name in ("student", "alone") if tree.get(name)]
     for key in phases + ["teacher.train"] * (tree["teacher"]["source"] == "train"):
         phase = tree["teacher"]["train"] if key == "teacher.train" else tree[key]

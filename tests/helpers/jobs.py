@@ -31,7 +31,7 @@ def tree(folder: Path, **student: Any) -> dict[str, Any]:
     model = {"name": "mobilefacenet_gdc", "embedding_dim": 16, "width": 0.25, "depth": 0.5}
     short = {"model": model, "epochs": 1, "global_batch": 24, "schedule": {"name": "poly", "warmup_steps": 1}}
     return {
-        "run": {"name": "trial", "folder": str(folder / "runs"), "log_every": 2},
+        "run": {"name": "trial", "folder": str(folder / "runs"), "log_every": 2, "report": False},
         "data": {
             "path": str(folder / "data"), "image_size": 32, "loader": "jpeg", "workers": 1,
             "prepare": {

@@ -24,7 +24,7 @@ from partialkd.models.saved import save_model
 from partialkd.run.job import make_teacher, prepare_job, run_phase
 from partialkd.teacher.cache_writer import CacheWriter
 from partialkd.teacher.network import Teacher, open_teacher
-from partialkd.training.progress import SPEED
+from partialkd.training.progress import MEASURED
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
@@ -118,7 +118,7 @@ def losses(world: World, settings: dict[str, Any], resume: str = "never") -> lis
         stop.forget()
     world.barrier()
     lines = [json.loads(line) for line in (job.context.folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in (*SPEED, "time")} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(MEASURED)} for line in lines]
 
 
 def settings_of(made: Path, name: str, method: str = "adadistill", **teacher: Any) -> dict[str, Any]:

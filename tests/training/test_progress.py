@@ -14,14 +14,18 @@ from typing import Any
 
 import pytest
 
+from partialkd.config import RunConfig
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.pairs import PairScores
 from partialkd.storage.atomic_files import replacing, write_json, write_text
+from partialkd.training import outlets
 from partialkd.training import progress as module
 from partialkd.training.progress import Progress, Throughput
 from partialkd.world import passes
 from partialkd.world.messages import begin
 from partialkd.world.world import World
+
+QUIET, BOARD = (RunConfig(name="trial", tensorboard=tensorboard) for tensorboard in (False, True))
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -29,13 +33,13 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _run(folder: Path, steps: range, phase: str = "student", loss: float = 1.0, resume_step: int = 0) -> None:
-    with Progress(folder, phase, 100, World(), tensorboard=False, resume_step=resume_step) as progress:
+    with Progress(folder, phase, 100, World(), QUIET, resume_step=resume_step) as progress:
         for step in steps:
             progress.log(step, step // 10, loss, 0.1, 640.0, {"alpha": 0.5})
 
 
 def test_one_object_a_logged_step(tmp_path: Path) -> None:
-    with Progress(tmp_path / "run", "student", 100, World(), tensorboard=False) as progress:
+    with Progress(tmp_path / "run", "student", 100, World(), QUIET) as progress:
         progress.log(50, 2, 3.25, 0.1, 640.0, {"alpha": 0.87, "seen": 400})
     (line,) = _lines(tmp_path / "run")
     assert abs(datetime.fromisoformat(line.pop("time")) - datetime.now(UTC)) < timedelta(minutes=10)
@@ -53,7 +57,7 @@ def test_scores_are_lines_of_their_own_and_no_training(tmp_path: Path, monkeypat
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     score = PairScores(accuracy=0.75, accuracy_std=0.0, auc=0.8, tar_at_far={}, threshold=0.3, pairs=20)
     speed, going = Throughput(64), passes.Pass("student", 100)
-    with Progress(tmp_path, "student", 100, World(), tensorboard=True) as progress:
+    with Progress(tmp_path, "student", 100, World(), BOARD) as progress:
         now[0] += 10.0
         progress.log(10, 0, 1.0, 0.1, speed.since_last(10), {})
         now[0] += 30.0
@@ -73,7 +77,7 @@ def test_scores_are_lines_of_their_own_and_no_training(tmp_path: Path, monkeypat
 
 
 def test_lines_are_in_the_file_at_once(tmp_path: Path) -> None:
-    with Progress(tmp_path, "student", 100, World(), tensorboard=False) as progress:
+    with Progress(tmp_path, "student", 100, World(), QUIET) as progress:
         progress.log(1, 0, 1.0, 0.1, 1.0, {})
         assert len(_lines(tmp_path)) == 1
 
@@ -115,7 +119,7 @@ def test_a_foreign_file_is_not_touched(line: str, tmp_path: Path) -> None:
 
 
 def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(tmp_path / "run", "student", 10, World(rank=1, size=2), tensorboard=True) as progress:
+    with Progress(tmp_path / "run", "student", 10, World(rank=1, size=2), BOARD) as progress:
         progress.log(1, 0, 1.0, 0.1, 1.0, {})
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
@@ -123,7 +127,7 @@ def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_values_cannot_replace_the_steps_own(tmp_path: Path) -> None:
     with (
-        Progress(tmp_path, "student", 10, World(), tensorboard=False) as progress,
+        Progress(tmp_path, "student", 10, World(), QUIET) as progress,
         pytest.raises(ValueError, match="'lr'"),
     ):
         progress.log(1, 0, 1.0, 0.1, 1.0, {"lr": 2.0})
@@ -142,7 +146,7 @@ def test_plain_lines_without_a_terminal(
     """Resumed at 20 of 100; 10 steps took 90 s, so 70 take 630 s."""
     begin()
     clock = _Clock(monkeypatch)
-    with Progress(tmp_path, "student", 100, World(), tensorboard=False, resume_step=20) as progress:
+    with Progress(tmp_path, "student", 100, World(), QUIET, resume_step=20) as progress:
         clock.now += 90.0
         progress.log(30, 1, 3.25, 0.1, 640.4, {"alpha": 0.871})
         (line,) = capsys.readouterr().out.splitlines()
@@ -161,9 +165,9 @@ class _FullDisk(io.StringIO):
 def test_a_full_disk_ends_a_log_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The metrics stop where the disk was full, TensorBoard goes on; it is said once."""
     begin()
-    with Progress(tmp_path, "student", 100, World(), tensorboard=True) as progress:
+    with Progress(tmp_path, "student", 100, World(), BOARD) as progress:
         progress.log(1, 0, 1.0, 0.1, 1.0, {})
-        (metrics,) = [outlet for outlet in progress._outlets if isinstance(outlet, module._MetricsFile)]
+        (metrics,) = [outlet for outlet in progress._outlets if isinstance(outlet, outlets.MetricsFile)]
         metrics.stream.close()
         metrics.stream = _FullDisk()
         for step in (2, 3):
@@ -187,7 +191,7 @@ def _events(folder: Path) -> Any:
 
 def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
     for resume_step, loss in ((0, 1.0), (2, 5.0)):
-        with Progress(tmp_path, "student", 10, World(), tensorboard=True, resume_step=resume_step) as progress:
+        with Progress(tmp_path, "student", 10, World(), BOARD, resume_step=resume_step) as progress:
             for step in range(resume_step + 1, 5):
                 progress.log(step, 0, loss, 0.1, 1.0, {"alpha": 0.25})
     events = _events(tmp_path)
@@ -198,7 +202,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
 def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"run.tensorboard: needs the package tensorboard"):
-        Progress(tmp_path, "student", 10, World(), tensorboard=True)
+        Progress(tmp_path, "student", 10, World(), BOARD)
 
 
 def test_throughput_is_measured_since_the_last_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+"""What several runs say side by side: scores over seeds, differences with paired intervals, settings that differ.
+
+Runs whose configurations differ in nothing but the seed (and where they are kept) are one recipe; several runs of a
+recipe are its seeds. All networks are compared with the first network of the first recipe, the baseline:
+
+by identity   each run with the baseline's run of the same seed (else with its first), on the same pairs: evaluate/
+              intervals.py; the mean over seeds of the differences, with the interval of one pair of runs
+by seed       recipes with two or more seeds in common: the mean of the differences of accuracy over these seeds, with
+              Student's interval
+
+A set's pairs must be the same in all runs, and some set must be in all of them: else a ConfigError names the runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from partialkd.config import EvaluateConfig
+from partialkd.errors import ConfigError
+from partialkd.evaluate.kept_pairs import read_pairs
+from partialkd.evaluate.pairs import PairScores
+from partialkd.evaluate.verification import compared
+from partialkd.report.run_files import RunFiles, read_run
+from partialkd.report.settings import NAMES, differences, flat_settings
+
+SEED = "run.seed"
+FREE = (SEED, *NAMES, "run.log_level", "run.report", "run.tensorboard", "run.wandb")  # no part of a recipe
+# 97.5 % quantiles of Student's t by degrees of freedom; above the last, that of the normal distribution is near enough.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+# In the order of the papers' columns.
+PAPER_SETS = {
+    "lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW", "ijbb": "IJB-B",
+    "ijbc": "IJB-C",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Runs that differ in their seeds alone."""
+
+    name: str
+    runs: tuple[RunFiles, ...]
+
+    def scores(self, name: str, who: str) -> list[PairScores]:
+        """Scores of a network on a set, of the runs that have them."""
+        return [run.scores[name][who] for run in self.runs if who in run.scores.get(name, {})]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better a recipe's network is than the baseline's, in accuracy on one set; shares in [0, 1]."""
+
+    mean: float
+    by_identity: tuple[float, float] | None
+    by_seed: tuple[float, float] | None
+    seeds: int  # that both have
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs."""
+
+    recipes: tuple[Recipe, ...]
+    sets: tuple[str, ...]
+    networks: tuple[str, ...]
+    settings: dict[str, list[str]]  # key -> its value in each recipe
+
+    @property
+    def rows(self) -> list[tuple[Recipe, str]]:
+        """Every network of every recipe that was scored."""
+        pairs = [(recipe, who) for recipe in self.recipes for who in self.networks]
+        return [(recipe, who) for recipe, who in pairs if any(recipe.scores(name, who) for name in self.sets)]
+
+    def best(self, name: str) -> tuple[Recipe, str] | None:
+        """Whose mean accuracy is the highest on a set."""
+        rows = [row for row in self.rows if row[0].scores(name, row[1])]
+        return max(rows, key=lambda row: accuracy(row[0].scores(name, row[1])), default=None)
+
+
+def accuracy(scores: Sequence[PairScores]) -> float:
+    """The mean over seeds."""
+    return mean(one.accuracy for one in scores)
+
+
+def spread(scores: Sequence[PairScores]) -> float | None:
+    """Standard deviation over seeds; None of one."""
+    return stdev(one.accuracy for one in scores) if len(scores) > 1 else None
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """Read runs, each once; ConfigError for one that is named twice, or that has no scores."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise ConfigError(f"{folder}: the same run as {seen[folder.resolve()]}")
+        seen[folder.resolve()] = folder
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        if not run.scores and not run.lines:
+            raise ConfigError(f"{run.folder}: has neither scores nor logged steps yet")
+    return runs
+
+
+def compare(runs: Sequence[RunFiles]) -> Comparison:
+    """Put runs side by side."""
+    recipes = _recipes(runs)
+    sets = list(dict.fromkeys(name for run in runs for name in run.scores))
+    _check_sets(runs, sets)
+    networks = tuple(dict.fromkeys(who for run in runs for row in run.scores.values() for who in row))
+    settings = differences([recipe.runs[0] for recipe in recipes], FREE)
+    return Comparison(tuple(recipes), tuple(in_paper_order(sets)), networks, settings)
+
+
+def _recipes(runs: Sequence[RunFiles]) -> list[Recipe]:
+    groups: dict[tuple[tuple[str, str], ...], list[RunFiles]] = {}
+    for run in runs:
+        settings = tuple(sorted((key, value) for key, value in flat_settings(run).items() if key not in FREE))
+        groups.setdefault(settings or (("folder", str(run.folder)),), []).append(run)
+    return [Recipe(_name(group), tuple(sorted(group, key=lambda run: run.seed))) for group in groups.values()]
+
+
+def _name(group: Sequence[RunFiles]) -> str:
+    first = group[0].name
+    return first if len(group) == 1 else f"{first} and {len(group) - 1} more seed{'s' if len(group) > 2 else ''}"
+
+
+def _check_sets(runs: Sequence[RunFiles], sets: Sequence[str]) -> None:
+    """A set of one name that is not the same pairs must not stand in one column; some set must be shared."""
+    scored = [run for run in runs if run.scores]
+    if len(scored) > 1 and not set.intersection(*(set(run.scores) for run in scored)):
+        said = "; ".join(f"{run.folder}: {', '.join(run.scores)}" for run in scored)
+        raise ConfigError(f"these runs have no evaluation set in common: {said}")
+    for name in sets:
+        digests: dict[str, RunFiles] = {}
+        for run in runs:
+            if digest := _digest(run, name):
+                digests.setdefault(digest, run)
+        if len(digests) > 1:
+            one, other, *_ = digests.values()
+            raise ConfigError(f"{one.folder} and {other.folder}: the set {name!r} is not of the same pairs in both")
+
+
+def _digest(run: RunFiles, name: str) -> str | None:
+    """What a set's pairs are, as far as the run has kept them."""
+    path = next((sets[name] for sets in run.pairs.values() if name in sets), None)
+    if path is None:
+        return None
+    pairs = read_pairs(path)
+    arrays = (pairs.same, pairs.people.first, pairs.people.second)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def in_paper_order(sets: Sequence[str]) -> list[str]:
+    """The papers' sets first, in their order, then the others in theirs."""
+    known = list(PAPER_SETS)
+    place = lambda name: known.index(plain(name)) if plain(name) in known else len(known)
+    return sorted(sets, key=place)
+
+
+def plain(name: str) -> str:
+    """A set's name as the papers' table has it: `AgeDB-30` and `agedb_30` are one."""
+    squeezed = name.lower().replace("-", "_").replace(" ", "_")
+    return {"cfpfp": "cfp_fp", "agedb30": "agedb_30", "agedb": "agedb_30", "ijb_b": "ijbb", "ijb_c": "ijbc"}.get(
+        squeezed, squeezed
+    )
+
+
+def difference(comparison: Comparison, recipe: Recipe, who: str, name: str) -> Difference | None:
+    """Compare a network of a recipe with the baseline on a set; None of the baseline, and without scores of both."""
+    base, base_who = comparison.rows[0]
+    if (recipe, who) == (base, base_who):
+        return None
+    pairs = [(run, _partner(run, base)) for run in recipe.runs]
+    both = [(a, b) for a, b in pairs if who in a.scores.get(name, {}) and base_who in b.scores.get(name, {})]
+    if not both:
+        return None
+    apart = [a.scores[name][who].accuracy - b.scores[name][base_who].accuracy for a, b in both]
+    same_seed = [x for x, (a, b) in zip(apart, both, strict=True) if a.seed == b.seed]
+    paths = [(a.pairs.get(who, {}).get(name), b.pairs.get(base_who, {}).get(name)) for a, b in both]
+    folds = (recipe.runs[0].config.evaluate if recipe.runs[0].config else EvaluateConfig()).folds
+    return Difference(mean(apart), _by_identity(paths, folds), t_interval(same_seed), len(same_seed))
+
+
+def _partner(run: RunFiles, base: Recipe) -> RunFiles:
+    return next((other for other in base.runs if other.seed == run.seed), base.runs[0])
+
+
+def _by_identity(paths: Sequence[tuple[Path | None, Path | None]], folds: int) -> tuple[float, float] | None:
+    """The mean of the paired intervals: people are the same for every seed, so that seeds do not narrow it."""
+    limits, config = [], EvaluateConfig(folds=folds, fars=())
+    for one, other in paths:
+        if one is None or other is None:
+            return None
+        limits.append(compared(read_pairs(one), read_pairs(other), config)["accuracy"]["interval"])
+    return mean(low for low, _ in limits), mean(high for _, high in limits)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of 95 % of a mean; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    freedom = len(values) - 1
+    half = (T[freedom - 1] if freedom <= len(T) else 1.96 + 2.6 / freedom) * stdev(values) / len(values) ** 0.5
+    return mean(values) - half, mean(values) + half
