@@ -121,9 +121,9 @@ def drop(phase: Path, *steps: int) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["ema", "soft"])
-def test_ranks_and_resumes_change_nothing(case: str, place: Path) -> None:
+def test_ranks_and_resumes_change_nothing(place: Path) -> None:
     """One rank; two, then three, then one, stopped within and between generations."""
+    case = "ema"
     run(job, 1, chain(place, f"{case}1", case, cache="auto"))
     run(job, 2, chain(place, f"{case}3", case, cache="auto"))
     folder = place / "runs" / f"{case}3"
