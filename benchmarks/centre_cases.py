@@ -36,9 +36,7 @@ def name_of(one: dict[str, Any]) -> str:
 
 
 def rounded(args: argparse.Namespace, device: torch.device) -> bool:
-    """Whether the step multiplies bfloat16 numbers: the kernels do as the store is, all else as `products` says."""
-    if args.backend == "fused" and args.products == "auto" and args.store != "int8":
-        return args.store == "bf16"
+    """Whether the step multiplies bfloat16 numbers."""
     cuda = device.type == "cuda"
     return args.backend != "reference" and rounds(args.products, cuda) and (cuda or effect_of_setting() == "rounds")
 

@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
     args = parser.parse_args()
-    for backend in ("fused", "graphed"):
+    for backend in ("fused", "gemm", "graphed"):
         if backend in args.backend and not torch.cuda.is_available():
             parser.error(f"--backend {backend}: needs a GPU; use chunked")
     return args

@@ -42,7 +42,13 @@ OWNERS = {
     "litert_torch": {"export.litert"},
     "ai_edge_litert": {"export.litert"},
     "insightface": {"export.onnx_targets"},
-    "triton": {"centres.sweeps.sum_kernel", "centres.sweeps.row_kernels", "centres.sweeps.trial_kernel"},
+    "triton": {
+        "centres.sweeps.sum_kernel",
+        "centres.sweeps.row_kernels",
+        "centres.sweeps.term_kernel",
+        "centres.sweeps.trial_kernel",
+        "centres.update_kernels",
+    },
     "matplotlib": {"report.plots"},
     "wandb": {"training.outlets"},
 }
@@ -66,8 +72,7 @@ HEAVY = (
     "wandb",
 )
 # Themselves imported only inside functions, so that they may import at the top.
-LAZY_MODULES = {"data.loading.dali", *(f"centres.sweeps.{name}_kernel" for name in ("sum", "trial"))}
-LAZY_MODULES |= {"centres.sweeps.row_kernels"}
+LAZY_MODULES = {"data.loading.dali", *OWNERS["triton"]}
 
 
 @dataclass(frozen=True)

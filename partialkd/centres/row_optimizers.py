@@ -1,16 +1,20 @@
 """Move trainable centres by their gradients: SGD and AdamW that act on a chunk of rows at a time.
 
+On CUDA one kernel moves the rows of a chunk (row_updates.py), elsewhere torch's operations.
 Moments (R, D) are float32, or bfloat16 rounded stochastically so that what decays and what is added is not lost. A
 moment that is one number per row is float32.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from partialkd.centres.row_filter import one_for_all
+from partialkd.centres.row_updates import moved_by_kernel
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.config import CentresConfig, OptimizerConfig
 
@@ -24,18 +28,59 @@ class RowOptimizer(Protocol):
     def rule(self) -> str:
         """The name of how rows move, whatever its settings: what a kernel is written for."""
 
-    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
-        """Move rows of the store by dL/du (r, D), u the unit centres; the gradient's memory may be reused."""
+    def step(
+        self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float, valid: Tensor | None = None
+    ) -> None:
+        """Move rows of the store by dL/du (r, D), u the unit centres; the gradient's memory may be reused.
+
+        valid: (r,) bool of a list: other entries are left alone; None: all.
+        """
 
 
-class RowSGD:
+class TorchOrKernel(ABC):
+    """A rule that torch's operations follow, and where rows lie on a GPU a kernel."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> str:
+        """As `RowOptimizer.rule`."""
+
+    @abstractmethod
+    def settings(self, lr: float) -> dict[str, Any]:
+        """What a kernel is told of the rule."""
+
+    @abstractmethod
+    def trial(self, store: CentreStore) -> TorchOrKernel:
+        """Make one of its kind for a small store, on which kernel and torch are compared."""
+
+    @abstractmethod
+    def by_torch(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+        """`step` of rows that are all valid, by torch's operations."""
+
+    def step(
+        self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float, valid: Tensor | None = None
+    ) -> None:
+        if moved_by_kernel(store, rows, unit_gradient, self, lr, valid):
+            return
+        if valid is None:
+            self.by_torch(store, rows, unit_gradient, lr)
+            return
+        assert isinstance(rows, Tensor)
+        rows, entry = one_for_all(rows, valid)
+        with store.only_if(valid.any(), rows):
+            self.by_torch(store, rows, unit_gradient[entry], lr)
+
+
+class RowSGD(TorchOrKernel):
     """SGD with momentum and weight decay, as torch.optim.SGD, on the rows of a step only.
 
     With w = n u and g = dL/du, dL/dw = (g - <g, u> u) / n. Every pass works in place: on a slice of a float32
     store nothing is copied.
     """
 
-    rule = "sgd"
+    @property
+    def rule(self) -> str:
+        return "sgd"
 
     def __init__(
         self, store: CentreStore, momentum: float, weight_decay: float, dtype: torch.dtype | None = None
@@ -45,7 +90,13 @@ class RowSGD:
         if momentum:
             store.add_moment("momentum", dtype)
 
-    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+    def settings(self, lr: float) -> dict[str, Any]:
+        return {"lr": lr, "momentum": self.momentum, "decay": self.weight_decay}
+
+    def trial(self, store: CentreStore) -> RowSGD:
+        return RowSGD(store, 0.9, 0.01)
+
+    def by_torch(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         unit, length = store.directions(rows), store.length[rows]
         inverse = 1 / length.clamp_min(TINY)
         along = self.weight_decay * length - torch.linalg.vecdot(unit_gradient, unit) * inverse
@@ -60,7 +111,7 @@ class RowSGD:
         store.replace(rows, unit.mul_(length[:, None]).sub_(step, alpha=lr))
 
 
-class RowAdamW:
+class RowAdamW(TorchOrKernel):
     """AdamW, as torch.optim.AdamW, on the rows of a step only; each row counts its own steps.
 
     With `second = "row"` the second moment is one number per row, the mean square of the row's gradient: every number
@@ -88,7 +139,13 @@ class RowAdamW:
     def rule(self) -> str:
         return "adamw" if self.by_row else "adamw, full"
 
-    def step(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
+    def settings(self, lr: float) -> dict[str, Any]:
+        return {"lr": lr, "betas": self.betas, "eps": self.eps, "decay": self.weight_decay}
+
+    def trial(self, store: CentreStore) -> RowAdamW:
+        return RowAdamW(store, (0.9, 0.99), 1e-8, 0.01, "row" if self.by_row else "full")
+
+    def by_torch(self, store: CentreStore, rows: slice | Tensor, unit_gradient: Tensor, lr: float) -> None:
         (beta1, beta2), moments = self.betas, store.moments
         unit, length = store.directions(rows), store.length[rows]
         radial = torch.linalg.vecdot(unit_gradient, unit)

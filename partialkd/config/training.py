@@ -46,10 +46,10 @@ class CentresConfig(Section):
     # Where rows and moments are kept. host: in the memory of the host, with the rows of a step and of the next one on
     # the device; for samples of less than half (a sample_rate under 0.487).
     memory: Free[Literal["device", "host"]] = "device"
-    # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; fused: Triton kernels; both CUDA
-    # only; reference: for tests; auto: chunked, on CUDA whichever of the three was fastest and agreed with chunked when
-    # the shape first came up.
-    backend: Free[Literal["chunked", "graphed", "fused", "auto", "reference"]] = "chunked"
+    # Of the sweep. graphed: chunked, its sums over all rows started as one CUDA graph; gemm: matrix products with one
+    # Triton kernel between; fused: Triton kernels alone; all CUDA only; reference: for tests; auto: chunked, on CUDA
+    # whichever of these was fastest and agreed with chunked when the shape first came up.
+    backend: Free[Literal["chunked", "graphed", "gemm", "fused", "auto", "reference"]] = "chunked"
     # Operands of the sweep's matrix products, whose sums are float32 in any case. auto: bf16 on CUDA, fp32 on the CPU;
     # in the Triton kernels as the store.
     products: Free[Literal["auto", "fp32", "bf16"]] = "auto"

@@ -6,10 +6,10 @@ page-locked memory, of which torch takes the next power of two for each tensor; 
 Not counted: the student's state as it is gathered for the copy, which is let go of after it, and is there for every
 save, in the background or not.
 
-`centres.backend = "graphed"` keeps a CUDA graph of the sums of all rows, with the memory that they need
+`centres.backend = "graphed"` and "gemm" keep a CUDA graph of the sums, with the memory that they need
 (centres.sweeps.graphed); "auto" does where that was the fastest, and is counted as if it were.
 
-`centres.backend = "auto"` on CUDA works on copies of TUNING_ROWS rows when a shape comes up (centres.sweeps.fastest),
+`centres.backend = "auto"` on CUDA works on copies of at most TUNING_ROWS rows when a shape comes up (sweeps.fastest),
 in the first step of a phase unless an earlier run has kept what it found. Counted by the moment at which it holds most.
 A run that has no room for it goes on with the chunked sweep. D embedding, N global batch of a micro-step; bytes.
 """
@@ -23,7 +23,7 @@ from partialkd.centres.store import DTYPES, CentreStore
 from partialkd.centres.sweeps.fused import KERNEL_TYPES, RULES, FusedSweep
 from partialkd.centres.sweeps.graphed import MOST_CHUNKS
 from partialkd.centres.sweeps.products import rounds
-from partialkd.centres.sweeps.tuner import TUNING_ROWS
+from partialkd.centres.sweeps.tuner import LEAST_ROWS, TUNING_ROWS
 from partialkd.config import PhaseConfig
 from partialkd.planner.step_cost import FLOAT
 
@@ -48,9 +48,10 @@ def captured_sums(phase: PhaseConfig, rows: int, chunk_rows: int, sweep: int, me
     rows: of the shard; sweep: bytes that the sums need.
     """
     backend, chunks = phase.centres.backend, -(-rows // chunk_rows)
-    chosen = backend == "auto" and measuring and rows >= TUNING_ROWS and not phase.method.bends
-    wanted = backend == "graphed" or chosen
-    if not wanted or phase.centres.sample_rate < 1 or chunks > MOST_CHUNKS:
+    chosen = backend == "auto" and measuring and rows >= LEAST_ROWS and not phase.method.bends
+    wanted = backend in ("graphed", "gemm") or chosen
+    sampled = phase.centres.sample_rate < 1 and backend != "gemm"  # whose graph takes a list of rows
+    if not wanted or sampled or chunks > MOST_CHUNKS:
         return 0
     return sweep + chunks * KERNELS_A_CHUNK * BYTES_A_KERNEL
 
@@ -61,7 +62,7 @@ def measuring_sums(phase: PhaseConfig, sampled: int, sweep: int, graph: bool) ->
     `sampled`: most rows of a step; `sweep`: its needs; `graph`: whether one is measured, for the memory that it keeps.
     """
     store, _ = _one_row(phase)
-    return sweep + _copied(phase, store) if _measured(phase, sampled, store, graph) else 0
+    return sweep + _copied(phase, store, sampled) if _measured(phase, sampled, store, graph) else 0
 
 
 def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
@@ -74,25 +75,26 @@ def measuring_moves(phase: PhaseConfig, sampled: int, sweep: int) -> int:
     if not _measured(phase, sampled, store) or phase.accumulation > 1 or not (optimizer and optimizer.rule in RULES):
         return 0
     state = store.state()
-    moving = TUNING_ROWS * (sum(x.nbytes for x in state.values()) - store.seen.nbytes)
-    matrix = TUNING_ROWS * store.dim * FLOAT
+    tried = min(TUNING_ROWS, sampled)
+    moving = tried * (sum(x.nbytes for x in state.values()) - store.seen.nbytes)
+    matrix = tried * store.dim * FLOAT
     rounded = any(x.dtype == torch.bfloat16 for x in state.values())
     going = 3 * moving + matrix + max(sweep, 3 * matrix)
     comparing = 2 * moving + 2 * matrix + (3 if rounded else 1) * matrix
-    return _copied(phase, store) + max(going, comparing)
+    return _copied(phase, store, sampled) + max(going, comparing)
 
 
 def _measured(phase: PhaseConfig, sampled: int, store: CentreStore, graph: bool = False) -> bool:
     types = KERNEL_TYPES["bf16" if rounds(phase.centres.products, cuda=True) else "fp32"]
     another = graph or FusedSweep(1.0, types=types).takes(store)
     asked = phase.centres.backend == "auto" and not phase.method.bends  # bent negatives go to chunked
-    return asked and sampled >= TUNING_ROWS and another
+    return asked and sampled >= LEAST_ROWS and another
 
 
-def _copied(phase: PhaseConfig, store: CentreStore) -> int:
+def _copied(phase: PhaseConfig, store: CentreStore, sampled: int) -> int:
     """Bytes of the copies of the first rows, one per sweep, where these rows do not lie next to each other."""
     apart = phase.centres.sample_rate < 1 and phase.centres.memory == "device"
-    return 2 * TUNING_ROWS * sum(x.nbytes for x in store.state().values()) if apart else 0
+    return 2 * min(TUNING_ROWS, sampled) * sum(x.nbytes for x in store.state().values()) if apart else 0
 
 
 def _one_row(phase: PhaseConfig) -> tuple[CentreStore, RowOptimizer | None]:

@@ -8,6 +8,7 @@ deterministic mode fills new memory with it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +21,11 @@ from partialkd.centres.rounding import Draw
 from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.store import CentreStore
-from partialkd.centres.sweeps.base import Queries, offset_of
+from partialkd.centres.sweeps.base import Queries, Sweep, offset_of
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.gemm import GemmSweep
+from partialkd.centres.sweeps.products import Products, RoundedOnCUDA
 from partialkd.centres.sweeps.tiles import Tiles
 from partialkd.centres.sweeps.tuner import Tuner
 
@@ -41,6 +44,7 @@ class Case:
     filter: str = "everything"
     dtype: str = "float32"
     momentum: float = MOMENTUM
+    rounded: bool = False  # float32 rows, bfloat16 products
 
 
 CASES = {
@@ -66,6 +70,8 @@ CASES = {
     "no rows": Case(rows=0, labels="elsewhere"),
     "bfloat16": Case(dtype="bfloat16", samples=40, rows=200, dim=256),
     "bfloat16 sampled": Case(dtype="bfloat16", rows=200, dim=200, filter="sampled", scale=30.0),
+    "rounded": Case(rounded=True, samples=40, rows=150, dim=200),
+    "rounded, sampled": Case(rounded=True, rows=200, filter="both", scale=30.0),
 }
 
 
@@ -92,6 +98,30 @@ def build(case: Case, device: torch.device, seed: int) -> tuple[CentreStore, Que
     return store, Queries(torch.nn.functional.normalize(x), owned, row, rows)
 
 
+Make = Callable[["Case"], Sweep]
+
+
+def fused(case: Case) -> FusedSweep:
+    return FusedSweep(case.scale, rounded=case.rounded)
+
+
+class RoundedOnCPU(RoundedOnCUDA):
+    """The products of CUDA, of which the CPU knows none with float32 results."""
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        torch.mm(a.float(), b.float(), out=out)
+
+    def add(self, a: Tensor, b: Tensor, total: Tensor) -> None:
+        total.addmm_(a.float(), b.float())
+
+
+def gemm(case: Case, chunk_rows: int | None = 60, capture: Any = None) -> GemmSweep:
+    products = RoundedOnCPU() if case.rounded or case.dtype == "bfloat16" else Products()
+    if torch.cuda.is_available():
+        products = RoundedOnCUDA() if products.copied else products
+    return GemmSweep(case.scale, chunk_rows, products, capture)
+
+
 def error(got: Tensor, want: Tensor) -> float:
     """Of the worst row, relative to its norm; of a row that should be zero, absolute. Infinite for NaN."""
     if not want.numel():
@@ -112,9 +142,9 @@ def terms_of(unit: Tensor, queries: Queries, scale: float) -> tuple[Tensor, Tens
     return (scale * cosine - offset_of(scale)).exp() * (kept & ~own), cosine, own
 
 
-def check_sums(case: Case, device: torch.device, seed: int = 1) -> dict[str, float]:
+def check_sums(case: Case, device: torch.device, seed: int = 1, sweep: Make = fused) -> dict[str, float]:
     store, queries = build(case, device, seed)
-    total, partition = FusedSweep(case.scale).sums(store, queries)
+    total, partition = sweep(case).sums(store, queries)
     unit = store.unit.double()
     terms, _, _ = terms_of(unit, queries, case.scale)
     wanted = terms @ unit
@@ -123,7 +153,7 @@ def check_sums(case: Case, device: torch.device, seed: int = 1) -> dict[str, flo
     return {"Z": error(partition, terms.sum(1)), "O": error(total, wanted), "gradient": whole}
 
 
-def check_move(case: Case, device: torch.device, seed: int = 2) -> dict[str, float]:
+def check_move(case: Case, device: torch.device, seed: int = 2, sweep: Make = fused) -> dict[str, float]:
     """The gradient is what the momentum, or else the centre, has taken in."""
     store, queries = build(case, device, seed)
     optimizer = RowSGD(store, case.momentum, DECAY)
@@ -147,7 +177,7 @@ def check_move(case: Case, device: torch.device, seed: int = 2) -> dict[str, flo
         store.moments["momentum"].copy_(before)
         before = store.moments["momentum"].double()
     untouched = {"unit": store.unit.clone(), "length": store.length.clone(), "momentum": before.clone()}
-    FusedSweep(case.scale).move(store, [(queries, weight, target)], optimizer, LR)
+    sweep(case).move(store, [(queries, weight, target)], optimizer, LR)
     kept = queries.filter.keep(0, len(old))
     step = case.momentum * before + gradient + DECAY * old
     moved = old - LR * step
@@ -171,7 +201,9 @@ def check_move(case: Case, device: torch.device, seed: int = 2) -> dict[str, flo
     }
 
 
-def check_adamw(case: Case, device: torch.device, seed: int = 5) -> dict[str, float]:
+def check_adamw(
+    case: Case, device: torch.device, seed: int = 5, sweep: Make = fused, second: Any = "row"
+) -> dict[str, float]:
     """Three steps of fresh batches by the kernel, against `RowAdamW` chunk by chunk on a float64 store.
 
     Every third row has a past. bfloat16 rows have bfloat16 moments, both rounded stochastically: the interpreter cuts
@@ -180,7 +212,7 @@ def check_adamw(case: Case, device: torch.device, seed: int = 5) -> dict[str, fl
     store, _ = build(case, device, seed)
     dense = CentreStore.empty(store.shard, store.num_classes, case.dim, torch.float64, device)
     betas, eps = (case.momentum, 0.999), 1e-8
-    rules = [RowAdamW(rows, betas, eps, DECAY, "row", rows.unit.dtype) for rows in (store, dense)]
+    rules = [RowAdamW(rows, betas, eps, DECAY, second, rows.unit.dtype) for rows in (store, dense)]
     past = torch.arange(case.rows, device=device) % 3 == 0
     store.moments["first"][past] = 1e-3 * torch.randn_like(store.moments["first"][past])
     store.moments["second"][past], store.moments["count"][past] = 1e-6, 500
@@ -196,7 +228,7 @@ def check_adamw(case: Case, device: torch.device, seed: int = 5) -> dict[str, fl
         weight = (case.scale / n * (0.5 + torch.rand(n, device=device)) / partition).float()
         target = -case.scale / n * torch.rand(n, device=device)
         with store.rounding(Draw(seed=7, step=step)):
-            FusedSweep(case.scale).move(store, [(queries, weight, target)], rules[0], ADAMW_LR)
+            sweep(case).move(store, [(queries, weight, target)], rules[0], ADAMW_LR)
         ChunkedSweep(case.scale).move(dense, [(exact, weight.double(), target.double())], rules[1], ADAMW_LR)
         kept |= queries.filter.keep(0, case.rows)
     now, wanted = store.read(slice(None))[kept], dense.read(slice(None))[kept]
@@ -305,7 +337,7 @@ def check_measured(device: torch.device, path: Path) -> dict[str, float]:
 
     found = {}
     for name in ("tails", "scale 30", "scale 128", "duplicates", "sampled"):
-        measured.TUNING_ROWS = 30
+        measured.TUNING_ROWS = measured.LEAST_ROWS = 30
         store, queries = build(CASES[name], device, 6)
         scale, n = CASES[name].scale, CASES[name].samples
         clock = iter([2.0, 1.0] * 3)  # chunked, fused

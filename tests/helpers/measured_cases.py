@@ -45,6 +45,7 @@ class FakeKernels(FusedSweep):
 def of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure with these."""
     monkeypatch.setattr(measured, "TUNING_ROWS", ROWS)
+    monkeypatch.setattr(measured, "LEAST_ROWS", ROWS)
 
 
 def moved(store: CentreStore, queries: Queries, rows: Any = None) -> tuple[Any, ...]:

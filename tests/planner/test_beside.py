@@ -134,7 +134,7 @@ def test_measuring_is_planned_as_it_allocates(
         (["centres.store=bf16"], replace(MEASURED, cuda=False), False, False),
         (["centres.store=bf16"], replace(MEASURED, size=2), False, False),
         (["centres.store=bf16", "model.embedding_dim=2048"], MEASURED, True, False),  # has no kernels, but a graph
-        ([], MEASURED, True, False),  # float32 rows, bfloat16 products: likewise
+        ([], MEASURED, True, True),  # float32 rows, bfloat16 products: rounded in the kernels
         (["centres.chunk_rows=19"], MEASURED, False, False),  # too many chunks for a graph
         (["centres.products=fp32"], MEASURED, True, True),
     ],

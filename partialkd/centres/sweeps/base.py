@@ -28,7 +28,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from partialkd.centres.row_filter import RowFilter, one_for_all
+from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps.bend import LARGEST_SCALE, Bend, offset_of
@@ -133,10 +133,4 @@ class Sweep(ABC):
 
 def move_rows(store: CentreStore, piece: RowGradient, optimizer: RowOptimizer, lr: float) -> None:
     """Move the rows of a piece that are valid."""
-    if piece.valid is None:
-        optimizer.step(store, piece.rows, piece.gradient, lr)
-        return
-    assert isinstance(piece.rows, Tensor)
-    rows, entry = one_for_all(piece.rows, piece.valid)
-    with store.only_if(piece.valid.any(), rows):
-        optimizer.step(store, rows, piece.gradient[entry], lr)
+    optimizer.step(store, piece.rows, piece.gradient, lr, piece.valid)

@@ -11,6 +11,7 @@ from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fastest import FastestSweep
 from partialkd.centres.sweeps.fastest_products import make_products
 from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.gemm import GemmSweep
 from partialkd.centres.sweeps.graphed import GraphedSweep
 from partialkd.centres.sweeps.products import Products, rounds
 from partialkd.centres.sweeps.reference import ReferenceSweep
@@ -20,6 +21,7 @@ from partialkd.errors import ConfigError, PartialKDWarning
 BACKENDS: dict[str, type[Sweep]] = {  # by the names of centres.backend
     "chunked": ChunkedSweep,
     "graphed": GraphedSweep,
+    "gemm": GemmSweep,
     "fused": FusedSweep,
     "reference": ReferenceSweep,
 }

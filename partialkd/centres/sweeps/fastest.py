@@ -1,10 +1,11 @@
 """Sweep with the fastest of several backends, measured once per shape: centres.backend = "auto" on CUDA.
 
 The first time that a shape comes up, chunked and each of the others that have a way of their own for it work on the
-first TUNING_ROWS rows that the step compares with, with its batch: once to compare what they make, then for the clock.
-Of those that agree with chunked the fastest is used from then on and kept in the file of the tuner (tuner.py). A shape:
-sums or the rule by which rows move, what can do it, device, type of the rows and of products, D, the power of two that
-N falls into, all rows or a sample, in one piece (a window) or several, `chunk_rows`, versions of torch and Triton.
+first TUNING_ROWS rows that the step compares with, or on all if they are fewer, with its batch: once to compare what
+they make, then for the clock. Of those that agree with chunked the fastest is used from then on and kept in the file of
+the tuner (tuner.py). A shape: sums or the rule by which rows move, what can do it, device, type of the rows and of
+products, D, the powers of two that N and, below TUNING_ROWS, the rows fall into, all rows or a sample, in one piece (a
+window) or several, `chunk_rows`, versions of torch and Triton.
 
 They agree if no result is off by more than TOLERANCE of its norm: O and Z, or, after one step of copied rows without a
 past, the moments, directions and lengths, and the way from the old centres to the new. Of the step at its own learning
@@ -12,9 +13,9 @@ rate the way may drown in bfloat16's rounding of the rows, so it is compared aft
 old centres drown in the way, and directions and lengths tell whether they were kept. A sweep that does not agree, or
 fails in any of this, be it for want of memory, is left out for the rest of the run, a warning says so, and the next run
 measures again; but what breaks the process's use of the device ends the run at what it asks next.
-The chunked path is also used, and nothing is measured, with torch's deterministic algorithms, with fewer rows, and for
-what none of the others does by itself. The others must multiply in the precision that `centres.products` asks of the
-chunked path, so that a step may mix them.
+The chunked path is also used, and nothing is measured, with torch's deterministic algorithms, with fewer than
+LEAST_ROWS rows, and for what none of the others does by itself. The others must multiply in the precision that
+`centres.products` asks of the chunked path, so that a step may mix them.
 
 Every rank decides for itself. That is harmless: no collective is within, and what differs is the order of sums and
 the random bits of rounding. For a moment measuring needs copies of TUNING_ROWS rows and their moments, two for each
@@ -37,7 +38,7 @@ from partialkd.centres.row_filter import RowFilter
 from partialkd.centres.row_optimizers import RowOptimizer
 from partialkd.centres.store import TINY, CentreStore
 from partialkd.centres.sweeps.base import LARGEST_SCALE, MicroStep, Queries, RowGradient, Sweep
-from partialkd.centres.sweeps.tuner import TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
+from partialkd.centres.sweeps.tuner import LEAST_ROWS, TUNING_ROWS, Tuner, seconds_on_gpu, shape_of
 from partialkd.errors import PartialKDWarning
 
 Run = Callable[[], object]  # to be timed
@@ -114,8 +115,7 @@ class FastestSweep(Sweep):
     def _fastest(
         self, work: str, able: Sequence[str], store: CentreStore, queries: Queries, prepare: Callable[[Sweep], Trial]
     ) -> Sweep:
-        few = sum(len(run) for run in queries.filter.runs) < TUNING_ROWS
-        if few or torch.are_deterministic_algorithms_enabled() or not able:
+        if _sampled(queries) < LEAST_ROWS or torch.are_deterministic_algorithms_enabled() or not able:
             return self.chunked
         key = self._key(work, able, store, queries)
         if key not in self._chosen:
@@ -154,14 +154,20 @@ class FastestSweep(Sweep):
     def _key(self, work: str, able: Sequence[str], store: CentreStore, queries: Queries) -> str:
         pieces = "one piece" if len(queries.filter.runs) == 1 else "pieces"
         rows = "all rows" if queries.filter.sampled is None else f"a sample in {pieces}"
+        few = sampled if (sampled := _sampled(queries)) < TUNING_ROWS else None
         chunk_rows = self.chunked.chunk_rows or "any"
         products = "rounded" if self.chunked.products.copied else "exact"
         versions = [self.others[name].version() for name in able]
-        shape = ", ".join([shape_of(work, store, len(queries.embeddings)), *filter(None, versions)])
+        shape = ", ".join([shape_of(work, store, len(queries.embeddings), few), *filter(None, versions)])
         return (
             f"backend of {shape}, torch {torch.__version__}, {rows}, chunk_rows {chunk_rows}, "
             f"products {products}, chunked or {' or '.join(able)}"
         )
+
+
+def _sampled(queries: Queries) -> int:
+    """Count the rows that the step compares with, but for those of the batch's classes that were not sampled."""
+    return sum(len(run) for run in queries.filter.runs)
 
 
 def first_rows(store: CentreStore, queries: Queries) -> tuple[CentreStore, Queries]:

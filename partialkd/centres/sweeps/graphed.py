@@ -61,6 +61,7 @@ class GraphedSweep(ChunkedSweep):
         self._capture = capture or captured_by_cuda
         self._graph: _Graph | None = None
         self._failed = False
+        self._longest = 0  # list of rows
 
     @classmethod
     def unable(cls, device: torch.device) -> str | None:
@@ -70,23 +71,15 @@ class GraphedSweep(ChunkedSweep):
 
     def sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         if self.sums_by_itself(store, queries):
-            try:
-                graph = self._graph_of(store, queries)
-            except RuntimeError as error:  # of a driver, a device, an allocator
-                self.forget()
-                self._failed = True
-                warnings.warn(
-                    f"sums are not captured as a CUDA graph: {type(error).__name__}: {error}",
-                    PartialKDWarning,
-                    stacklevel=2,
-                )
-            else:
-                return graph(queries)
+            inputs = self._inputs(store, queries)
+            if graph := self._graph_or_warn(store, queries, inputs):
+                return graph(inputs)
         return super().sums(store, queries)
 
     def trial_sums(self, store: CentreStore, queries: Queries) -> tuple[Tensor, Tensor]:
         """`sums` of what `sums_by_itself` allows; RuntimeError if it cannot be captured."""
-        return self._graph_of(store, queries)(queries)
+        inputs = self._inputs(store, queries)
+        return self._graph_of(store, queries, inputs)(inputs)
 
     def sums_by_itself(self, store: CentreStore, queries: Queries) -> bool:
         """Whether these sums come from a graph."""
@@ -101,23 +94,36 @@ class GraphedSweep(ChunkedSweep):
         """Let go of the graph and its memory."""
         self._graph = None
 
-    def _graph_of(self, store: CentreStore, queries: Queries) -> _Graph:
-        key = _key(store, queries)
+    def _graph_or_warn(self, store: CentreStore, queries: Queries, inputs: Sequence[Tensor]) -> _Graph | None:
+        """Capture it where there is none of these yet; None, and a warning, if that cannot be done."""
+        try:
+            return self._graph_of(store, queries, inputs)
+        except RuntimeError as error:  # of a driver, a device, an allocator
+            self.forget()
+            self._failed = True
+            why = f"{type(error).__name__}: {error}"
+            warnings.warn(f"sums are not captured as a CUDA graph: {why}", PartialKDWarning, stacklevel=3)
+            return None
+
+    def _graph_of(self, store: CentreStore, queries: Queries, inputs: Sequence[Tensor]) -> _Graph:
+        key = _key(store, queries), [value.shape for value in inputs]
         if self._graph is None or self._graph.key != key:
             self.forget()  # before there is another
-            self._graph = self._captured(key, store, queries)
+            static = [value.clone(memory_format=torch.contiguous_format) for value in inputs]
+            self._graph = _Graph(key, static, self._capture(lambda: self._sums(store, static)))
         return self._graph
 
-    def _captured(self, key: object, store: CentreStore, queries: Queries) -> _Graph:
-        inputs = [value.clone(memory_format=torch.contiguous_format) for value in _inputs(queries)]
+    def _inputs(self, store: CentreStore, queries: Queries) -> list[Tensor]:
+        """List what changes from batch to batch: embeddings, owned, row, and a bend's threshold and strength."""
+        bend = [] if queries.bend is None else [queries.bend.threshold, queries.bend.strength]
+        return [queries.embeddings, queries.owned, queries.row, *bend]
+
+    def _sums(self, store: CentreStore, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum as captured: of these inputs, where they lie."""
         x, owned, row, *bend = inputs
-
-        def run() -> tuple[Tensor, Tensor]:
-            kept = RowFilter(len(store.shard), row)
-            static = Queries(x, owned, row, kept, Bend(*bend) if bend else None)  # with nothing cached yet
-            return ChunkedSweep.sums(self, store, static)
-
-        return _Graph(key, inputs, self._capture(run))
+        kept = RowFilter(len(store.shard), row)
+        static = Queries(x, owned, row, kept, Bend(*bend) if bend else None)  # with nothing cached yet
+        return ChunkedSweep.sums(self, store, static)
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,11 @@ class _Graph:
     """The sums of one store for batches of one size."""
 
     key: object
-    inputs: Sequence[Tensor]  # of `_inputs`
+    inputs: Sequence[Tensor]  # of GraphedSweep._inputs
     replay: Run
 
-    def __call__(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        for own, given in zip(self.inputs, _inputs(queries), strict=True):
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         total, partition = self.replay()
         return total.clone(), partition.clone()
@@ -160,12 +166,6 @@ def captured_by_cuda(run: Run) -> Run:
 def _stream() -> torch.cuda.Stream:
     """The one stream of all captures: libraries keep their workspaces by stream."""
     return torch.cuda.Stream()
-
-
-def _inputs(queries: Queries) -> list[Tensor]:
-    """List what changes from batch to batch: embeddings, owned, row, and a bend's threshold and strength."""
-    bend = [] if queries.bend is None else [queries.bend.threshold, queries.bend.strength]
-    return [queries.embeddings, queries.owned, queries.row, *bend]
 
 
 def _key(store: CentreStore, queries: Queries) -> object:

@@ -18,6 +18,7 @@ On CUDA rounded operands are copies in bfloat16, of rows only where the store is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,6 +28,8 @@ import torch
 from torch import Tensor
 
 from partialkd.centres.store import CentreStore
+
+_log = logging.getLogger(__name__)
 
 Effect = Literal["rounds", "another kernel", "nothing"]
 
@@ -80,12 +83,29 @@ class RoundedOnCUDA(Products):
         torch.mm(a, b, out_dtype=torch.float32, out=out)
 
     def add(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        total += torch.mm(a, b, out_dtype=torch.float32)
+        if total.device.type != "cuda" or adds_in_float32(total.device):
+            torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        else:
+            total += torch.mm(a, b, out_dtype=torch.float32)
 
 
 def rounds(choice: Literal["auto", "fp32", "bf16"], cuda: bool) -> bool:
     """Whether centres.products asks for bfloat16 there."""
     return choice == "bf16" or (choice == "auto" and cuda)
+
+
+@cache
+def adds_in_float32(device: torch.device) -> bool:
+    """Find out, by making one, whether a product of bfloat16 numbers adds to a float32 matrix in place there."""
+    a, b = (torch.eye(64, dtype=torch.bfloat16, device=device) * factor for factor in (3.0, 0.5))
+    total = torch.ones(64, 64, device=device)
+    wanted = total + torch.mm(a, b, out_dtype=torch.float32)
+    try:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    except RuntimeError as error:
+        _log.info("products are added to sums by an operation of their own: %s", str(error).splitlines()[0])
+        return False
+    return torch.equal(total, wanted)
 
 
 @cache

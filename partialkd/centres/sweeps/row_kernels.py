@@ -12,9 +12,9 @@ for what the whole row must know and once more to be written.
   rounding; length * unit is not. 1 - beta^count is a series while it is small, exact to float32: the chunked path's is
   off by 1e-5 at beta 0.999 and the first step. With a full second moment numbers have rates of their own: no kernel.
 
-Moments (R, D) float32 or bfloat16; second moment and count (R,) float32. ptxas (sm_90, bfloat16 rows, float32 moments,
-stochastic rounding, D = 512, default tiles): 255 registers each; 170 bytes spilled by SGD, 240 by AdamW, nearly all
-of it outside of the loop over samples. Parts half as wide would spill 30, but G is looked through once per part.
+Moments (R, D) float32 or bfloat16; second moment and count (R,) float32. Registers and stack by tiles:
+benchmarks/results/kernels_sm90.json (bfloat16 rows and moments, stochastic rounding). With float32 rows and bfloat16
+samples, rows are rounded for the products (`ROUNDED`), and move in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from partialkd.centres.sweeps.sum_kernel import LOG2_E, compiled_for
+from partialkd.centres.sweeps.sum_kernel import LOG2_E, compiled_for, operand
 from partialkd.centres.sweeps.tiles import Tiles, width_of
 
 PART = 4096  # numbers of a row block that are moved at once: 16 registers per thread of 8 warps
@@ -93,13 +93,16 @@ def one_less_power(count: tl.tensor, rate: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def held_rows(
-    rows_ptr: tl.tensor, ids_ptr: tl.tensor, count: tl.tensor, first_class: tl.tensor,
+    rows_ptr: tl.tensor, ids_ptr: tl.tensor, count: tl.tensor, first_row: tl.tensor, first_class: tl.tensor,
     LISTED: tl.constexpr, NAMED: tl.constexpr, HELD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Find the rows of this program -> rows, whether there are that many, their class ids; (HELD,) each."""
+    """Find the rows of this program -> rows, whether there are that many, their class ids; (HELD,) each.
+
+    They are those of a list, or from `first_row` on.
+    """
     place = tl.program_id(0) * HELD + tl.arange(0, HELD)
     there = place < count
-    row = place
+    row = place + first_row
     if LISTED:
         row = tl.load(rows_ptr + place, mask=there, other=-1)
         there = row >= 0
@@ -113,14 +116,14 @@ def held_rows(
 def unit_gradient(
     x_ptr: tl.tensor, unit_ptr: tl.tensor, own_ptr: tl.tensor, weight_ptr: tl.tensor, target_ptr: tl.tensor,
     row: tl.tensor, there: tl.tensor, samples: tl.tensor, scale: tl.tensor, offset: tl.tensor,
-    UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr,
+    ROUNDED: tl.constexpr, UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr,
+    STREAMED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Compute G = dL/du (HELD, WIDTH) and <G, u> (HELD,) from the cosines."""
     dim = tl.arange(0, WIDTH)
     at_unit = row[:, None].to(tl.int64) * D + dim[None, :]
     unit = tl.load(unit_ptr + at_unit, mask=there[:, None] & (dim < D)[None, :], other=0.0)
-    if UPCAST:
-        unit = unit.to(tl.float32)
+    unit = operand(unit, ROUNDED, UPCAST)
     gradient = tl.zeros([HELD, WIDTH], dtype=tl.float32)
     radial = tl.zeros([HELD], dtype=tl.float32)
     for start in range(0, samples, STREAMED):
@@ -128,15 +131,16 @@ def unit_gradient(
         known = sample < samples
         at_x = sample[:, None].to(tl.int64) * D + dim[None, :]
         x = tl.load(x_ptr + at_x, mask=known[:, None] & (dim < D)[None, :], other=0.0)
-        if UPCAST:
-            x = x.to(tl.float32)
+        x = operand(x, False, UPCAST)
         own = tl.load(own_ptr + sample, mask=known, other=-1)
         weight = tl.load(weight_ptr + sample, mask=known, other=0.0)
         target = tl.load(target_ptr + sample, mask=known, other=0.0)
-        cosine = tl.dot(unit, tl.trans(x), input_precision="ieee")
-        terms = tl.exp2(cosine * scale - offset) * weight[None, :]
-        terms = tl.where(row[:, None] == own[None, :], target[None, :], terms)
-        radial += tl.sum(terms * cosine, 1)
+        terms = tl.zeros([HELD, STREAMED], dtype=tl.float32)
+        if start < samples:  # always: sum_kernel.py says why
+            cosine = tl.dot(unit, tl.trans(x), input_precision="ieee")
+            terms = tl.exp2(cosine * scale - offset) * weight[None, :]
+            terms = tl.where(row[:, None] == own[None, :], target[None, :], terms)
+            radial += tl.sum(terms * cosine, 1)
         gradient = tl.dot(terms.to(x.dtype), x, gradient, input_precision="ieee")
     return gradient, radial
 
@@ -148,14 +152,14 @@ def sgd_kernel(
     scale: tl.tensor, offset: tl.tensor, tiny: tl.tensor,
     ids_ptr: tl.tensor, first_class: tl.tensor, unit_key: tl.tensor, moment_key: tl.tensor,
     momentum_ptr: tl.tensor, lr: tl.tensor, momentum: tl.tensor, decay: tl.tensor, MOMENTUM: tl.constexpr,
-    DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
+    DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, ROUNDED: tl.constexpr, UPCAST: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Move rows of unit, length and momentum in place; grid (blocks of rows,)."""
-    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
+    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, 0, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
-        UPCAST, D, WIDTH, HELD, STREAMED,
+        ROUNDED, UPCAST, D, WIDTH, HELD, STREAMED,
     )  # fmt: skip
     length = tl.load(length_ptr + row, mask=there, other=1.0)
     inverse = 1.0 / tl.maximum(length, tiny)
@@ -192,14 +196,15 @@ def adamw_kernel(
     ids_ptr: tl.tensor, first_class: tl.tensor, unit_key: tl.tensor, moment_key: tl.tensor,
     first_ptr: tl.tensor, second_ptr: tl.tensor, steps_ptr: tl.tensor,
     lr: tl.tensor, share1: tl.tensor, share2: tl.tensor, rate1: tl.tensor, rate2: tl.tensor, eps: tl.tensor,
-    shrink: tl.tensor, DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, UPCAST: tl.constexpr,
-    D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr, PARTS: tl.constexpr,
+    shrink: tl.tensor, DRAWN: tl.constexpr, NAMED: tl.constexpr, LISTED: tl.constexpr, ROUNDED: tl.constexpr,
+    UPCAST: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, STREAMED: tl.constexpr,
+    PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Move rows of unit, length and moments in place; grid (blocks of rows,). share 1 - beta, rate -log beta."""
-    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_class, LISTED, NAMED, HELD)
+    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, 0, first_class, LISTED, NAMED, HELD)
     gradient, radial = unit_gradient(
         x_ptr, unit_ptr, own_ptr, weight_ptr, target_ptr, row, there, samples, scale, offset,
-        UPCAST, D, WIDTH, HELD, STREAMED,
+        ROUNDED, UPCAST, D, WIDTH, HELD, STREAMED,
     )  # fmt: skip
     length = tl.load(length_ptr + row, mask=there, other=1.0)
     inverse = 1.0 / tl.maximum(length, tiny)
@@ -296,5 +301,5 @@ def _launch(
         samples, count, pull.scale * LOG2_E, pull.offset * LOG2_E, pull.tiny,
         pull.own if pull.ids is None else pull.ids, pull.first_class, *(pull.keys or (0, 0)),
         *rule, DRAWN=pull.keys is not None, NAMED=pull.ids is not None, LISTED=rows is not None,
-        PARTS=parts, **fixed, **compiled_for(dim, tiles),
+        PARTS=parts, **fixed, **compiled_for(dim, tiles, state["unit"].dtype != pull.x.dtype),
     )  # fmt: skip

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Kind = Literal["bf16", "fp32", "rounded"]  # what is streamed and multiplied; rounded: float32 streamed, bf16 multiplied
 
 TRIED = 4  # of those that fit
-ACCUMULATORS = 32768  # float32 sums a program may hold: half of a processor's registers
+# float32 sums that a program may hold: half of a processor's registers. Without matrix units operands need them too.
+ACCUMULATORS: dict[Kind, int] = {"bf16": 32768, "fp32": 8192, "rounded": 32768}
 ACCUMULATORS_PER_THREAD = 128  # of 255 registers
 LARGEST_DIM = 1024
+WIDE = 64  # held rows that Hopper's matrix instructions take; fewer are tried where so many do not fit
 
 
 @dataclass(frozen=True)
@@ -19,23 +26,41 @@ class Tiles:
     warps: int
     stages: int
 
-    def fits(self, dim: int, itemsize: int, shared_bytes: int) -> bool:
-        """Whether sums of this width fit into registers, and the tiles into shared memory."""
+    def fits(self, dim: int, kind: Kind, shared_bytes: int) -> bool:
+        """Whether sums of this width fit into registers, and the tiles into shared memory (an upper estimate)."""
         width = width_of(dim)
-        tiles = (self.held + self.stages * self.streamed) * width + self.held * self.streamed
-        sums = self.held * width
-        threads = 32 * self.warps
-        return sums <= min(ACCUMULATORS, ACCUMULATORS_PER_THREAD * threads) and tiles * itemsize <= shared_bytes
+        sums, threads = self.held * width, 32 * self.warps
+        in_registers = sums <= min(max(ACCUMULATORS[kind], 16 * width), ACCUMULATORS_PER_THREAD * threads)
+        return in_registers and self.shared(width, kind) <= shared_bytes
+
+    def shared(self, width: int, kind: Kind) -> int:
+        """Bytes of shared memory: held rows, stages of streamed ones, and terms on their way between the products."""
+        if kind == "rounded":  # a stage of float32 rows fewer, and two of what they are rounded to
+            return (self.held + 2 * self.streamed) * width * 2 + (self.stages - 1) * self.streamed * width * 4
+        numbers = (self.held + self.stages * self.streamed) * width + self.held * self.streamed
+        return numbers * (4 if kind == "fp32" else 2)
 
 
-# By bytes an element; the first that fits is the default. Matrix units want 64 held or more, and 16 x 16 of everything.
-PINNED = {
-    2: (
-        Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3),
-        Tiles(64, 32, 8, 2), Tiles(32, 32, 8, 2), Tiles(32, 16, 8, 3), Tiles(32, 16, 8, 2),
+# The first that fits is the default. Matrix units want 64 held or more, and 16 x 16 of everything. What the compiler
+# makes of each is in benchmarks/results/kernels_sm90.json.
+PINNED: dict[Kind, tuple[Tiles, ...]] = {
+    "bf16": (
+        Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 4),
+        Tiles(64, 32, 8, 3), Tiles(64, 32, 8, 2), Tiles(32, 32, 8, 2), Tiles(32, 16, 8, 3), Tiles(32, 16, 8, 2),
     ),
-    4: (Tiles(64, 16, 8, 1), Tiles(32, 32, 8, 1), Tiles(32, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1)),
+    "rounded": (
+        Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 64, 8, 1), Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 1),
+        Tiles(64, 32, 8, 1), Tiles(32, 16, 8, 2), Tiles(32, 16, 8, 1),
+    ),
+    "fp32": (Tiles(64, 16, 8, 1), Tiles(32, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1)),
 }  # fmt: skip
+
+
+def kind_of(streamed: torch.dtype, multiplied: torch.dtype) -> Kind:
+    """Name what a kernel streams and multiplies."""
+    if multiplied == torch.float32:
+        return "fp32"
+    return "bf16" if streamed == torch.bfloat16 else "rounded"
 
 
 def width_of(dim: int) -> int:
@@ -43,12 +68,13 @@ def width_of(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def candidates(dim: int, itemsize: int, shared_bytes: int) -> list[Tiles]:
+def candidates(dim: int, kind: Kind, shared_bytes: int) -> list[Tiles]:
     """List those of the pinned set that fit, the default first."""
-    found = [tiles for tiles in PINNED[itemsize] if tiles.fits(dim, itemsize, shared_bytes)]
+    found = [tiles for tiles in PINNED[kind] if tiles.fits(dim, kind, shared_bytes)]
     if not found:
         raise ValueError(f"no tiles for D = {dim} in {shared_bytes} bytes of shared memory")
-    return found[:TRIED]
+    wide = [tiles for tiles in found if tiles.held >= WIDE]
+    return (found if kind == "fp32" else wide or found)[:TRIED]
 
 
 def splits_of(blocks: int, tiles: int, processors: int) -> int:

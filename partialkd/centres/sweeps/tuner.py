@@ -26,7 +26,7 @@ from partialkd.centres.sweeps.tiles import Tiles
 from partialkd.errors import PartialKDWarning, StorageError
 from partialkd.storage.atomic_files import write_json
 
-TUNING_ROWS = 1 << 15  # measured with so many; smaller shards take the default
+TUNING_ROWS, LEAST_ROWS = 1 << 15, 1 << 10  # measured with at most so many, and not at all with fewer than the latter
 
 
 class Tuner:
@@ -72,11 +72,12 @@ class Tuner:
         return found if isinstance(found, dict) else {}
 
 
-def shape_of(work: str, store: CentreStore, samples: int) -> str:
-    """Say in words what the speed of this work depends on."""
+def shape_of(work: str, store: CentreStore, samples: int, rows: int | None) -> str:
+    """Say in words what the speed of this work depends on; rows: worked on, where they are few."""
     bucket = 1 << (samples - 1).bit_length()
+    few = "" if rows is None else f", R {1 << (rows - 1).bit_length()}"
     device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else store.device.type
-    return f"{work}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}"
+    return f"{work}, {device}, {store.unit.dtype}, D {store.dim}, N {bucket}{few}"
 
 
 def seconds_on_gpu(run: Callable[[], object]) -> float:

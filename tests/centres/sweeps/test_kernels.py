@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,7 +23,8 @@ from partialkd.centres.row_optimizers import RowAdamW, RowSGD
 from partialkd.centres.sweeps.choose import make_sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fastest_products import make_products
-from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep, kept_rows
+from partialkd.centres.sweeps.fused import KERNEL_TYPES, FusedSweep
+from partialkd.centres.sweeps.listed_rows import kept_rows
 from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tiles import PINNED, Tiles, candidates, splits_of
 from partialkd.centres.sweeps.tuner import Tuner
@@ -40,7 +44,8 @@ BFLOAT16_ADAMW = {"first": 2e-2, "second": 2e-2, "way": 0.1, "centre": 1e-2, "un
 
 
 def check(found: dict[str, float], case: Case) -> None:
-    by_type = {"float32": (FLOAT32, FLOAT32_ADAMW), "bfloat16": (BFLOAT16, BFLOAT16_ADAMW)}[case.dtype]
+    rounded = case.rounded or case.dtype == "bfloat16"
+    by_type = (BFLOAT16, BFLOAT16_ADAMW) if rounded else (FLOAT32, FLOAT32_ADAMW)
     allowed = {"rows that should stay": 0.0, "count": 0.0, **by_type["count" in found]}
     assert found
     wrong = {what: error for what, error in found.items() if not error <= allowed[what]}
@@ -131,38 +136,75 @@ def test_more_than_two_to_the_31_numbers() -> None:
     assert float((store.unit[-1].float() - old[-1].float()).norm()) > 0.1
 
 
+REPORT = ROOT / "benchmarks" / "results" / "kernels_sm90.json"
+
+
+def compiled(*arguments: str) -> list[dict[str, Any]]:
+    """What benchmarks/compiled_kernels.py counts; it must not be imported here, where Triton may be interpreted."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / "compiled_kernels.py"), *arguments, "--out", str(out)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(out.read_text())["kernels"]
+
+
+def check_counts(one: dict[str, Any]) -> None:
+    """Nothing is computed twice, and nothing lies on the stack that would be missed in the loop; it all fits."""
+    assert one["executed / needed"] <= 1.05, one
+    assert one["stack"] <= 256, one
+    assert one["registers"] <= 255, one
+    assert one["shared"] <= HOPPER_BYTES, one
+    wide = [name for name in one["instructions"] if name.startswith("m64")]
+    assert bool(wide) == (one["kind"] != "fp32" and one["dim"] <= 512), one
+
+
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("dim", [64, 512, 1024])
-def test_kernels_compile_for_hopper(dim: int) -> None:
-    """No device is needed. The default tiles in bfloat16: shared memory suffices; Hopper's matrix instructions (wgmma)
-    are used, which 32 held rows, all that fit at D = 1024, are too few for."""
-    command = [sys.executable, str(TESTS / "helpers" / "compiled_kernels.py"), str(dim)]
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for shared, uses_matrix_units in json.loads(done.stdout):
-        assert 0 < shared <= HOPPER_BYTES
-        assert uses_matrix_units == (dim <= 512)
+def test_default_tiles_compile_for_hopper() -> None:
+    """No device is needed. At D = 512, the width of most face networks."""
+    found = compiled("--dims", "512", "--first", "1", "--kernels", "sums", "sgd", "--kinds", "bf16", "rounded")
+    assert len(found) == 4
+    for one in found:
+        check_counts(one)
+
+
+def test_every_candidate_is_in_the_report() -> None:
+    """Of every kernel and type at D = 512: no candidate computes anything twice, no default tile spills much."""
+    found = json.loads(REPORT.read_text())["kernels"]
+    rows = {(one["kernel"], one["kind"], one["dim"], *one["tiles"]): one for one in found}
+    for kernel, kind in itertools.product(("sums", "sgd", "adamw"), PINNED):
+        streamed = "bf16" if kernel != "sums" and kind == "rounded" else kind
+        for tiles in candidates(512, streamed, HOPPER_BYTES):
+            check_counts(rows[kernel, kind, 512, *astuple(tiles)])
+
+
+@needs_triton
+def test_the_report_is_of_these_kernels() -> None:
+    """Else: python benchmarks/compiled_kernels.py --dims 512 --out benchmarks/results/kernels_sm90.json"""
+    ask = "import compiled_kernels; print(compiled_kernels.fingerprint())"
+    paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
+    done = subprocess.run([sys.executable, "-c", ask], env=paths, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == json.loads(REPORT.read_text())["fingerprint"]
 
 
 @pytest.mark.parametrize("shared_bytes", [HOPPER_BYTES, AMPERE_BYTES, SMALL_BYTES])
-@pytest.mark.parametrize("itemsize", PINNED)
+@pytest.mark.parametrize("kind", PINNED)
 @pytest.mark.parametrize("dim", [1, 64, 100, 128, 256, 512])
-def test_there_are_tiles_for_every_width(dim: int, itemsize: int, shared_bytes: int) -> None:
-    found = candidates(dim, itemsize, shared_bytes)
+def test_there_are_tiles_for_every_width(dim: int, kind: Any, shared_bytes: int) -> None:
+    found = candidates(dim, kind, shared_bytes)
     assert 1 <= len(found) <= 4
     width = max(16, 2 ** (dim - 1).bit_length())
     for tiles in found:
         assert tiles.held * width <= 32 * tiles.warps * 128
-        assert (tiles.held + tiles.stages * tiles.streamed) * width * itemsize <= shared_bytes
+        assert (tiles.held + tiles.streamed) * width * (4 if kind == "fp32" else 2) <= shared_bytes
 
 
 def test_width_1024_needs_a_large_shared_memory() -> None:
-    assert candidates(1024, 2, HOPPER_BYTES)[0] == Tiles(32, 32, 8, 2)
-    assert candidates(1024, 4, HOPPER_BYTES)
+    assert candidates(1024, "bf16", HOPPER_BYTES)[0] == Tiles(32, 32, 8, 2)
+    assert candidates(1024, "fp32", HOPPER_BYTES)
     with pytest.raises(ValueError, match="no tiles for D = 1024 in 49152 bytes"):
-        candidates(1024, 4, 48 * 1024)
+        candidates(1024, "fp32", 48 * 1024)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +216,7 @@ def test_splits_leave_few_processors_idle(blocks: int, tiles: int, wanted: int) 
 
 
 def test_the_fastest_tiles_are_kept_on_the_disk(tmp_path: Path) -> None:
-    tried, measured = list(PINNED[2][:3]), []
+    tried, measured = list(PINNED["bf16"][:3]), []
 
     def seconds(tiles: Tiles) -> float | None:
         measured.append(tiles)
@@ -192,7 +234,7 @@ def test_the_fastest_tiles_are_kept_on_the_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"a": {"held": 3}}', '{"a": 7}', "\x00"])
 def test_a_damaged_tuning_file_is_measured_anew(content: str, tmp_path: Path) -> None:
-    path, tiles = tmp_path / "tuning.json", PINNED[2][0]
+    path, tiles = tmp_path / "tuning.json", PINNED["bf16"][0]
     path.write_text(content)
     assert Tuner(path).choose("a", [tiles], lambda _: 1.0) == tiles
     assert json.loads(path.read_text())["a"]["held"] == tiles.held
@@ -201,17 +243,20 @@ def test_a_damaged_tuning_file_is_measured_anew(content: str, tmp_path: Path) ->
 def test_tuning_that_cannot_be_kept_is_said_and_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the tuning of a is not kept"):
-        assert Tuner(tmp_path / "file" / "tuning.json").choose("a", [PINNED[2][0]], lambda _: 1.0) == PINNED[2][0]
+        assert (
+            Tuner(tmp_path / "file" / "tuning.json").choose("a", [PINNED["bf16"][0]], lambda _: 1.0)
+            == PINNED["bf16"][0]
+        )
 
 
 def test_no_tiles_that_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a: none of the tiles fits this device"):
-        Tuner(tmp_path / "tuning.json").choose("a", [PINNED[2][0]], lambda _: None)
+        Tuner(tmp_path / "tuning.json").choose("a", [PINNED["bf16"][0]], lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["everything", "sampled", "seen", "both", "unseen"])
 def test_listed_rows_are_those_the_filter_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partialkd.centres.sweeps.fused.LISTED_AT_ONCE", 7)
+    monkeypatch.setattr("partialkd.centres.sweeps.listed_rows.LISTED_AT_ONCE", 7)
     _, queries = kernel_cases.build(Case(rows=200, filter=name), CPU, 1)
     lists, kept = list(kept_rows(queries.filter)), queries.filter.keep(0, 200)
     assert (lists == [None]) == (name == "everything")
@@ -230,15 +275,26 @@ def test_stores_without_a_kernel_take_the_chunked_path() -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize(("products", "dtype"), [("fp32", torch.bfloat16), ("bf16", torch.float32)])
-def test_products_other_than_the_stores_take_the_chunked_path(products: Any, dtype: torch.dtype) -> None:
+def test_exact_products_of_rounded_rows_take_the_chunked_path() -> None:
     """On the CPU the kernels would not even load without Triton's interpreter."""
-    case = Case(dtype=str(dtype).removeprefix("torch."))
-    store, queries = kernel_cases.build(case, CPU, 1)
-    fused = FusedSweep(64.0, None, make_products(products, CPU), KERNEL_TYPES[products])
-    chunked = ChunkedSweep(64.0, None, make_products(products, CPU))
+    store, queries = kernel_cases.build(Case(dtype="bfloat16"), CPU, 1)
+    fused = FusedSweep(64.0, None, make_products("fp32", CPU), KERNEL_TYPES["fp32"])
+    chunked = ChunkedSweep(64.0, None, make_products("fp32", CPU))
     for got, wanted in zip(fused.sums(store, queries), chunked.sums(store, queries), strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("products", "rounded"), [("auto", True), ("bf16", True), ("fp32", False)], ids=lambda value: str(value)
+)
+def test_float32_rows_are_multiplied_as_the_configuration_says(products: Any, rounded: bool) -> None:
+    cuda = torch.device("cuda")
+    sweep = make_sweep(CentresConfig(backend="fused", products=products), 64.0, cuda)
+    assert isinstance(sweep, FusedSweep)
+    store, _ = kernel_cases.build(Case(), CPU, 1)
+    assert sweep.takes(store)
+    assert (sweep.multiplied(store) == torch.bfloat16) == rounded
+    assert type(sweep.after_kernels(store).products) is type(make_products("bf16" if rounded else "fp32", CPU))
 
 
 def test_other_optimisers_take_the_chunked_path() -> None:

@@ -27,7 +27,7 @@ from partialkd.centres.sweeps import fused
 from partialkd.centres.sweeps.choose import BACKENDS, make_sweep
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fastest import FastestSweep, first_rows
-from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.fused import BOTH, FusedSweep
 from partialkd.centres.sweeps.products import Products
 from partialkd.centres.sweeps.tuner import Tuner
 from partialkd.config import CentresConfig
@@ -287,15 +287,15 @@ def test_on_the_cpu_auto_is_chunked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("products", "types"), [("auto", (torch.bfloat16,)), ("bf16", (torch.bfloat16,)), ("fp32", (torch.float32,))]
+    ("products", "types", "rounded"), [("auto", BOTH, True), ("bf16", BOTH, True), ("fp32", (torch.float32,), False)]
 )
-def test_on_cuda_kernels_take_rows_of_the_precision_of_products(products: Any, types: Any) -> None:
+def test_on_cuda_kernels_take_rows_of_the_precision_of_products(products: Any, types: Any, rounded: bool) -> None:
     pytest.importorskip("triton")
     sweep = make_sweep(CentresConfig(backend="auto", products=products, chunk_rows=7), 30.0, torch.device("cuda"))
     assert isinstance(sweep, FastestSweep)
     fused = sweep.others["fused"]
     assert isinstance(fused, FusedSweep)
-    assert fused.types == types
+    assert (fused.types, fused.rounded) == (types, rounded)
     assert {(one.scale, one.chunk_rows) for one in (sweep.chunked, *sweep.others.values())} == {(30.0, 7)}
 
 

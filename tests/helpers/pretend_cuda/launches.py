@@ -17,6 +17,7 @@ from helpers.pretend_cuda.runtime import Properties
 from helpers.pretend_cuda.tensor import DeviceTensor
 from helpers.recording import Called, Recorder
 
+CAPTURING: list[Recorder] = []  # of the capture that is under way
 LAUNCHED: dict[str, Counter[tuple[Any, ...]]] = {}  # by kernel: how often with which variant of its code
 
 
@@ -45,8 +46,10 @@ def graph(captured: Graph, **_: Any) -> Iterator[None]:
     before, LOG.forbids = LOG.forbids, 2
     try:
         with Recorder() as recorder:
+            CAPTURING.append(recorder)
             yield
     finally:
+        CAPTURING.clear()
         LOG.forbids = before
     captured.calls = recorder.calls
 
@@ -65,7 +68,13 @@ def interpret_kernels() -> None:
         given = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
         variant = tuple((name, _variant(value, name in free)) for name, value in given.items())
         LAUNCHED.setdefault(self.__name__, Counter())[variant] += 1
-        return launch(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+        def start() -> None:
+            launch(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+        start()
+        for recorder in CAPTURING:  # it sees torch's operations only
+            recorder.calls.append((start, (), {}, None))
 
     def on_host(self: Any, *args: Any, **kwargs: Any) -> Any:
         inner = lambda x: x.inner if isinstance(x, DeviceTensor) else x
