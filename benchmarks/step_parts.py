@@ -5,7 +5,7 @@
 A student of the default job, trained alone on drawn faces (made in a temporary folder), one rank. Every pair is a step
 with the clock and one without, which goes first in turn. Two figures, for the cost is small against the noise of steps:
 
-- ratio: processor time with over without, the mean of the pairs, with Student's interval of 95 %;
+- ratio: processor time with over without, the geometric mean of the pairs, with Student's interval of 95 %;
 - direct: marks of a step times the time of a mark (the mean of many), over the median step.
 
 apart: how far the parts of a step are from the step, both by the wall clock: the largest of all steps, as a share.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -85,18 +86,19 @@ def measure(trainer: Trainer, pairs: int) -> dict[str, Any]:
             if on:
                 apart.append(abs(parts / (time.perf_counter() - wall) - 1))
     clock.stop()
-    ratios = [on / off for on, off in zip(processor[True], processor[False], strict=True)]
-    quantile = STUDENT_T[len(ratios) - 2] if len(ratios) - 2 < len(STUDENT_T) else 2.0
-    half = quantile * statistics.stdev(ratios) / len(ratios) ** 0.5
-    mean, step_seconds = statistics.mean(ratios), statistics.median(processor[False])
+    logs = [math.log(on / off) for on, off in zip(processor[True], processor[False], strict=True)]
+    quantile = STUDENT_T[len(logs) - 2] if len(logs) - 2 < len(STUDENT_T) else 2.0
+    half = quantile * statistics.stdev(logs) / len(logs) ** 0.5
+    mean, step_seconds = statistics.mean(logs), statistics.median(processor[False])
+    mark = mark_seconds(trainer.world)
     return {
         "pairs": pairs,
         "step_seconds": step_seconds,
-        "ratio": mean,
-        "ratio_interval": [mean - half, mean + half],
+        "ratio": math.exp(mean),
+        "ratio_interval": [math.exp(mean - half), math.exp(mean + half)],
         "marks": marks,
-        "mark_seconds": mark_seconds(trainer.world),
-        "direct": marks * mark_seconds(trainer.world) / step_seconds,
+        "mark_seconds": mark,
+        "direct": marks * mark / step_seconds,
         "apart": max(apart),
     }
 

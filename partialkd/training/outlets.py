@@ -4,8 +4,8 @@ An outlet takes lines, {"phase", "step", "epoch", "time", name: float}, and is c
 asked for and not installed is a ConfigError at the start; nothing is imported that is not asked for.
 
 Weights & Biases sends nothing unless `run.wandb = "online"`. With "offline" it writes into <folder>/wandb, which
-`wandb sync` sends when somebody runs it; its own reports of errors, its look at the machine, at the source code and at
-the git repository, and what the console says, are off in both.
+`wandb sync` sends when somebody runs it; its own reports of errors, its look at the machine, its packages, the source
+code and the git repository, and what the console says, are off in both.
 Errors: `ConfigError` naming the key; `DataError` for a metrics.jsonl that is something else; `OSError` from the disk.
 """
 
@@ -97,7 +97,7 @@ class WandB:
         self.path = folder / "wandb"
         quiet = wandb.Settings(
             console="off", disable_code=True, disable_git=True, x_disable_machine_info=True, x_disable_meta=True,
-            x_disable_stats=True, silent=True,
+            x_disable_stats=True, x_save_requirements=False, silent=True,
         )  # fmt: skip
         mode = "online" if run.wandb == "online" else "offline"
         self.run = wandb.init(
