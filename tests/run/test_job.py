@@ -22,6 +22,7 @@ from partialkd.config.load import load_config, parse_config, save_config
 from partialkd.errors import CheckpointError, ConfigError, DataError, Preempted
 from partialkd.run import job as module
 from partialkd.storage.manifest import read_manifest, write_manifest
+from partialkd.training.trainer import PARTS
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World
 
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 def test_the_chain_and_its_resume(tmp_path: Path) -> None:
     settings = tree(tmp_path)
-    settings["run"]["deterministic"] = True
+    settings["run"] |= {"deterministic": True, "report": True}
     result, other = run(job, 2, settings, "never", True)
     folder = tmp_path / "runs" / "trial"
     assert result["sets"] == other["sets"]
@@ -50,7 +51,15 @@ def test_the_chain_and_its_resume(tmp_path: Path) -> None:
         (phase, step) for phase in ("teacher", "student", "alone") for step in (2, 4)
     ]
     assert all({"epoch", "loss", "lr", "images_per_s"} <= line.keys() for line in lines)
+    for line in lines:
+        assert {name.removeprefix("time/") for name in line if name.startswith("time/")} == set(PARTS)
+        assert line["time/collectives"] > 0
+        assert line["grad_norm"] > 0
     assert load_config(folder / "config.toml") == parse_config(settings)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "ROC: faces" in page
+    assert (page.count("<img "), "of the device (MFU)" in page) == (24, True)
+    settings["run"]["report"] = False
     student = load_file(folder / "student" / "model.safetensors")
     exported = load_file(folder / "export" / "model.safetensors")
     assert all(torch.equal(student[key], exported[key]) for key in student)
