@@ -38,7 +38,7 @@ def test_the_command_writes_what_holds_and_says_what_does_not(
     (tmp_path / "model_fp16.onnx").write_bytes(b"of an earlier export")
     assert main([str(place / "m.safetensors"), str(tmp_path), *options]) == 1
     said = capsys.readouterr()
-    assert "| onnx" in said.out
+    assert "| model.onnx |" in said.out
     assert "fp16: not written: cosine to the network must be at least" in said.err
     assert "first wrong at layer conv1" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "manifest.json", "model.onnx"]
