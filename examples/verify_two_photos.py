@@ -23,8 +23,7 @@ options = parser.parse_args()
 far, embeddings = f"{float(options.far):g}", []
 network, detector = partialkd.load(options.folder), detector_maker(options.detector)()
 at_far = read_config(options.folder)["thresholds"]["fp32"]["flip"]["all"]
-rates = [far for far, one in at_far.items() if not one["too_few_impostors"]]
-if far not in rates:
+if far not in (rates := [rate for rate, one in at_far.items() if not one["too_few_impostors"]]):
     parser.error(f"--far: the card has enough pairs of strangers for {', '.join(rates) or 'no rate'}, not for {far}")
 for path in (options.one, options.other):
     photograph = decode(path.read_bytes(), str(path))
