@@ -62,7 +62,7 @@ $(MXNET_VENV)/.installed: requirements-mxnet.txt
 	@touch $@
 
 edge: $(EDGE_VENV)/.installed
-	PYTHONPATH=. $(EDGE_VENV)/bin/python -m pytest tests/export $(ARGS)
+	PYTHONPATH=. $(EDGE_VENV)/bin/python -m pytest tests/export/test_targets.py $(ARGS)
 
 $(EDGE_VENV)/.installed: requirements-edge.txt
 	@test -x $(EDGE_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }

@@ -3,7 +3,7 @@
 What is quantised: convolutions and matrix products (Conv, Gemm, MatMul), weights symmetric per output channel in seven
 of the eight bits, inputs uint8 per tensor with the range seen over the calibration images; QuantizeLinear and
 DequantizeLinear stand in the graph ("QDQ"). Everything else computes in float32. Seven bits: with eight, sums of two
-products overflow on x86 processors without VNNI, and cosines fall from 0.999 to 0.989 (measured, MobileFaceNet).
+products overflow on x86 processors without VNNI, and cosines fall from 0.999 to 0.989 (a small MobileFaceNet).
 
 What stays in float32, the rule: where the bar is missed, the layers whose input loses most by rounding
 (|x - rounded x| / |x| over the calibration images, the largest first) are put back: 1, 2, 4, 8, ... of them, until
@@ -39,7 +39,7 @@ class Int8(Onnx):
     name = "int8"
     files = ("model_int8.onnx",)
     precision = "int8"
-    least = "onnxruntime 1.17"
+    least = "onnxruntime 1.31.1"
     calibrated = True
 
     def __init__(self) -> None:

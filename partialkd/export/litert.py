@@ -42,7 +42,7 @@ class LiteRT(Target):
     modules = ("ai_edge_litert.interpreter", "litert_torch")
     packages = ("litert-torch", "ai-edge-litert")
     runtime = "ai-edge-litert"
-    least = "ai-edge-litert 2.1"
+    least = "ai-edge-litert 2.3.0"
     takes = "float32 (1, 3, S, S) RGB, (pixel - 127.5) / 127.5"
     any_batch = False
 

@@ -3,7 +3,7 @@
 fp16: weights and arithmetic in float16, input and output float32. InsightFace: no normalisation in the file, which its
 `model_zoo.get_model` takes for a recogniser with mean and standard deviation 127.5; its images are BGR, and it brings
 them to RGB itself.
-Source of what InsightFace looks for: deepinsight/insightface, python-package, model_zoo (1.0 and 2.1).
+Source of what InsightFace looks for: deepinsight/insightface, python-package, model_zoo (2.1).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Fp16(Onnx):
     name = "fp16"
     files = ("model_fp16.onnx",)
     precision = "fp16"
-    least = "onnxruntime 1.17"
+    least = "onnxruntime 1.31.1"
 
     def converted(self, graph: Graph) -> bytes:
         import onnx
@@ -73,7 +73,7 @@ class InsightFace(Onnx):
     modules = ("insightface",)
     packages = ("insightface",)
     runtime = "insightface"
-    least = "insightface 0.7.3"
+    least = "insightface 2.1"
     takes = "a BGR picture, as cv2.imread gives it: get_feat() does the rest"
     least_size = 112
 
