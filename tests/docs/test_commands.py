@@ -163,7 +163,8 @@ def clear_away(path: Path, made_by: list[str]) -> None:
     """Results of a command that stands on another page too."""
     made = {"pack": made_by[2:3], "unpack": made_by[2:3], "build": made_by[-1:], "extract": made_by[-1:]}
     out = made.get(made_by[0], made_by[1:2] if len(made_by) == 2 else [])
-    if out and path.name and path == path.parent / Path(out[0]).name and path.exists():
+    a_run = (path / "config.toml").exists()  # which is only read
+    if out and path.name and path == path.parent / Path(out[0]).name and path.exists() and not a_run:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

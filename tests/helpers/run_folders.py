@@ -44,6 +44,7 @@ def faces_bin(path: Path, count: int = PAIRS) -> None:
 def made_run(
     folder: Path,
     name: str = "trial",
+    /,
     seed: int = 0,
     networks: dict[str, float] | None = None,
     sets: tuple[str, ...] = ("faces",),
