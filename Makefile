@@ -112,7 +112,7 @@ gpu-packages: $(STAMP)
 	rm -rf $(GPU_PACKAGES)
 	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --only-binary :all: --implementation cp --python-version $(GPU_PYTHON_VERSION) \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(filter-out pillow%,$(PINS))
-	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --no-deps $$(sed -n 's/^\(deepspeed==[^ ]*\).*/\1/p' requirements.txt) hjson==3.1.0
+	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --no-deps $$(sed -n 's/^\(deepspeed==[^ ]*\).*/\1/p' requirements.txt) hjson==3.1.0 py-cpuinfo==9.0.0 einops==0.8.2
 	rm -rf $(GPU_PACKAGES)/numpy* $(GPU_PACKAGES)/bin
 
 lint: $(STAMP)

@@ -125,8 +125,9 @@ def numpy_type(x: Tensor) -> type[np.generic]:
 def _providers(device: torch.device, stream: torch.cuda.Stream | None, where: str) -> list[Any]:
     providers: list[Any] = ["CPUExecutionProvider"]
     if stream is not None:
-        # The convolutions' search for the fastest kernel is onnxruntime's default; float32 stays float32, as in torch.
-        options = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream), "use_tf32": "0"}
+        # To search for the fastest convolutions is onnxruntime's default; TF32 is as in torch (world/numerics.py).
+        tf32 = "1" if torch.backends.cuda.matmul.allow_tf32 else "0"
+        options = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream), "use_tf32": tf32}
         providers.insert(0, (CUDA, options))
     elif device.type == "cuda":
         hint = "install onnxruntime-gpu in place of onnxruntime"

@@ -73,6 +73,7 @@ def check_batches() -> None:
     from helpers.pretend_cuda.log import LOG
     from partialkd.config import AugmentConfig
     from partialkd.data.images.augment import NAMES, apply, draw
+    from partialkd.data.images.carry import carry
 
     steps = draw(AugmentConfig(**dict.fromkeys(NAMES, 0.7)), 3, 0, np.arange(64))  # type: ignore[arg-type]
     assert {step.operation for step in steps} > {"crop", "blur", "low_resolution", "occlusion", "rotate"}
@@ -88,6 +89,10 @@ def check_batches() -> None:
     assert (dict(LOG.copies), dict(LOG.waits)) == ({"page-locked, not waited for": 1}, {})
     apply(here, steps)
     assert torch.equal(there.cpu(), here)
+    arrays = {"none": np.zeros(0, np.int64), "bools": np.array([[True], [False]]), "one": np.arange(3.0)[1:]}
+    carried = carry(arrays, torch.device("cuda"))
+    assert all(carried[name].cpu().numpy().tolist() == array.tolist() for name, array in arrays.items())
+    assert [carried[name].dtype for name in arrays] == [torch.int64, torch.bool, torch.float64]
 
 
 def check_cache_pass() -> None:
