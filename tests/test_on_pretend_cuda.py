@@ -83,8 +83,9 @@ def test_stages_1_and_3_and_further_cases_on_two_ranks(tmp_path: Path) -> None:
     check(trained(tmp_path, "1", "3", "further"), [f"{stage}, {case}" for stage in (1, 3) for case in cases])
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, whose interpreter runs the kernels")
 def test_the_device_refuses_what_cuda_does_and_notes_what_waits() -> None:
-    """And so do the places that an audit found wrong."""
+    """On it: a batch in one copy, no kernel compiled after the first steps, a zero embedding named, what is set."""
     command = [sys.executable, "-m", "helpers.pretend_cuda.checks"]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
