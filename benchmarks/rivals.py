@@ -14,8 +14,9 @@ x; "trainable": to W as well, and momentum SGD on it. Ours adds the ArcFace marg
 
 One that is not installed, or does not run on the device, is "absent", with the reason. Seconds are medians of
 interleaved runs (--clock processor: of the process's own time), peak bytes are beyond W and its momentum. On CUDA all
-multiply bfloat16 numbers (W too, ours as --store says); on the CPU float32 ones. The losses and the gradients to x of
-those that compute the same are compared: `off` is the relative difference of the gradient from the materialised one.
+multiply bfloat16 numbers (W too, ours as --store says); on the CPU float32 ones. `off` is the relative difference of
+the gradient to x from the materialised one, of those that compute the same, with the labels of other samples: with
+their own a gradient may be so small that nothing but rounding is left of it.
 """
 
 from __future__ import annotations
@@ -125,14 +126,15 @@ def measure(args: argparse.Namespace, kind: str, device: torch.device) -> dict[s
     student, teacher, labels = make_inputs(as_step(args, kind, args.backend[0]), store, device)
     dtype = torch.bfloat16 if half else torch.float32
     weight, x = store.directions(slice(None)).to(dtype), F.normalize(student).to(dtype)
-    exact = Their(materialised, x, weight, labels, False).gradient()
+    others = labels.roll(1)
+    exact = Their(materialised, x, weight, others, False).gradient()
     steps: dict[str, Callable[[], Any]] = {"materialised": Their(materialised, x, weight, labels, trained)}
     found: dict[str, dict[str, Any]] = {"materialised": {"off": 0.0}}
     absent: dict[str, str] = {}
     for name, opened in RIVALS.items():
         try:
             loss = opened()
-            found[name] = {"off": _off(Their(loss, x, weight, labels, trained).gradient(), exact)}
+            found[name] = {"off": _off(Their(loss, x, weight, others, trained).gradient(), exact)}
             steps[name] = Their(loss, x, weight, labels, trained)
         except Exception as error:  # of other libraries: not installed, not of this device, not of these shapes
             if is_out_of_memory(error):
