@@ -104,6 +104,13 @@ def test_in_bfloat16_it_is_another_teacher(network: nn.Module) -> None:
     assert 1e-4 < float((got - wanted).norm() / wanted.norm()) < 0.05
 
 
+@pytest.mark.parametrize("source", ["onnx", "records", "none"])
+def test_precision_is_that_of_networks_of_ours(source: str) -> None:
+    settings = {"path": "t.onnx", "embedding_dim": 8} if source == "onnx" else {}
+    with pytest.raises(ValueError, match=f'precision must be "fp32" with source = "{source}", got "bf16"'):
+        TeacherConfig.model_validate({"source": source, "precision": "bf16", **settings})
+
+
 def test_a_loss_may_keep_its_embeddings(network: nn.Module) -> None:
     """And what hooks see inside, once it is told so."""
     teacher, seen = wrap_teacher(network, 32, CPU), []
