@@ -124,7 +124,7 @@ def _fastest(results: Found) -> Verdict:
         if others:
             rival = min(others, key=lambda name: others[name])
             met &= min(ours.values()) <= others[rival]
-            said.append(f"{one['kind']}: {others[rival] / min(ours.values()):.2f} times faster than {rival}")
+            said.append(f"{one['kind']}: {others[rival] / min(ours.values()):.2f} times as fast as {rival}")
     absent = {name for one in results["rivals"]["found"]["measurements"] for name in one["absent"]}
     missing = f"; absent: {', '.join(sorted(absent))}" if absent else ""
     return (met if said else None), "; ".join(said) + missing

@@ -123,7 +123,10 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out
     if name == "copy_" and not isinstance(args[0], DeviceTensor):
         return args[0]
-    return _relabelled(func, args, kwargs, pytree.tree_map(_wrapped, out), ours)
+    # In inference mode a view of a tensor from outside of it is none of its tensors either.
+    viewed = func.is_view and not any(x.is_inference() for x in tensors)
+    with torch.inference_mode(torch.is_inference_mode_enabled() and not viewed):
+        return _relabelled(func, args, kwargs, pytree.tree_map(_wrapped, out), ours)
 
 
 def _relabelled(func: Any, args: Any, kwargs: dict[str, Any], out: Any, ours: bool) -> Any:
