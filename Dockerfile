@@ -43,6 +43,7 @@ COPY launch launch
 COPY configs configs
 COPY containers/healthcheck.sh containers/
 
+# The image for the CPU has no DALI.
 # What changes least comes first: editing the package does not install torch again.
 FROM python AS cpu
 ARG TORCH_VERSION=2.13.0
@@ -56,7 +57,7 @@ RUN pip install --no-deps --no-build-isolation -e . \
 USER 1000
 HEALTHCHECK --interval=60s --timeout=10s --start-period=300s --retries=3 CMD ["containers/healthcheck.sh"]
 ENTRYPOINT ["launch/local.sh"]
-CMD ["configs/quickstart.toml"]
+CMD ["configs/quickstart.toml", "data.loader=jpeg"]
 
 FROM python AS cuda
 COPY containers/requirements-cuda.txt containers/

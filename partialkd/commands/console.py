@@ -48,6 +48,7 @@ COMMANDS = {
     "pack": Entry("pack images as what training reads, or take such data apart"),
     "make_bin": Entry("build a verification set (.bin), or take one apart"),
     "make_templates": Entry("make a small set of templates from aligned faces"),
+    "import_arcface": Entry("configurations and runs of InsightFace's arcface_torch as ours"),
     "import_mxnet": Entry("an MXNet teacher as a network of this project"),
 }
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from partialkd.centres import Centres, CentreStore
 from partialkd.centres.logit_noise import LogitNoise
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.soft_targets import SoftTargets
+from partialkd.checkpoint.snapshot import Snapshot
 from partialkd.config import Config, PhaseConfig
 from partialkd.config.resume import phase_length
 from partialkd.context import RunContext
@@ -375,6 +377,18 @@ class Trainer:
             self._judged = step, shortfall(scores, self.config.evaluate.metric)
             self.patience.hear(*self._judged)
         return self._judged[1]
+
+    def begin_at(self, snapshot: Snapshot, origin: Path) -> Path:
+        """Begin where another program was, and save that, collectively -> the checkpoint.
+
+        snapshot: what it says of progress is the position in the data. origin: named in errors.
+        """
+        counts = {key: value for part in self._parts.counting for key, value in part.state().items()}
+        progress = {**self._identity(), **counts, **snapshot.progress}
+        restore(replace(snapshot, progress=progress), self._parts, self._identity(), origin)
+        path = self.save()
+        self.saver.wait()
+        return path
 
     def resume(self) -> None:
         """Go on from the newest undamaged checkpoint, of any number of ranks, if there is one; collective."""
