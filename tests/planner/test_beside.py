@@ -129,13 +129,13 @@ def test_measuring_is_planned_as_it_allocates(
         (["centres.store=bf16", "centres.backend=chunked"], MEASURED, False, False),
         (["centres.store=bf16", "accumulation=2"], MEASURED, True, False),
         (["centres.store=bf16", "optimizer.name=adamw"], MEASURED, True, False),
-        (["centres.store=bf16", "centres.sample_rate=0.1"], MEASURED, False, False),
+        (["centres.store=bf16", "centres.sample_rate=0.1"], MEASURED, True, True),
         (["centres.store=bf16"], replace(MEASURED, deterministic=True), False, False),
         (["centres.store=bf16"], replace(MEASURED, cuda=False), False, False),
-        (["centres.store=bf16"], replace(MEASURED, size=2), False, False),
+        (["centres.store=bf16"], replace(MEASURED, size=2), True, True),
         (["centres.store=bf16", "model.embedding_dim=2048"], MEASURED, True, False),  # has no kernels, but a graph
         ([], MEASURED, True, True),  # float32 rows, bfloat16 products: rounded in the kernels
-        (["centres.chunk_rows=19"], MEASURED, False, False),  # too many chunks for a graph
+        (["centres.chunk_rows=19"], MEASURED, True, True),  # too many chunks for a graph, not for kernels
         (["centres.products=fp32"], MEASURED, True, True),
     ],
     ids=str,
@@ -153,7 +153,7 @@ def test_it_is_counted_where_something_is_measured(overrides: list[str], ranks: 
         (["centres.backend=graphed"], replace(MEASURED, deterministic=True), True),
         (["centres.backend=auto"], MEASURED, True),  # may turn out the fastest
         (["centres.backend=auto"], replace(MEASURED, deterministic=True), False),
-        (["centres.backend=auto"], replace(MEASURED, size=2), False),  # too few rows to measure
+        (["centres.backend=auto"], replace(MEASURED, size=2), True),  # too few rows to measure
         (["centres.backend=graphed"], replace(MEASURED, size=2), True),
         (["centres.backend=graphed", "centres.sample_rate=0.5"], MEASURED, False),
         (["centres.backend=graphed", "centres.chunk_rows=19"], MEASURED, False),
