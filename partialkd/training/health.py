@@ -87,7 +87,7 @@ class Health:
         """Return the gradient (b, D) of the embeddings to go on with: all NaN if anything is not finite."""
         kept, gradient = watched(batch, student, teacher, loss, gradient)
         self._micro_steps.append(kept)
-        self._gradients.next_into(kept.names, kept.norms)
+        self._gradients.next_into(kept.names, kept.sums)
         return gradient
 
     def stepped(self) -> None:

@@ -1,8 +1,7 @@
 """Finding where NaN or infinity in a step came from: rank, samples, centres or parameter, told after the fact.
 
 While a step runs nothing here waits for the device: per micro-step it keeps which images, embeddings of teacher and
-student, and rows of the loss's gradient were not finite (4, b), and a norm of the gradient of every parameter (P,),
-made of many gradients at once: as they come, for reductions and ZeRO leave nothing of them behind.
+student, and rows of the loss's gradient were not finite (4, b), and a sum for the gradient of every parameter (P,).
 A micro-step with any of it passes NaN on as its gradient: the reduction over ranks, which there is anyway, then carries
 it to all of them, and the norm of the student's gradient says on every rank alike that the step is bad.
 
@@ -28,7 +27,6 @@ from partialkd.storage.finite import first_few
 from partialkd.world.world import World
 
 CAUSES = ("image", "teacher's embedding", "student's embedding", "centres", "loss", "gradient", "nothing")
-TOGETHER, MOST_NUMBERS = 128, 1 << 24  # gradients, and their numbers, that wait for one call: 64 MB that stay longer
 _PER_SAMPLE = ("image", "teacher's embedding", "student's embedding", "loss")
 
 
@@ -39,7 +37,7 @@ class MicroStep:
     records: Tensor  # (b,) int64, CPU
     broken: Tensor  # (4, b) bool, rows as _PER_SAMPLE, on the device
     names: list[str]  # parameters in the order of the backward pass; filled by it
-    norms: list[Tensor]  # () each, of their gradients before the reduction; not finite where one is not
+    sums: list[Tensor]  # () each, of their gradients before the reduction; not finite where one is not
 
 
 class GradientWatch:
@@ -47,34 +45,21 @@ class GradientWatch:
 
     def __init__(self, network: nn.Module) -> None:
         self._names: list[str] = []
-        self._norms: list[Tensor] = []
-        self._waiting: list[Tensor] = []  # gradients whose norms are still to be made
-        self._numbers = 0  # of them
+        self._sums: list[Tensor] = []
         parameters = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self._handles = [p.register_hook(partial(self._see, name)) for name, p in parameters]
 
-    def next_into(self, names: list[str], norms: list[Tensor]) -> None:
+    def next_into(self, names: list[str], sums: list[Tensor]) -> None:
         """Note the coming backward pass in these lists."""
-        self._names, self._norms = names, norms
+        self._names, self._sums = names, sums
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _see(self, name: str, gradient: Tensor) -> None:
-        if not self._waiting:  # before whatever comes after the backward pass: a reduction works in place
-            torch.autograd.Variable._execution_engine.queue_callback(self._measure)
         self._names.append(name)
-        self._waiting.append(gradient.detach())
-        self._numbers += gradient.numel()
-        if len(self._waiting) >= TOGETHER or self._numbers >= MOST_NUMBERS:
-            self._measure()
-
-    def _measure(self) -> None:
-        """Make the norms of the gradients that wait: sums of magnitudes, which do not overflow as squares do."""
-        if self._waiting:
-            self._norms.extend(torch._foreach_norm(self._waiting, 1))
-        self._waiting, self._numbers = [], 0
+        self._sums.append(gradient.detach().sum())
 
 
 def watched(
@@ -111,7 +96,7 @@ def _cause(micro_steps: Sequence[MicroStep], source: Source, store: CentreStore)
         if cause == "centres" and (problem := centre_problem(store)):
             return cause, problem
     for one in micro_steps:
-        bad = [name for name, finite in zip(one.names, _finite(one.norms), strict=True) if not finite]
+        bad = [name for name, finite in zip(one.names, _finite(one.sums), strict=True) if not finite]
         if bad:
             near = first_few(source.name(int(record)) for record in one.records)
             return "gradient", f"the gradient of {bad[0]}, in the backward pass of {near}"
@@ -127,5 +112,5 @@ def _broken_samples(micro_steps: Sequence[MicroStep], source: Source) -> dict[st
     return samples
 
 
-def _finite(norms: list[Tensor]) -> list[bool]:
-    return torch.stack([norm.float() for norm in norms]).isfinite().tolist() if norms else []
+def _finite(sums: list[Tensor]) -> list[bool]:
+    return torch.stack(sums).isfinite().tolist() if sums else []
