@@ -1,0 +1,135 @@
+"""Jobs of `partialkd submit` on a real Slurm of two nodes; benchmarks/results/slurm_jobs.txt has the last run's result.
+
+make test ARGS="-m slurm tests/cluster"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.jobs import job, tree
+from helpers.places import ROOT
+from helpers.ranks import run
+from helpers.slurm_cluster import Cluster, cluster, what_is_missing
+from partialkd.config.load import parse_config, save_config
+from partialkd.data.packing.prepare import prepare
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.slurm]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    missing = what_is_missing()
+    if missing:
+        pytest.skip(missing)
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
+
+
+def settings_of(folder: Path, epochs: int = 1) -> dict[str, Any]:
+    """A student without a teacher, bit for bit the same at every start."""
+    settings = tree(folder)
+    del settings["alone"], settings["evaluate"]
+    settings["run"] |= {"log_every": 1, "deterministic": True, "tensorboard": False}
+    settings["student"] |= {"method": {"name": "cosface", "scale": 16.0}, "epochs": epochs}
+    return {**settings, "teacher": {"source": "none"}, "dist": {"device": "cpu"}}
+
+
+def saved(folder: Path, settings: dict[str, Any]) -> Path:
+    prepare(parse_config(settings).data)
+    save_config(parse_config(settings), folder / "run.toml")
+    return folder / "run.toml"
+
+
+def submitted(slurm: Cluster, folder: Path, *words: str) -> str:
+    """Submit from a folder that is not the repository -> the job's number."""
+    program = [sys.executable, "-c", "from partialkd.commands.console import main; raise SystemExit(main())"]
+    command = [*program, "submit", *words, "--cpus", "4", "--logs", str(folder), "--json", "-"]
+    environment = {**slurm.environment, "PYTHONPATH": str(ROOT), "MAX_RESTARTS": "0"}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["job"])
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_two_nodes_stopped_and_queued_again_have_the_same_result(slurm: Cluster, tmp_path: Path) -> None:
+    """GPUs are asked for (stand-ins), a rank each; the ranks run on the CPU."""
+    settings = settings_of(tmp_path, epochs=40)
+    calm = {**settings, "run": {**settings["run"], "name": "calm"}}
+    config = saved(tmp_path, settings)
+    run(job, 2, calm)
+    number = submitted(slurm, tmp_path, str(config), "--nodes", "2", "--gpus", "1")
+    metrics = tmp_path / "runs" / "trial" / "metrics.jsonl"
+    slurm.wait_for(metrics.exists, 300)
+    slurm.asked("scancel", "--signal=USR1", "--batch", number)  # as --signal=B:USR1@300 does
+    state = slurm.ended(number)
+    said = (tmp_path / f"slurm-{number}.log").read_text()
+    assert "JobState=COMPLETED" in state, said
+    assert "Restarts=1" in state
+    assert "start 1: 2 nodes x 1 ranks" in said
+    assert "start 2: 2 nodes x 1 ranks" in said
+    assert said.count(f"queueing job {number} again") == 1
+    assert losses(tmp_path, "trial") == losses(tmp_path, "calm")
+
+
+def test_an_array_is_a_run_for_each_seed(slurm: Cluster, tmp_path: Path) -> None:
+    config = saved(tmp_path, settings_of(tmp_path))
+    number = submitted(slurm, tmp_path, str(config), "--gpus", "1", "--seeds", "3,5")
+    for task, seed in enumerate((3, 5)):
+        assert "JobState=COMPLETED" in slurm.ended(f"{number}_{task}")
+        result = json.loads((tmp_path / "runs" / f"trial-seed{seed}" / "result.json").read_text())
+        assert (result["seed"], result["world_size"]) == (seed, 1)
+        said = (tmp_path / f"slurm-{number}_{task}.log").read_text()
+        assert f"trial-seed{seed}" in said
+        assert f"trial-seed{8 - seed}" not in said
+
+
+def test_a_rank_that_fails_fails_the_job_and_says_why_in_its_log(slurm: Cluster, tmp_path: Path) -> None:
+    """An image that cannot be decoded ends one rank of two, on one node of two; the job is not queued again."""
+    settings = settings_of(tmp_path)
+    saved(tmp_path, settings)
+    record = tmp_path / "data" / "train.rec"
+    content = bytearray(record.read_bytes())
+    at = content.index(b"\xff\xd8\xff", len(content) // 2)
+    content[at : at + 64] = bytes(64)
+    record.write_bytes(content)
+    del settings["data"]["prepare"]
+    save_config(parse_config(settings), tmp_path / "run.toml")
+    number = submitted(slurm, tmp_path, str(tmp_path / "run.toml"), "--nodes", "2", "--gpus", "1")
+    state = slurm.ended(number)
+    said = (tmp_path / f"slurm-{number}.log").read_text()
+    assert "JobState=FAILED" in state
+    assert "Restarts=0" in state
+    (error,) = set(re.findall(r"^(?:\d+: )?error: (.*train\.rec.*)$", said, re.M))
+    assert "cannot be decoded" in error or "record" in error
+    own = [path.read_text() for path in (tmp_path / "runs" / "trial" / "logs").glob("rank_*.log")]
+    assert sum("train.rec" in text and "error: " in text for text in own) == 1  # of the rank that met it
+
+
+def test_tasks_of_srun_that_are_no_ranks_are_refused(slurm: Cluster, tmp_path: Path) -> None:
+    """Each would train all of it by itself."""
+    config = saved(tmp_path, settings_of(tmp_path))
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, str(ROOT / "launch" / "train.py"), str(config)]
+    environment = {**slurm.environment, "PYTHONPATH": str(ROOT)}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("these 2 tasks are not joined (no RANK)") == 1
+    assert not (tmp_path / "runs").exists()
+    assert os.access(tmp_path, os.W_OK)
