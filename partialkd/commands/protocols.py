@@ -18,7 +18,9 @@ from torch import Tensor
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.formats.ijb_folder import read_template_set
 from partialkd.data.images.decode import DECODING
-from partialkd.data.sources.cvlface_templates import METADATA, read_cvlface
+from partialkd.data.sources.cvlface_folder import METADATA
+from partialkd.data.sources.cvlface_templates import read_cvlface
+from partialkd.data.sources.cvlface_tinyface import read_cvlface_identification
 from partialkd.errors import ConfigError
 from partialkd.evaluate import card
 from partialkd.evaluate import identification_protocol as identification
@@ -164,9 +166,10 @@ class _Listed(_Opened):
     """A folder of aligned faces."""
 
     names: list[str]
+    stored: Callable[[int], bytes] | None = None
 
     def images(self, image_size: int) -> Images:
-        return identification.faces_below(self.folder, self.names, image_size, self.options.resize)
+        return identification.faces_below(self.folder, self.names, image_size, self.options.resize, self.stored)
 
     def of(self) -> dict[str, Any]:
         return {"images": len(self.names), "list": hexadecimal(crc32("\n".join(self.names).encode()))}
@@ -187,8 +190,8 @@ class _Identification(_Listed):
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         super().__init__(folder, options)
-        self.found = read_identification_set(folder)
-        self.names = list(self.found.names)
+        self.found = (read_cvlface_identification if (folder / METADATA).exists() else read_identification_set)(folder)
+        self.names, self.stored = list(self.found.names), self.found.stored
 
     def scored(self, rows: Any, world: World) -> dict[str, Any]:
         fars = self.options.fars or identification.FARS

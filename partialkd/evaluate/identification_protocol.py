@@ -9,7 +9,7 @@ Errors: `DataError` naming the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,21 @@ FARS = (1e-6, 1e-5, 1e-4, 1e-3)
 GROUPS = "groups.csv"
 
 
-def faces_below(folder: Path, names: Sequence[str], image_size: int, resize: bool) -> Images:
-    """List aligned faces by their paths below a folder."""
+def faces_below(
+    folder: Path, names: Sequence[str], image_size: int, resize: bool, stored: Callable[[int], bytes] | None = None
+) -> Images:
+    """List aligned faces by their paths below a folder; stored: reads those that are no files of their own."""
     wanted = Wanted(image_size, resize, "--resize")
+    name = lambda image: str(folder / names[image])
 
-    def pixels(image: int) -> np.ndarray:
-        path = folder / names[image]
+    def encoded(image: int) -> bytes:
         try:
-            return decode(read_file(path), str(path), wanted=wanted)
+            return stored(image) if stored else read_file(folder / names[image])
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            raise DataError(f"{name(image)}: cannot be read: {error.strerror}") from error
 
-    return Images(len(names), pixels, lambda image: str(folder / names[image]), f"embedding {folder.name}")
+    pixels = lambda image: decode(encoded(image), name(image), wanted=wanted)
+    return Images(len(names), pixels, name, f"embedding {folder.name}")
 
 
 def unit_rows(embeddings: np.ndarray, flip: bool) -> np.ndarray:

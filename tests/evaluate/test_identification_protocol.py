@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from partialkd.commands.export import main as export
 from partialkd.config import ModelConfig
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.sources.cvlface_tinyface import read_cvlface_identification
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.all_pair_intervals import threshold_interval
 from partialkd.evaluate.all_pairs import all_pairs
@@ -93,6 +95,46 @@ def test_all_pairs_with_groups_by_the_command(tmp_path: Path, folder: Path) -> N
     (people / "groups.csv").write_text("identity,group\nsomebody,odd\n")
     with pytest.raises(DataError, match=r"groups.csv: line 2: no identity 'somebody' in"):
         read_identities(people)
+
+
+def _as_cvlface(folder: Path, out: Path, **changed: object) -> None:
+    """The same set as CVLface has TinyFace: rows in another order, subjects as numbers in the names."""
+    name = lambda path: f"x/{path.parent.name[1:]}_{path.stem}.jpg" if path.parent.name != "a" else f"x/d{path.name}"
+    parts = {part: sorted((folder / part).rglob("*.jpg")) for part in ("probes", "gallery", "distractors")}
+    files = [path for paths in parts.values() for path in paths][::-1]
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    columns = {"image": rows, "index": range(len(files)), "path": [name(path) for path in files]}
+    table = pyarrow.table(columns)
+    out.mkdir()
+    with pyarrow.OSFile(str(out / "data.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=20)
+    lists = {
+        "image_paths": columns["path"],
+        "probe_paths": np.array([name(path) for path in parts["probes"]]),
+        "gallery_paths": [name(path) for path in parts["gallery"]],
+        "distractor_paths": [name(path).removesuffix(".jpg") for path in parts["distractors"]],
+    }
+    torch.save({**lists, **changed}, out / "metadata.pt")
+
+
+def test_tinyface_as_cvlface_has_it_gives_the_same_numbers(tmp_path: Path, folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    for person in range(5):
+        _write(folder / "gallery" / f"p{person}" / "9.jpg", rng)
+    _as_cvlface(folder, tmp_path / "cvl")
+    found = _judge(tmp_path, "--identify", str(folder), str(tmp_path / "cvl"))["identification"]
+    assert found["cvl"] == found["set"]
+    assert found["cvl"]["net.safetensors"]["probes"] == 18
+    for number, (key, value, message) in enumerate(
+        [
+            ("gallery_paths", ["x/7_1.jpg"], "gallery_paths: entry 0: no face '7_1' in the table"),
+            ("probe_paths", [3], "probe_paths must be a list of strings, got list"),
+            ("gallery_paths", [], "must name probes and a gallery, got 18 and 0"),
+        ]
+    ):
+        _as_cvlface(folder, tmp_path / f"wrong{number}", **{key: value})
+        with pytest.raises(DataError, match=message):
+            read_cvlface_identification(tmp_path / f"wrong{number}")
 
 
 def test_wrong_folders(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,19 @@ def find_images(
     return offsets, sizes, labels
 
 
+def arrow_texts(path: Path, column: str) -> list[str]:
+    """Read a column of strings of an Arrow file, in the order of its rows."""
+    texts: list[str] = []
+    with _naming(path), _pyarrow().memory_map(str(path)) as mapped:
+        for batch in _batches(OpenFile(path), mapped):
+            found = batch.column(_column(batch.schema, (column,), path)).to_pylist()
+            if not all(isinstance(text, str) for text in found):
+                at = next(at for at, text in enumerate(found) if not isinstance(text, str))
+                raise DataError(f"{path}: row {len(texts) + at}: {column} must be a string, got {found[at]!r:.60}")
+            texts += found
+    return texts
+
+
 def _batches(file: OpenFile, mapped: Any) -> Iterator[Any]:
     """Read the batches of either form; DataError for a stream that was cut between two of them."""
     ipc = _pyarrow().ipc

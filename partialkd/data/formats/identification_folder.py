@@ -12,7 +12,7 @@ Errors: `DataError` naming the folder, or the line of the list.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class IdentificationSet:
     probes: int
     gallery: int
     noisy: int  # images left out
+    stored: Callable[[int], bytes] | None = None  # reads an image that is no file of its own
 
     @property
     def distractors(self) -> int:
