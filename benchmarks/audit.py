@@ -30,12 +30,12 @@ from partialkd.data.formats.image_tree import list_images, read_images
 from partialkd.data.images.decode import decode
 from partialkd.data.sources.open import open_source
 from partialkd.evaluate.embedding import Images, Kept, embed_images
-from partialkd.report.audit import Audit
+from partialkd.report.audit import Audit, with_mirrored
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.world.world import World
 
-CPU, PIECE, WRONG = torch.device("cpu"), 512, 0.02
+CPU, WRONG = torch.device("cpu"), 0.02
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,11 +49,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def embedded(teacher: Teacher, count: int, read: Callable[[int], bytes], keep: Path) -> np.ndarray:
-    """Embeddings (2, count, D) of encoded images, and of their mirror images."""
+    """Unit rows (count, D) of encoded images, each of an image with its mirror image."""
     name = lambda number: f"{keep.name}: image {number}"
     images = Images(count, lambda number: decode(read(number), name(number)), name, f"embedding {keep.name}")
     kept = Kept(keep, {"network": teacher.fingerprint, "images": count})
-    return embed_images(teacher.embed, images, teacher.image_size, 16, World(), kept)
+    rows = embed_images(teacher.embed, images, teacher.image_size, 16, World(), kept)
+    return with_mirrored(*rows).astype(np.float32)
 
 
 class Tree:

@@ -25,7 +25,7 @@ from partialkd.data.sources.source import Source
 from partialkd.errors import ConfigError
 from partialkd.evaluate.embedding import Images, embed_images
 from partialkd.evaluate.intervals import identities_of_pairs
-from partialkd.report.audit import KINDS, Audit, unit
+from partialkd.report.audit import KINDS, Audit, unit, with_mirrored
 from partialkd.report.audit_files import Person, write_audit
 from partialkd.storage.atomic_files import refuse_existing
 from partialkd.teacher.cache import TeacherCache, kept_before
@@ -88,7 +88,7 @@ def audit(config: Config, world: World, out: Path, duplicate: float, json_to: st
     means = [one.means(embed_images(teacher.embed, one.images, size, config.evaluate.batch, world)) for one in people]
 
     def look() -> None:
-        found = Audit(unit(_rows(cache)), source.labels(), source.num_classes, world.device)
+        found = Audit(_rows(cache), source.labels(), source.num_classes, world.device)
         findings = found.findings(duplicate)
         if means:
             findings += found.evaluated(np.concatenate(means))
@@ -101,11 +101,12 @@ def audit(config: Config, world: World, out: Path, duplicate: float, json_to: st
 
 
 def _rows(cache: TeacherCache) -> np.ndarray:
-    """Read the plain embeddings (n, D) float32; zeros where a record could not be read."""
+    """Read the unit embeddings (n, D) float32, each of an image with that of its mirror image."""
     rows = np.empty((cache.facts.records, cache.dim), dtype=np.float32)
     for start in range(0, len(rows), BLOCK):
         part = torch.arange(start, min(start + BLOCK, len(rows)))
-        rows[start : start + BLOCK] = cache.rows(part, torch.zeros(len(part), dtype=torch.bool)).numpy()
+        sides = [cache.rows(part, torch.full((len(part),), side)).numpy() for side in (False, True)]
+        rows[start : start + BLOCK] = with_mirrored(*sides)
     return rows
 
 
@@ -130,7 +131,7 @@ class _Evaluated:
     def means(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings (2, u, D) of the distinct images -> unit rows of the people."""
         sums = np.zeros((len(self.people), embeddings.shape[2]))
-        np.add.at(sums, self.who, unit(embeddings[0]))
+        np.add.at(sums, self.who, with_mirrored(*embeddings))
         return unit(sums).astype(np.float32)
 
 

@@ -25,13 +25,10 @@ from partialkd.commands.networks import add_choice
 from partialkd.commands.protocols import Network, add_protocols, check_card, judged, make_card, opened
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
-from partialkd.evaluate.verification import (
-    compare_sets,
+from partialkd.evaluate.verification import compare_sets, evaluate_sets, look_at_sets, open_sets
+from partialkd.evaluate.verification_tables import (
     differences_table,
-    evaluate_sets,
     groups_table,
-    look_at_sets,
-    open_sets,
     over_groups,
     results_dict,
     results_table,

@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("pairs", type=Path, help="the list; cfp-*: the folder Protocol; npy: lfw_list.npy or issame.txt")
     build.add_argument("images", type=Path, help="folder of the paths, .tar of <identity>/<image>; npy: the array")
     build.add_argument("out", type=Path, help=".bin to write")
-    build.add_argument("--names", default=LFW_NAMES, help="lfw: path of a name and a number (default %(default)s)")
+    build.add_argument(
+        "--names", default=LFW_NAMES, help="lfw, xqlfw, rfw: path of a name and a number (default %(default)s)"
+    )
     build.add_argument("--colour", choices=["rgb", "bgr"], help="npy: order (default: uint8 rgb, floats bgr)")
     build.add_argument("--image-size", type=int, default=112, help="pixels per side (default %(default)s)")
     build.add_argument("--resize", action="store_true", help="bring images of another size to it")

@@ -30,7 +30,7 @@ from partialkd.storage.atomic_files import write_json
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.world.world import World
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Network:
             return self
 
         def embed(images: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, PRECISIONS[precision]):
                 return self.embed(images)
 
         return replace(self, embed=embed, fingerprint=f"{self.fingerprint} {precision}")
@@ -72,7 +72,7 @@ def add_protocols(parser: argparse.ArgumentParser) -> None:
     add("--identify", nargs="+", default=[], metavar="FOLDER", help="probes in a gallery (TinyFace), or distractors")
     add("--all-pairs", nargs="+", default=[], metavar="FOLDER", help="identities: every image with every other (MFR)")
     add("--card", metavar="FILE", help="thresholds from the one folder of --all-pairs, with intervals, as JSON there")
-    precisions = "of the card (default fp32; bf16: autocast)"
+    precisions = "of the card (default fp32; the others: autocast); an ONNX file has one, its own"
     add("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help=precisions)
     add("--keep", metavar="FOLDER", help="keep embeddings there; a pass that was killed is gone on with")
 
@@ -97,8 +97,9 @@ def check_card(options: argparse.Namespace) -> None:
         return
     if len(options.all_pairs) != 1:
         raise ConfigError(f"--card needs one folder of identities: --all-pairs FOLDER, got {len(options.all_pairs)}")
-    if "bf16" in options.precision and str(options.file).endswith(".onnx"):
-        raise ConfigError("--precision bf16 is of networks in torch; an ONNX file computes as it was written")
+    if set(options.precision) != {"fp32"} and str(options.file).endswith(".onnx"):
+        named = " ".join(options.precision)
+        raise ConfigError(f"--precision {named}: an ONNX file computes as it was written; make a card of each file")
     if not os.access(Path(options.card).parent, os.W_OK):
         raise ConfigError(f"--card {options.card}: its folder must exist and be writable")
 

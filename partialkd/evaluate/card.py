@@ -19,10 +19,9 @@ from prettytable import PrettyTable
 from partialkd.errors import ConfigError
 from partialkd.evaluate.all_pair_intervals import REACH, tar_interval, threshold_interval
 from partialkd.evaluate.all_pairs import AllPairs, all_pairs
+from partialkd.evaluate.cells import between, star
 from partialkd.evaluate.identification_protocol import unit_rows
-from partialkd.evaluate.intervals import (
-    finite,
-)
+from partialkd.evaluate.intervals import finite
 from partialkd.evaluate.rates import too_few
 
 FORMAT = "partialkd-thresholds-1"
@@ -127,13 +126,12 @@ def _lines(card: dict[str, Any]) -> list[list[str]]:
     for precision, settings in card["thresholds"].items():
         for setting, parts in settings.items():
             for part, found in parts.items():
-                cells = [_cell(one) for one in found["at_far"].values()]
+                cells = [_cell(one, float(far), found["impostors"]) for far, one in found["at_far"].items()]
                 lines.append([precision, setting, part, *cells])
     return lines
 
 
-def _cell(one: dict[str, Any]) -> str:
+def _cell(one: dict[str, Any], far: float, impostors: int) -> str:
     if one["too_few_impostors"]:
         return "-"
-    low, high = ("" if end is None else f"{end:.3f}" for end in one["interval"])
-    return f"{one['threshold']:.3f} [{low}, {high}]"
+    return f"{one['threshold']:.3f}{star(far, impostors)}{between(one['interval'], 1, 3)}"

@@ -105,9 +105,20 @@ def embed_images(
 
     world.together(work)
     if kept is not None:
-        return world.together(lambda: np.concatenate([kept.read(number) for number in range(len(pieces))], axis=1))
+        return world.together(lambda: _joined(kept.read, pieces))
     everyones = {number: rows for part in world.gather_objects(own) for number, rows in part.items()}
-    return np.concatenate([everyones[number] for number in range(len(pieces))], axis=1)
+    own.clear()
+    return _joined(everyones.pop, pieces)
+
+
+def _joined(piece: Callable[[int], np.ndarray], pieces: list[range]) -> np.ndarray:
+    """Put pieces together one by one, so that they are never held twice -> (2, n, D)."""
+    first = piece(0)
+    rows = np.empty((2, pieces[-1].stop, first.shape[2]), dtype=np.float32)
+    rows[:, pieces[0].start : pieces[0].stop] = first
+    for number in range(1, len(pieces)):
+        rows[:, pieces[number].start : pieces[number].stop] = piece(number)
+    return rows
 
 
 def _embedded(

@@ -24,6 +24,7 @@ from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import DataError
 from partialkd.evaluate.all_pair_intervals import REACH, tar_interval
 from partialkd.evaluate.all_pairs import BLOCK, all_pairs, among_distractors
+from partialkd.evaluate.cells import rate_cell, share_cell
 from partialkd.evaluate.embedding import Images
 from partialkd.evaluate.identification import rank_shares, search
 from partialkd.evaluate.intervals import Interval, share_of
@@ -134,7 +135,8 @@ def shares_table(rows: dict[str, dict[str, Any]], name: str) -> PrettyTable:
     ranks, fars = list(first.get("rank", {})), list(first.get("tar_at_far", {}))
     table = PrettyTable([name, *(f"rank-{rank} %" for rank in ranks), *(f"TAR % @ FAR {far}" for far in fars)])
     for who, found in rows.items():
-        rates = [found["tar_at_far"][far] for far in fars]
-        tars = ["-" if rate["too_few_impostors"] else f"{100 * rate['tar']:.2f}" for rate in rates]
-        table.add_row([who, *(f"{100 * found['rank'][rank]:.2f}" for rank in ranks), *tars])
+        places = [share_cell(found["rank"][rank], found["interval"]["rank"][rank]) for rank in ranks]
+        rates = [(found["tar_at_far"][far], float(far)) for far in fars]
+        tars = [rate_cell(rate["tar"], rate["interval"], far, found["impostors"]) for rate, far in rates]
+        table.add_row([who, *places, *tars])
     return table

@@ -21,6 +21,7 @@ difference  of two networks on the same pairs: normal, from the residuals' diffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, isfinite, log, sqrt
 
@@ -37,8 +38,8 @@ LOOSER = 1.5  # how much identities matter is judged at this multiple of a rate:
 class People:
     """Whose images the pairs (or probes) are of."""
 
-    first: np.ndarray  # (n,) int64
-    second: np.ndarray  # (n,) int64
+    first: np.ndarray  # (n,) integers
+    second: np.ndarray  # (n,) integers
 
     @classmethod
     def single(cls, who: np.ndarray) -> People:
@@ -273,6 +274,13 @@ def _slope(genuine: np.ndarray, impostor: np.ndarray, far: float, reach: float =
     return (rates[1] - rates[0]) / (2 * reach * far)
 
 
+def mean_of_groups(groups: Sequence[tuple[float, Sequence[float]]]) -> Interval:
+    """Interval of the mean of numbers, each with its interval, of different people (Zou & Donner 2008)."""
+    mean = sum(value for value, _ in groups) / len(groups)
+    below, above = (sqrt(sum((value - ends[side]) ** 2 for value, ends in groups)) / len(groups) for side in (0, 1))
+    return mean - below, mean + above
+
+
 def finite(interval: Interval) -> list[float | None]:
     """For JSON: an end without a limit is null."""
     return [end if isfinite(end) else None for end in interval]
@@ -293,5 +301,5 @@ def identities_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray)
 
     for a, b in zip(first[same].tolist(), second[same].tolist(), strict=True):
         parent[root(a)] = root(b)
-    roots = np.array([root(image) for image in range(len(parent))])
+    roots = np.array([root(image) for image in range(len(parent))], dtype=np.int32)
     return People(roots[first], roots[second])

@@ -22,7 +22,7 @@ Differs: that file's rate at a far interpolates over the grid of thresholds and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,15 @@ class PairScores:
     impostors: int = 0  # pairs of two people
     interval: dict[str, Any] = field(default_factory=dict)  # {"accuracy": [low, high], "tar_at_far": {"0.001": ...}}
     too_few_impostors: dict[str, bool] = field(default_factory=dict)  # by far
+
+    def numbers(self) -> dict[str, tuple[float, Sequence[float]]]:
+        """-> {"accuracy" | "auc" | "tar@<far>": (value, interval)}, without rates of too few impostors."""
+        found: dict[str, tuple[float, Sequence[float]]] = {
+            key: (getattr(self, key), self.interval.get(key, ())) for key in ("accuracy", "auc")
+        }
+        ends = self.interval.get("tar_at_far", {})
+        enough = {far: tar for far, tar in self.tar_at_far.items() if not self.too_few_impostors.get(far)}
+        return found | {f"tar@{far}": (tar, ends.get(far, ())) for far, tar in enough.items()}
 
 
 def score_pairs(

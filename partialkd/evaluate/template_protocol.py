@@ -4,7 +4,8 @@ The set: data/formats/ijb_folder.py; how images become templates: templates.py; 
 identification.py. Photographs are aligned by the landmarks of the set on the way to the network.
 1:N, published: all galleries as one. Strict: each gallery by itself, so that probes of the others' subjects are those
 without a mate; the mean over the galleries (NIST, IJB-B).
-Intervals are of strict numbers and ranks, by identity (intervals.py); whom templates show is taken from genuine pairs.
+Intervals are by identity (intervals.py); whom templates show is taken from genuine pairs. That of a published TPIR is
+at its threshold.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from partialkd.align.template import aligned
 from partialkd.data.formats.ijb_folder import Listed, TemplateSet
 from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import DataError
+from partialkd.evaluate.cells import rate_cell, share_cell
 from partialkd.evaluate.embedding import Images
 from partialkd.evaluate.identification import (
     Searches,
@@ -30,8 +32,17 @@ from partialkd.evaluate.identification import (
     tpir_published,
     tpir_strict,
 )
-from partialkd.evaluate.intervals import Impostors, Interval, People, identities_of_pairs, share_of, tar
-from partialkd.evaluate.rates import operating_points, too_few
+from partialkd.evaluate.intervals import (
+    Impostors,
+    Interval,
+    People,
+    identities_of_pairs,
+    joined,
+    share,
+    share_of,
+    tar,
+)
+from partialkd.evaluate.rates import points_of_sorted, too_few
 from partialkd.evaluate.templates import SETTINGS, Setting, pair_scores, pooled_images
 from partialkd.storage.checksum import crc32, hexadecimal
 
@@ -79,8 +90,13 @@ def score_templates(embeddings: np.ndarray, found: TemplateSet, asked: Asked) ->
 
 def _people(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> People:
     """Whom the pairs of templates show, by the templates' places among those that occur."""
-    known = np.unique(np.concatenate([first, second]))
-    return identities_of_pairs(np.searchsorted(known, first), np.searchsorted(known, second), same)
+    known = np.union1d(np.unique(first), np.unique(second))
+    return identities_of_pairs(_places(known, first), _places(known, second), same)
+
+
+def _places(known: np.ndarray, templates: np.ndarray) -> np.ndarray:
+    """Where templates (p,) stand among the known ones, (p,) int32: of eight million pairs half the memory."""
+    return np.searchsorted(known, templates).astype(np.int32)
 
 
 def _scored(
@@ -91,8 +107,8 @@ def _scored(
     results: dict[str, Any] = {}
     if found.pairs is not None and people is not None:
         first, second, same = found.pairs
-        places = np.searchsorted(numbers, first), np.searchsorted(numbers, second)
-        results["verification"] = _verified(pair_scores(templates, *places), same, asked.fars, people)
+        scores = pair_scores(templates, _places(numbers, first), _places(numbers, second))
+        results["verification"] = _verified(scores, same, asked.fars, people)
     if found.probes is not None:
         rows_of = lambda listed: templates[np.searchsorted(numbers, listed.templates)]
         results["identification"] = _identified(rows_of(found.probes), found, rows_of, asked)
@@ -100,16 +116,24 @@ def _scored(
 
 
 def _verified(scores: np.ndarray, same: np.ndarray, fars: Sequence[float], people: People) -> dict[str, Any]:
-    points = operating_points(scores[same], scores[~same], fars)
     impostors, between = int((~same).sum()), Impostors(scores[~same], people[~same])
+    points = points_of_sorted(np.sort(scores[same]), between.ordered, fars)
     rates = {f"{far:g}": asdict(point) for far, point in points.items()}
     for far, point in points.items():
         rates[f"{far:g}"] |= {
             "threshold": _finite(point.threshold),
             "interval": list(tar(scores[same], people[same], between, far)),
+            "interval_published": list(_published(scores[same], people[same], between, far, point.tar_published)),
             "too_few_impostors": too_few(far, impostors),
         }
     return {"tar_at_far": rates, "genuine": int(same.sum()), "impostors": impostors}
+
+
+def _published(genuine: np.ndarray, of: People, between: Impostors, far: float, rate: float) -> Interval:
+    """Interval of the share of genuine pairs that the published point accepts: the highest of them."""
+    accepted = np.zeros(len(genuine))
+    accepted[np.argsort(-genuine, kind="stable")[: round(rate * len(genuine))]] = 1
+    return joined(genuine, rate, share(accepted, of), between.limits(far))
 
 
 def _identified(probes: np.ndarray, found: TemplateSet, rows_of: Any, asked: Asked) -> dict[str, Any]:
@@ -139,6 +163,7 @@ _PARTS = ("templates", "subjects")
 
 def _tpir(whole: Searches, each: Sequence[Searches], subjects: np.ndarray, fpir: float) -> dict[str, Any]:
     published, threshold = tpir_published(whole, fpir)
+    found = share_of(whole.mate[whole.mated] > threshold, subjects[whole.mated])
     open_sets = [one for one in each if one.mated.any() and not one.mated.all()]
     strict = mean(tpir_strict(one, fpir)[0] for one in open_sets) if open_sets else None
     unmated = min((int((~one.mated).sum()) for one in open_sets), default=0)
@@ -149,7 +174,10 @@ def _tpir(whole: Searches, each: Sequence[Searches], subjects: np.ndarray, fpir:
         "tpir": strict,
         "interval": interval,
         "too_few_impostors": few,
+        "impostors": unmated,  # probes without a mate, in the gallery where they are fewest
         "tpir_published": published,
+        "interval_published": list(found),  # at this threshold
+        "impostors_published": len(whole.mate),  # all probes: of these it takes the share
         "threshold_published": threshold,
     }
 
@@ -164,8 +192,10 @@ def verification_table(results: dict[str, Any], name: str) -> PrettyTable:
     fars = list(next(iter(rows.values()), {}))
     table = PrettyTable([name, *(f"TAR % @ FAR {far}" for far in fars)])
     for setting, rates in rows.items():
-        table.add_row([setting, *(_shown(rates[far], "tar") for far in fars)])
-        table.add_row([f"{setting} as published", *(f"{100 * rates[far]['tar_published']:.2f}" for far in fars)])
+        impostors = results[setting]["verification"]["impostors"]
+        for of, name in ((setting, ""), (f"{setting} as published", "_published")):
+            shown = ((rates[far][f"tar{name}"], rates[far][f"interval{name}"], float(far), impostors) for far in fars)
+            table.add_row([of, *(rate_cell(*one) for one in shown)])
     return table
 
 
@@ -177,15 +207,13 @@ def identification_table(results: dict[str, Any], name: str) -> PrettyTable:
     columns = [f"TPIR % @ FPIR {fpir}{how}" for fpir in fpirs for how in ("", " as published")]
     table = PrettyTable([name, *(f"rank-{rank} %" for rank in ranks), *columns])
     for setting, found in rows.items():
-        rates = found["tpir_at_fpir"]
-        shares = [_shown(rates[fpir], key) for fpir in fpirs for key in ("tpir", "tpir_published")]
-        table.add_row([setting, *(f"{100 * found['rank'][rank]:.2f}" for rank in ranks), *shares])
+        shares = [
+            rate_cell(rate[f"tpir{how}"], rate[f"interval{how}"], float(fpir), rate[f"impostors{how}"])
+            for fpir, rate in found["tpir_at_fpir"].items()
+            for how in ("", "_published")
+        ]
+        table.add_row([setting, *(share_cell(found["rank"][k], found["interval"]["rank"][k]) for k in ranks), *shares])
     return table
-
-
-def _shown(rate: dict[str, Any], key: str) -> str:
-    dash = rate[key] is None or (rate["too_few_impostors"] and not key.endswith("published"))
-    return "-" if dash else f"{100 * rate[key]:.2f}"
 
 
 def facts_of(found: TemplateSet) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Setting:
         return f"N{self.norm:d}D{self.detector:d}F{self.flip:d}"
 
 
-BLOCK = 1 << 14  # images pooled at a time, or a few more
+BLOCK = 1 << 13  # images pooled at a time, or a few more
 SETTINGS = tuple(Setting(*switches) for switches in product((True, False), repeat=3))
 
 

@@ -1,4 +1,4 @@
-"""Verification sets: embed their images with all ranks, score the pairs, put the results in a table.
+"""Verification sets: embed their images with all ranks, score the pairs.
 
 Shapes: images (b, 3, H, W) as in data/decode.py -> embeddings (b, D) -> cosines (n,), float64.
 With `flip` an image's embedding is embedding(image) + embedding(mirrored), neither normalised before (InsightFace's
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.config import EvaluateConfig
@@ -37,7 +36,6 @@ from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
 LOOK_AHEAD = 256  # images: small jobs, so that threads do not wait for the one that counts them
-Results = dict[str, dict[str, PairScores]]  # {set: {"teacher" | "student" | "alone" | ...: scores}}
 
 
 def open_sets(config: EvaluateConfig) -> dict[str, Path]:
@@ -147,7 +145,13 @@ def compared(one: ScoredPairs, other: ScoredPairs, config: EvaluateConfig) -> di
     for far in config.fars:
         rate = intervals.tar_difference(one.cosines, other.cosines, one.same, one.people, far)
         found[f"tar_at_far {far:g}"] = rate
-    return {name: {"difference": value, "interval": list(interval)} for name, (value, interval) in found.items()}
+    differences: dict[str, dict[str, Any]] = {
+        name: {"difference": value, "interval": list(interval)} for name, (value, interval) in found.items()
+    }
+    impostors = int((~one.same).sum())
+    for far in config.fars:
+        differences[f"tar_at_far {far:g}"]["too_few_impostors"] = too_few(far, impostors)
+    return differences
 
 
 @dataclass(frozen=True)
@@ -223,79 +227,3 @@ def _cosines(embeddings: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return (unit[0::2] * unit[1::2]).sum(axis=1)
-
-
-# ------------------------------------------------------------------------------------------------- results
-
-
-def results_table(results: Results) -> PrettyTable:
-    """One line a set and network; shares in per cent."""
-    entries = [(name, who, scores) for name, networks in results.items() for who, scores in networks.items()]
-    fars = list(dict.fromkeys(far for _, _, scores in entries for far in scores.tar_at_far))
-    table = PrettyTable(
-        ["set", "network", "accuracy %", "AUC", *(f"TAR % @ FAR {far}" for far in fars), "threshold", "pairs"]
-    )
-    table.align["set"] = table.align["network"] = "l"
-    for name, who, scores in entries:
-        accuracy = f"{100 * scores.accuracy:.2f} ± {100 * scores.accuracy_std:.2f}"
-        accuracy += _between(scores.interval.get("accuracy"), 100, 1)
-        auc = f"{scores.auc:.4f}" + _between(scores.interval.get("auc"), 1, 3)
-        tars = [_tar(scores, far) for far in fars]
-        table.add_row([name, who, accuracy, auc, *tars, f"{scores.threshold:.3f}", scores.pairs])
-    return table
-
-
-def _tar(scores: PairScores, far: str) -> str:
-    """A dash below 1 / far impostors, a star below 10 / far."""
-    if far not in scores.tar_at_far:
-        return ""
-    if scores.too_few_impostors.get(far):
-        return "-"
-    star = "*" if scores.impostors and too_few(float(far), scores.impostors // 10) else ""
-    return f"{100 * scores.tar_at_far[far]:.2f}{star}" + _between(
-        scores.interval.get("tar_at_far", {}).get(far), 100, 1
-    )
-
-
-def _between(interval: Sequence[float] | None, times: int, digits: int) -> str:
-    return f" [{times * interval[0]:.{digits}f}, {times * interval[1]:.{digits}f}]" if interval else ""
-
-
-def over_groups(scores: dict[str, PairScores]) -> dict[str, dict[str, Any]]:
-    """Mean, standard deviation and worst of each number over sets that are groups, as RFW's tables have them."""
-    rows = {name: {"accuracy": one.accuracy, "auc": one.auc, **_tars(one)} for name, one in scores.items()}
-    return {key: group_summary({name: row[key] for name, row in rows.items()}) for key in next(iter(rows.values()))}
-
-
-def _tars(scores: PairScores) -> dict[str, float]:
-    return {f"tar_at_far {far}": share for far, share in scores.tar_at_far.items()}
-
-
-def group_summary(values: dict[str, float]) -> dict[str, Any]:
-    """Mean, standard deviation and worst of a number over groups."""
-    worst, numbers = min(values, key=lambda group: values[group]), np.array(list(values.values()))
-    return {"mean": float(numbers.mean()), "std": float(numbers.std()), "worst": worst, "worst_value": values[worst]}
-
-
-def groups_table(groups: dict[str, dict[str, Any]], name: str) -> PrettyTable:
-    """One line a number, shares in per cent."""
-    table = PrettyTable([name, "mean %", "spread", "worst group", "worst %"])
-    for key, one in groups.items():
-        numbers = (f"{100 * one[part]:.2f}" for part in ("mean", "std"))
-        table.add_row([key, *numbers, one["worst"], f"{100 * one['worst_value']:.2f}"])
-    return table
-
-
-def differences_table(differences: dict[str, dict[str, Any]], one: str, other: str) -> PrettyTable:
-    """One line a set: how many points the first network is better, with 95 % intervals."""
-    columns = list(next(iter(differences.values())))
-    table = PrettyTable([f"{one} - {other}, points", *columns])
-    for name, found in differences.items():
-        cells = (f"{100 * found[key]['difference']:+.2f}{_between(found[key]['interval'], 100, 2)}" for key in columns)
-        table.add_row([name, *cells])
-    return table
-
-
-def results_dict(results: Results) -> dict[str, Any]:
-    """The same as JSON: {"sets": {set: {network: {"accuracy": ..., "tar_at_far": {...}, ...}}}}."""
-    return {"sets": {name: {who: asdict(scores) for who, scores in row.items()} for name, row in results.items()}}

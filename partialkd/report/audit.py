@@ -3,8 +3,9 @@
 Shapes: unit rows (n, D) float32 of n images, labels (n,) int64 in [0, C). Everything is products of blocks, on any
 device; what is held beside the rows is (C, D).
 
-wrong label   the mean of another class is nearer to the image than that of its own class's other images, and as near
-              as 95 % of all images are to their own
+wrong label   the mean of another class is nearer to the image than that of its own class's other images, by a margin
+              that most wrong labels have and hardly a right one (`wrong_margin`), among embeddings that were whitened
+              within classes (`Audit.whitened`); the margin stands where other findings have a cosine
 outlier       none is near: less alike its own class than the typical image is to the nearest other class
 duplicate     two images of a class (or of two that are one person) whose cosine is above `duplicate`
 one person    two classes whose means are more alike than two people come to be by chance among so many (`chance`)
@@ -21,15 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
-from statistics import NormalDist
 
 import numpy as np
 import torch
 
+from partialkd.report.audit_thresholds import FEWEST, chance, wrong_margin
+
 BLOCK = 8192  # rows at a time
-FEWEST = 20  # rows that say how alike people come to be by chance
 LEAST = 3  # images of a part of a class
+SHRUNK = 0.1  # of the mean variance, added to that of every direction
 KINDS = ("wrong label", "outlier", "duplicate", "one person", "two people", "evaluated")
 
 
@@ -79,17 +80,18 @@ class Audit:
         """Wrong labels and outliers, the most certain first; an image is not wrong where two classes are one person."""
         twins = {(one.label, one.other) for one in same} | {(one.other, one.label) for one in same}
         own = self._own()
-        nearest = nearest_rows(self.rows, self.means, self.labels, self.device)
         judged = np.isfinite(own)
         if not judged.any():
             return []
+        at, margin, least = self.whitened().wrong_margins()
+        wrong = judged & (margin > least)
+        nearest = nearest_rows(self.rows, self.means, self.labels, self.device)
         usual, strange = float(np.quantile(own[judged], 0.05)), float(np.median(nearest.best))
-        wrong = judged & (nearest.best > own) & (nearest.best >= usual)
         lost = judged & ~wrong & (own < min(strange, usual))
         found = [
-            Finding("wrong label", int(self.labels[i]), int(nearest.at[i]), (int(i),), float(nearest.best[i]), usual)
-            for i in np.flatnonzero(wrong)[np.argsort((own - nearest.best)[wrong], kind="stable")]
-            if (int(self.labels[i]), int(nearest.at[i])) not in twins
+            Finding("wrong label", int(self.labels[i]), int(at[i]), (int(i),), float(margin[i]), least)
+            for i in np.flatnonzero(wrong)[np.argsort(-margin[wrong], kind="stable")]
+            if (int(self.labels[i]), int(at[i])) not in twins
         ]
         order = np.flatnonzero(lost)[np.argsort(own[lost], kind="stable")]
         return found + [
@@ -106,6 +108,48 @@ class Audit:
             several = (self.counts[labels] > 1) & (lengths > 1e-6)
             own[part][several] = (rows * others).sum(1)[several] / lengths[several]
         return own
+
+    def whitened(self) -> Audit:
+        """The same data with directions divided by how much a class's images differ there: (n, D) once more.
+
+        Within-class covariance normalisation (Hatch et al. 2006): what all classes vary in tells nobody apart.
+        """
+        dim = self.rows.shape[1]
+        within = np.zeros((dim, dim))
+        for part in _parts(len(self.rows)):
+            apart = self.rows[part] - self.means[self.labels[part]]
+            within += apart.T @ apart
+        within += SHRUNK * np.trace(within) / dim * np.eye(dim)
+        if not within.any():
+            return self
+        values, directions = np.linalg.eigh(within)
+        sharpen = (directions / np.sqrt(values)).astype(np.float32)
+        rows = np.concatenate([unit(self.rows[part] @ sharpen) for part in _parts(len(self.rows))])
+        return Audit(rows, self.labels, self.classes, self.device)
+
+    def wrong_margins(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """-> each image's nearest other class, how much nearer it is than its own (n,), from where on that is wrong."""
+        own, nearest = self._own(), nearest_rows(self.rows, self.means, self.labels, self.device)
+        margin = nearest.best - own
+        mislabelled = np.maximum(nearest.best, own) - self._cosines_with_others(nearest.at)
+        judged = np.isfinite(margin) & np.isfinite(mislabelled)
+        return nearest.at, margin, wrong_margin(margin[judged], mislabelled[judged])
+
+    def _cosines_with_others(self, nearest: np.ndarray) -> np.ndarray:
+        """Cosine (n,) of each image with the mean of some class, drawn, that is neither its own nor the nearest one."""
+        there = np.flatnonzero(self.counts)
+        if len(there) < 3:
+            return np.full(len(self.rows), np.nan)
+        place, rng = np.searchsorted(there, self.labels), np.random.default_rng(0)
+        other = np.searchsorted(there, nearest)
+        low, high = np.minimum(place, other), np.maximum(place, other)
+        drawn = rng.integers(0, len(there) - 2, len(self.rows))
+        drawn += drawn >= low
+        drawn += drawn >= high
+        cosines = np.empty(len(self.rows))
+        for part in _parts(len(self.rows)):
+            cosines[part] = (self.rows[part] * self.means[there[drawn[part]]]).sum(1)
+        return cosines
 
     def duplicates(self, least: float, same: list[Finding]) -> list[Finding]:
         """Pairs of images within each class, and between classes that are one person."""
@@ -186,6 +230,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
+def with_mirrored(plain: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """Embeddings (n, D) of images and of their mirror images -> one unit row each."""
+    return unit(unit(plain) + unit(mirrored))
+
+
 def nearest_rows(rows: np.ndarray, among: np.ndarray, own: np.ndarray, device: torch.device | str) -> Nearest:
     """For each of unit rows (n, D) the most alike of others (m, D), its own one (n,) left out; -1: none is own."""
     results = []
@@ -203,22 +252,6 @@ def nearest_rows(rows: np.ndarray, among: np.ndarray, own: np.ndarray, device: t
             best, at = torch.where(better, found.values, best), torch.where(better, found.indices + start, at)
         results.append((best.cpu(), at.cpu()))
     return Nearest(*(torch.cat(part).numpy() for part in zip(*results, strict=True)))
-
-
-def chance(best: np.ndarray, among: int, wrong: float = 1.0) -> float:
-    """How alike somebody else comes to be by chance `wrong` times in all: from the nearest of each, (n,).
-
-    Each of n rows was compared with `among` others, nearly all of them of other people. A nearest one is above t in a
-    share 1 - exp(-k) of the rows, k the number expected above t in a row. So the quantiles that only other people make
-    (half of the rows to a tenth) tell k there, and their line over normal deviates goes on to the k wanted. Where more
-    than a tenth of the rows do have a twin, the threshold rises and less is found.
-    """
-    if len(best) < FEWEST or among < FEWEST:
-        return 1.0  # nothing can be said of so few
-    normal, shares = NormalDist(), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
-    deviates = [normal.inv_cdf(1 - min(-log(1 - share) / among, 0.5)) for share in shares]
-    slope, start = np.polyfit(deviates, np.quantile(best, 1 - shares), 1)
-    return float(min(1.0, start + slope * normal.inv_cdf(1 - wrong / (len(best) * among))))
 
 
 def halves(rows: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, float]:

@@ -43,7 +43,7 @@ from partialkd.data.sources.open import open_source
 from partialkd.data.sources.source import CLASS_IDS, Source, save_class_ids
 from partialkd.errors import PartialKDError, Preempted, text_of
 from partialkd.evaluate.pairs import PairScores
-from partialkd.evaluate.verification import results_dict, results_table
+from partialkd.evaluate.verification_tables import results_dict, results_table
 from partialkd.export.onnx import export
 from partialkd.models.saved import MODEL, open_model, save_model
 from partialkd.planner.advice import beside_student, memory_advice

@@ -7,9 +7,10 @@ line; trainer.py says which parts) and `memory` (peak bytes of rank 0: of CUDA's
 the process); a number that is not finite is null. `teacher_share` is the teacher's part of a step's time, where it
 runs; `mfu` the part of it that the step's products would take at the full rate of the GPU, as its maker says, if
 partialkd.planner.devices knows it. With `run.keep_best` there are also lines of scored checkpoints, with `phase`,
-`step`, `epoch`, `time`, `accuracy/<set>` and `auc/<set>` of every set, and `scoring_s`, the seconds that the scoring
-took. A resumed phase drops its own lines past the step it resumes from, so no step occurs twice; other phases' lines
-stay. A line cut short by a crash is dropped too.
+`step`, `epoch`, `time`, `accuracy/<set>`, `auc/<set>` and `tar@<far>/<set>` of every set (without rates of too few
+impostors), each with the ends of its interval (`accuracy_low/<set>`, `accuracy_high/<set>`), and `scoring_s`, the
+seconds that the scoring took. A resumed phase drops its own lines past the step it resumes from, so no step occurs
+twice; other phases' lines stay. A line cut short by a crash is dropped too.
 On a terminal a bar shows steps, time left and the last values; elsewhere (cluster logs, CI) each logged step is one
 line, and there is one now and then before the first. An outlet that fails while the run goes on, because a disk is
 full, is dropped with a warning: no run ends because of what it says of itself.
@@ -28,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from partialkd.config import RunConfig
+from partialkd.evaluate.cells import between
 from partialkd.evaluate.pairs import PairScores
 from partialkd.training.outlets import Outlet, open_outlets
 from partialkd.world.messages import Screen
@@ -77,10 +79,14 @@ class Progress:
         if self._pass is None:
             return
         self._pass.leave_out(seconds)
-        numbers = {f"accuracy/{name}": one.accuracy for name, one in scores.items()}
-        numbers |= {f"auc/{name}": one.auc for name, one in scores.items()}
+        numbers, said = {}, []
+        for name, one in scores.items():
+            for key, (value, ends) in one.numbers().items():
+                numbers[f"{key}/{name}"] = value
+                numbers |= {f"{key}_{end}/{name}": at for end, at in zip(("low", "high"), ends, strict=False)}
+                said.append(f"{key}/{name} {value:.4g}{between(ends or None, 1, 3)}")
         self._put(step, epoch, {**numbers, "scoring_s": seconds})
-        shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        shown = " ".join(said)
         _log.info(f"{self.phase} step {step}/{self.total_steps} scored in {seconds:.1f} s: {shown}")
 
     def _put(self, step: int, epoch: int, numbers: dict[str, float]) -> dict[str, Any]:

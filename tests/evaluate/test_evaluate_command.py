@@ -19,7 +19,8 @@ from helpers.places import ROOT
 from partialkd.commands.evaluate import main
 from partialkd.config import EvaluateConfig, ModelConfig
 from partialkd.data.formats.verification_bin import read_bin, write_bin
-from partialkd.evaluate.verification import evaluate_sets, results_dict
+from partialkd.evaluate.verification import evaluate_sets
+from partialkd.evaluate.verification_tables import results_dict
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
 from partialkd.world.world import World, free_port
@@ -212,4 +213,9 @@ def test_sets_that_are_groups(tmp_path: Path, faces: Path, capsys: pytest.Captur
     assert found["mean"] == pytest.approx(sum(accuracies.values()) / 2)
     assert found["std"] == pytest.approx(abs(accuracies["faces"] - accuracies["other"]) / 2)
     assert found["worst_value"] == min(accuracies.values()) == accuracies[found["worst"]]
-    assert "worst group" in capsys.readouterr().out
+    low, high = found["interval"]["mean"]
+    assert low < found["mean"] < high
+    assert found["interval"]["worst_value"] == got["sets"][found["worst"]]["one.safetensors"]["interval"]["accuracy"]
+    shown = capsys.readouterr().out
+    assert "worst group" in shown
+    assert f"{100 * found['mean']:.2f} [{100 * low:.1f}, {100 * high:.1f}]" in shown

@@ -80,8 +80,22 @@ def test_the_same_numbers_on_any_number_of_ranks(made: Path, tmp_path: Path) -> 
     assert 0.2 < one["identification"]["tpir_at_fpir"]["0.1"]["tpir"] <= 1.0
     for size in (2, 3):
         assert all(result == expected for result in run(_results, size, made, tmp_path / f"kept{size}"))
-    assert " - " in verification_table(expected, "student").get_string()
-    assert "rank-10 %" in identification_table(expected, "student").get_string()
+    rates = one["verification"]["tar_at_far"]
+    for rate in rates.values():
+        for number in ("", "_published"):
+            low, high = rate[f"interval{number}"]
+            assert low <= rate[f"tar{number}"] <= high
+    shown = verification_table(expected, "student").get_string()
+    low, high = (f"{100 * end:.1f}" for end in rates["0.1"]["interval"])
+    assert f"| {100 * rates['0.1']['tar']:.2f} [{low}, {high}] |" in shown  # of 570 impostors
+    assert f"{100 * rates['0.01']['tar']:.2f}* [" in shown
+    strict, published = (line.split("|")[2].strip() for line in shown.splitlines()[3:5])
+    assert (strict, published) == ("-", "-")  # FAR 1e-6
+    assert rates["1e-06"]["tar_published"] >= 0
+    named = identification_table(expected, "student").get_string()
+    assert "rank-10 %" in named
+    low, high = (f"{100 * end:.1f}" for end in one["identification"]["interval"]["rank"]["10"])
+    assert f"100.00 [{low}, {high}]" in named
 
 
 def test_photographs_are_aligned_by_their_landmarks(made: Path, faces: Path) -> None:

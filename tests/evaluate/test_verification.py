@@ -18,7 +18,8 @@ from partialkd.data.formats.verification_bin import write_bin
 from partialkd.errors import DataError
 from partialkd.evaluate.intervals import identities_of_pairs
 from partialkd.evaluate.pairs import PairScores, score_pairs
-from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets, results_dict, results_table
+from partialkd.evaluate.verification import evaluate_sets, look_at_sets, open_sets
+from partialkd.evaluate.verification_tables import results_dict, results_table
 from partialkd.world.world import World
 
 SIZE = 16

@@ -18,8 +18,9 @@ from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.sources.open import open_source
 from partialkd.report import audit as audit_module
-from partialkd.report.audit import KINDS, Audit, Finding, chance, halves, nearest_rows, unit
+from partialkd.report.audit import KINDS, Audit, Finding, halves, nearest_rows, unit
 from partialkd.report.audit_files import decisions, write_audit
+from partialkd.report.audit_thresholds import chance, wrong_margin
 from partialkd.world.world import World
 
 CLASSES, EACH, DIM = 60, 10, 64
@@ -105,6 +106,19 @@ def test_chance_is_exceeded_as_often_as_said() -> None:
         above += int((best > chance(best, 300)).sum())
     assert 12 - 3 * 12**0.5 < above < 12 + 3 * 12**0.5
     assert chance(np.zeros(5), 300) == 1.0
+
+
+def test_the_margin_of_wrong_labels_is_told_without_knowing_them() -> None:
+    """Of 5000 labels 100 are wrong; most are found among few others, and none are where all are right."""
+    rng = np.random.default_rng(8)
+    right, mislabelled = rng.normal(-0.5, 0.2, 4900), rng.normal(0.6, 0.15, 5000)
+    margin = np.concatenate([right, rng.choice(mislabelled, 100)])
+    least = wrong_margin(margin, mislabelled)
+    assert least == pytest.approx(np.quantile(mislabelled, 0.15))
+    confused = np.concatenate([rng.normal(-0.2, 0.3, 4900), margin[4900:]])  # by a poor teacher
+    assert wrong_margin(confused, mislabelled) > least
+    assert wrong_margin(right, mislabelled) == float("inf")
+    assert wrong_margin(np.empty(0), np.empty(0)) == float("inf")
 
 
 def test_halves_of_one_image_repeated() -> None:

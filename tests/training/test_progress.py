@@ -55,7 +55,10 @@ def test_scores_are_lines_of_their_own_and_no_training(tmp_path: Path, monkeypat
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    score = PairScores(accuracy=0.75, accuracy_std=0.0, auc=0.8, tar_at_far={}, threshold=0.3, pairs=20)
+    score = PairScores(
+        accuracy=0.75, accuracy_std=0.0, auc=0.8, tar_at_far={"0.1": 0.5, "0.001": 0.2}, threshold=0.3, pairs=20,
+        interval={"accuracy": [0.7, 0.8]}, too_few_impostors={"0.001": True},
+    )  # fmt: skip
     speed, going = Throughput(64), passes.Pass("student", 100)
     with Progress(tmp_path, "student", 100, World(), BOARD) as progress:
         now[0] += 10.0
@@ -73,6 +76,9 @@ def test_scores_are_lines_of_their_own_and_no_training(tmp_path: Path, monkeypat
     assert {key: lines[1][key] for key in ("phase", "step", "accuracy/faces", "auc/faces", "scoring_s")} == {
         "phase": "student", "step": 10, "accuracy/faces": 0.75, "auc/faces": 0.8, "scoring_s": 30.0,
     }  # fmt: skip
+    ends = {key: lines[1][key] for key in ("accuracy_low/faces", "accuracy_high/faces", "tar@0.1/faces")}
+    assert ends == {"accuracy_low/faces": 0.7, "accuracy_high/faces": 0.8, "tar@0.1/faces": 0.5}
+    assert "tar@0.001/faces" not in lines[1]
     assert {"accuracy/faces", "auc/faces"} <= set(_events(tmp_path).Tags()["scalars"])
 
 

@@ -154,7 +154,8 @@ def _pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         raise DataError(f"{path}: line {wrong[0] + 1}: the label must be 1 (same) or 0, got {table[wrong[0], 2]}")
     for side in (0, 1):
         _check_known(path, table[:, side], known, first_line=1)
-    return table[:, 0], table[:, 1], table[:, 2] == 1
+    numbers = np.int32 if known[-1] < 1 << 31 and known[0] >= 0 else np.int64  # eight million pairs: half the memory
+    return table[:, 0].astype(numbers), table[:, 1].astype(numbers), table[:, 2] == 1
 
 
 def _pair_lines(path: Path) -> Iterator[list[int]]:

@@ -2,6 +2,8 @@
 
     lfw      pairs.txt: a line `folds count` (or `count`: one fold), then in each fold `count` lines `name i j`, one
              person, and `count` lines `name i name j`, two; `names` makes a path of a name and a number.
+    xqlfw    xqlfw_pairs.txt: as lfw.
+    rfw      African_pairs.txt, Asian_... : lines like those of lfw in the order of folds, and no line before them.
     calfw, cplfw   pairs_CALFW.txt, pairs_CPLFW.txt: `file number`, two lines per pair with one number, 0: two persons.
     cfp-fp, cfp-ff   the folder Protocol: Split/FP/<fold>/same.txt and diff.txt with lines `i,j`; i counts the lines
              `number path` of Pair_list_F.txt, j those of Pair_list_P.txt (ff: of Pair_list_F.txt too). Paths are
@@ -51,11 +53,11 @@ class _Line(NamedTuple):
 
 
 def read_pair_list(form: str, path: Path, names: str = LFW_NAMES, allow_duplicates: bool = False) -> list[ListedPair]:
-    """Read the pairs of a list; form: a key of FORMS. names: of "lfw" only."""
+    """Read the pairs of a list; form: a key of FORMS. names: of NAMED only."""
     if form not in FORMS:
         raise DataError(f"{path}: the form of the list must be in {sorted(FORMS)}, got {form!r}")
     path = Path(path)
-    pairs = read_lfw(path, names) if form == "lfw" else FORMS[form](path)
+    pairs = NAMED[form](path, names) if form in NAMED else FORMS[form](path)
     if not pairs:
         raise DataError(f"{path}: no pair in the list")
     for pair in pairs:
@@ -75,6 +77,12 @@ def read_lfw(path: Path, names: str = LFW_NAMES) -> list[ListedPair]:
     if len(lines) != 2 * folds * count:
         raise DataError(f"{path}: the header announces {folds} x 2 x {count} pairs, got {len(lines)} lines after it")
     return [_lfw_pair(line, place // count % 2 == 0, names) for place, line in enumerate(lines)]
+
+
+def read_rfw(path: Path, names: str = LFW_NAMES) -> list[ListedPair]:
+    """Read the list of one of RFW's groups: a line of three words is a pair of one person, of four words of two."""
+    _check_names(names, path)
+    return [_lfw_pair(line, len(line.fields) == 3, names) for line in _lines(path)]
 
 
 def _lfw_pair(line: _Line, same: bool, names: str) -> ListedPair:
@@ -203,8 +211,11 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: line {rows.line_num}: {error}") from error
 
 
+NAMED: dict[str, Callable[[Path, str], list[ListedPair]]] = {"lfw": read_lfw, "xqlfw": read_lfw, "rfw": read_rfw}
 FORMS: dict[str, Callable[[Path], list[ListedPair]]] = {
     "lfw": read_lfw,
+    "xqlfw": read_lfw,
+    "rfw": read_rfw,
     "calfw": read_two_lines,
     "cplfw": read_two_lines,
     "cfp-fp": lambda path: read_cfp(path, "FP"),

@@ -375,3 +375,17 @@ def test_sllfw_has_two_lines_a_pair(tmp_path: Path) -> None:
     path.write_text("Ann/Ann_0001.jpg\nAnn 2\n")
     with pytest.raises(DataError, match="line 2: must be `<name>/<file>`, got 'Ann 2'"):
         read_pair_list("sllfw", path)
+
+
+def test_rfw_has_no_line_before_its_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "African_pairs.txt"
+    path.write_text("m.01\t1\t3\nm.01\t2\tm.0b\t4\n")
+    found = read_pair_list("rfw", path)
+    assert [pair[:3] for pair in found] == [
+        ("m.01/m.01_0001.jpg", "m.01/m.01_0003.jpg", True), ("m.01/m.01_0002.jpg", "m.0b/m.0b_0004.jpg", False),
+    ]  # fmt: skip
+    path.write_text("m.01\t1\t3\nm.01\t2\n")
+    with pytest.raises(DataError, match=r"African_pairs.txt: line 2: must be `name i name j`"):
+        read_pair_list("rfw", path)
+    path.write_text("1\t1\nanna\t1\t2\nanna\t1\tbob\t2\n")
+    assert read_pair_list("xqlfw", path) == read_pair_list("lfw", path)
