@@ -37,6 +37,8 @@ def _tar(scores: PairScores, far: str) -> str:
     if far not in scores.tar_at_far:
         return ""
     interval = scores.interval.get("tar_at_far", {}).get(far)
+    if not scores.impostors:  # of results that were kept before they were counted
+        return share_cell(scores.tar_at_far[far], interval)
     return rate_cell(scores.tar_at_far[far], interval, float(far), scores.impostors)
 
 

@@ -23,7 +23,7 @@ def wrong_margin(margin: np.ndarray, mislabelled: np.ndarray, found: float = 0.8
     at = np.unique(np.quantile(mislabelled, np.linspace(1 - found, 1, 86)))
     at = at[at > 0]
     above, expected = (_share_above(some, at) for some in (margin, mislabelled))
-    share = 2 * _share_above(margin, np.median(mislabelled))
+    share = 2 * (_share_above(margin, np.median(mislabelled)) + 1 / len(margin))  # one more: of few, none may be there
     enough = (above > 0) & (share * expected >= right * above)
     return float(at[enough][0]) if enough.any() else float("inf")
 
