@@ -30,6 +30,7 @@ from partialkd.report.audit_thresholds import FEWEST, chance, wrong_margin
 
 BLOCK = 8192  # rows at a time
 LEAST = 3  # images of a part of a class
+STRANGE = 0.1  # of the images may be far from their class for reasons of their own
 SHRUNK = 0.1  # of the mean variance, added to that of every direction
 KINDS = ("wrong label", "outlier", "duplicate", "one person", "two people", "evaluated")
 
@@ -112,12 +113,14 @@ class Audit:
     def whitened(self) -> Audit:
         """The same data with directions divided by how much a class's images differ there: (n, D) once more.
 
-        Within-class covariance normalisation (Hatch et al. 2006): what all classes vary in tells nobody apart.
+        Within-class covariance normalisation (Hatch et al. 2006): what all classes vary in tells nobody apart. Of the
+        images nearest to their class alone: a wrong label is far in the very direction that gives it away.
         """
-        dim = self.rows.shape[1]
+        dim, own = self.rows.shape[1], self._own()
+        usual = own >= np.nanquantile(own, STRANGE) if np.isfinite(own).any() else np.isfinite(own)
         within = np.zeros((dim, dim))
         for part in _parts(len(self.rows)):
-            apart = self.rows[part] - self.means[self.labels[part]]
+            apart = (self.rows[part] - self.means[self.labels[part]])[usual[part]]
             within += apart.T @ apart
         within += SHRUNK * np.trace(within) / dim * np.eye(dim)
         if not within.any():

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+MOST = 0.5  # share of wrong labels above which the network rather than the labels is at fault
 FEWEST = 20  # rows that say how alike people come to be by chance
 
 
@@ -16,7 +17,8 @@ def wrong_margin(margin: np.ndarray, mislabelled: np.ndarray, found: float = 0.8
     margin (n,): of the images as they are labelled. mislabelled (n,): of the same images, had each the label of some
     other class, which is what margins of wrong labels look like. The share `found` of these is above the result, unless
     fewer than the share `right` of the images there would be wrongly labelled: then it is higher. How many labels are
-    wrong is told by the upper half of such margins, where hardly a right one comes.
+    wrong is told by the upper half of such margins, where hardly a right one comes; of a poor network's some do, and then
+    less than the share `right` may be. Infinite where no label can be called wrong, or more than `MOST` would be.
     """
     if not len(margin):
         return float("inf")
@@ -24,6 +26,8 @@ def wrong_margin(margin: np.ndarray, mislabelled: np.ndarray, found: float = 0.8
     at = at[at > 0]
     above, expected = (_share_above(some, at) for some in (margin, mislabelled))
     share = 2 * (_share_above(margin, np.median(mislabelled)) + 1 / len(margin))  # one more: of few, none may be there
+    if share > MOST:
+        return float("inf")
     enough = (above > 0) & (share * expected >= right * above)
     return float(at[enough][0]) if enough.any() else float("inf")
 

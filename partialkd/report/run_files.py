@@ -20,7 +20,8 @@ from partialkd.context import METRICS, RESULT, SAVED_CONFIG, STARTS, TIMES
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.kept_pairs import kept_pairs, read_pairs
 from partialkd.evaluate.pairs import PairScores
-from partialkd.evaluate.verification import Results, ScoredPairs
+from partialkd.evaluate.verification import ScoredPairs
+from partialkd.evaluate.verification_tables import Results
 from partialkd.world.messages import LOGS
 
 NETWORKS = ("student", "alone", "teacher")  # in the order of tables and colours

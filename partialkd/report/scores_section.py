@@ -17,7 +17,8 @@ from partialkd.evaluate import intervals
 from partialkd.evaluate.intervals import Impostors
 from partialkd.evaluate.pairs import PairScores, fold_accuracies
 from partialkd.evaluate.rates import share_above, strict_threshold
-from partialkd.evaluate.verification import Results, ScoredPairs, results_table
+from partialkd.evaluate.verification import ScoredPairs
+from partialkd.evaluate.verification_tables import Results, results_table
 from partialkd.report import plots
 from partialkd.report.page import Figure, Table, escaped, figures_html, paragraph, picture, section_html, table_html
 from partialkd.report.run_files import RunFiles

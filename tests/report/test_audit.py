@@ -57,8 +57,9 @@ def _named(found: list[Finding], kind: str) -> list[Finding]:
 def test_what_was_planted_is_found(planted: tuple[Audit, np.ndarray, dict[str, object]]) -> None:
     audit, order, _ = planted
     found = audit.findings()
-    strange = [one for kind in ("wrong label", "outlier") for one in _named(found, kind)]
-    assert sorted(int(order[one.images[0]]) for one in strange) == [305, 417, 550]  # of two no margin can be told
+    wrong = {(int(order[one.images[0]]), one.other) for one in _named(found, "wrong label")}
+    assert wrong == {(305, 9), (417, 22)}
+    assert [int(order[one.images[0]]) for one in _named(found, "outlier")] == [550]
     same = [(one.label, one.other) for one in _named(found, "one person")]
     assert same[0] == (0, 1)
     assert len(same) <= 4  # one by chance is expected
@@ -114,6 +115,7 @@ def test_the_margin_of_wrong_labels_is_told_without_knowing_them() -> None:
     margin = np.concatenate([right, rng.choice(mislabelled, 100)])
     least = wrong_margin(margin, mislabelled)
     assert least == pytest.approx(np.quantile(mislabelled, 0.15))
+    assert wrong_margin(rng.permutation(mislabelled), mislabelled) == float("inf")  # a network that tells nobody apart
     assert wrong_margin(right, mislabelled) == float("inf")
     assert wrong_margin(np.empty(0), np.empty(0)) == float("inf")
 
@@ -192,7 +194,7 @@ def test_an_audit_of_a_configurations_data(teacher_caches: Path, tmp_path: Path)
     sets = [path.name for path in (teacher_caches / "data").glob("*.bin")]
     run(audit_of, 2, teacher_caches, str(teacher_caches / "fp32"), sets, tmp_path / "audit")
     rows = list(csv.DictReader((tmp_path / "audit" / "findings.csv").open()))
-    assert all(row["kind"] in KINDS and float(row["cosine"]) <= 1.0 for row in rows)
+    assert all(row["kind"] in KINDS and float(row["cosine"]) <= 2.0 for row in rows)
     lines = (tmp_path / "audit" / "label_map.txt").read_text().splitlines()
     assert len(lines) == cases.IDENTITIES
     assert f"{cases.IDENTITIES} identities, {cases.RECORDS} images" in (tmp_path / "audit" / "index.html").read_text()
