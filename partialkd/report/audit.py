@@ -30,7 +30,7 @@ from partialkd.report.audit_thresholds import FEWEST, chance, wrong_margin
 
 BLOCK = 8192  # rows at a time
 LEAST = 3  # images of a part of a class
-STRANGE = 0.1  # of the images may be far from their class for reasons of their own
+STRANGE = 0.01  # of the images, the farthest from their class, say nothing about how images differ
 SHRUNK = 0.1  # of the mean variance, added to that of every direction
 KINDS = ("wrong label", "outlier", "duplicate", "one person", "two people", "evaluated")
 
