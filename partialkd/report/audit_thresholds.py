@@ -17,8 +17,8 @@ def wrong_margin(margin: np.ndarray, mislabelled: np.ndarray, found: float = 0.8
     margin (n,): of the images as they are labelled. mislabelled (n,): of the same images, had each the label of some
     other class, which is what margins of wrong labels look like. The share `found` of these is above the result, unless
     fewer than the share `right` of the images there would be wrongly labelled: then it is higher. How many labels are
-    wrong is told by the upper half of such margins, where hardly a right one comes; of a poor network's some do, and then
-    less than the share `right` may be. Infinite where no label can be called wrong, or more than `MOST` would be.
+    wrong is told by the upper half of such margins, where hardly a right one comes; of a poor network's some do, and
+    then less than the share `right` may be. Infinite where no label can be called wrong, or more than `MOST` would be.
     """
     if not len(margin):
         return float("inf")
