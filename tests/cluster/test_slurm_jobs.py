@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from helpers.jobs import job, tree
+from helpers.jobs import tree
 from helpers.places import ROOT
-from helpers.ranks import run
 from helpers.slurm_cluster import Cluster, cluster, what_is_missing
 from partialkd.config.load import parse_config, save_config
 from partialkd.data.packing.prepare import prepare
@@ -66,14 +65,15 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def test_two_nodes_stopped_and_queued_again_have_the_same_result(slurm: Cluster, tmp_path: Path) -> None:
-    """GPUs are asked for (stand-ins), a rank each; the ranks run on the CPU."""
-    settings = settings_of(tmp_path, epochs=40)
-    calm = {**settings, "run": {**settings["run"], "name": "calm"}}
-    config = saved(tmp_path, settings)
-    run(job, 2, calm)
+    """As a job that nobody stopped. GPUs are asked for (stand-ins), a rank each; the ranks run on the CPU."""
+    config = saved(tmp_path, settings_of(tmp_path, epochs=40))
+    calm = submitted(slurm, tmp_path, str(config), "run.name=calm", "--nodes", "2", "--gpus", "1")
+    state = slurm.ended(calm)
+    assert "JobState=COMPLETED" in state, (tmp_path / f"slurm-{calm}.log").read_text()
+    assert "Restarts=0" in state
     number = submitted(slurm, tmp_path, str(config), "--nodes", "2", "--gpus", "1")
     metrics = tmp_path / "runs" / "trial" / "metrics.jsonl"
-    slurm.wait_for(metrics.exists, 300)
+    slurm.wait_for(metrics.exists, 600)
     slurm.asked("scancel", "--signal=USR1", "--batch", number)  # as --signal=B:USR1@300 does
     state = slurm.ended(number)
     said = (tmp_path / f"slurm-{number}.log").read_text()
@@ -82,6 +82,7 @@ def test_two_nodes_stopped_and_queued_again_have_the_same_result(slurm: Cluster,
     assert "start 1: 2 nodes x 1 ranks" in said
     assert "start 2: 2 nodes x 1 ranks" in said
     assert said.count(f"queueing job {number} again") == 1
+    assert len(losses(tmp_path, "calm")) == 40 * 96 // 24
     assert losses(tmp_path, "trial") == losses(tmp_path, "calm")
 
 

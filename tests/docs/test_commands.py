@@ -25,6 +25,7 @@ from helpers.page_commands import (
     OTHERS,
     PLACEHOLDERS,
     TRAININGS,
+    WRITTEN_BEFORE,
     Command,
     arguments_of,
     commands_in,
@@ -48,15 +49,16 @@ def test_all_kinds_are_found() -> None:
     assert len(OTHERS) > 10
     rest = {command.words[0] for command in COMMANDS} - {"make", "torchrun", "python"}
     assert {word for word in rest if "=" not in word} == {"docker", "sbatch"}
+    assert {"launch/submit.py", "launch/import_arcface.py"} <= {command.words[1] for command in OTHERS}
     assert any("--resume" in " ".join(command.words) for command in TRAININGS)
 
 
 @pytest.mark.parametrize("command", TRAININGS, ids=name_of)
 def test_a_training_is_configured(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    arguments = [word for word in arguments_of(command) if word not in PLACEHOLDERS]
+    arguments = [WRITTEN_BEFORE.get(word, word) for word in arguments_of(command) if word not in PLACEHOLDERS]
     options = [word for word in arguments if word.startswith("--")]
-    assert set(options) <= {"--resume", "--output", "--dtype", "--records", "--cache", "--out"}
+    assert set(options) <= {"--resume", "--dry-run", "--output", "--dtype", "--records", "--cache", "--out"}
     files = [word for word in arguments if word.endswith(".toml")]
     load_config(files[0] if files else "configs/quickstart.toml", [word for word in arguments if "=" in word])
 
@@ -103,6 +105,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "val" / "lfw_list.npy", np.array([True, False]))
     write_lmdb(folder / "hsface.lmdb", drawn())
     write_parquet(folder / "table", drawn())
+    theirs = folder / "arcface_torch" / "configs" / "ms1mv3_r50.py"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('config = edict()\nconfig.rec = "/data/ms1m-retinaface-t1"\nconfig.num_epoch = 20\n')
     network = build_model(ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5), 112).eval()
     described = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
     save_model(folder / "runs" / "quickstart" / "student" / "model.safetensors", network, described, 112)
@@ -124,6 +129,7 @@ def write_lfw_pairs(path: Path) -> None:
 ELSEWHERE = {
     "launch/import_mxnet.py": "tests/models/test_mxnet_checkpoint.py",  # needs a network of MXNet
     "launch/align.py": "tests/align",  # needs a detector
+    "launch/doctor.py": "tests/cluster/test_doctor.py",  # its status is this machine's
     "benchmarks/": "tests/benchmarks",
 }
 # Published lists (tests/data/formats/test_pair_lists.py); a run (tests/checkpoint/test_checkpoint_network.py).
@@ -137,6 +143,7 @@ NOT_HERE = {
     "paths",
     "runs/first",
     "work_dirs/ms1mv3_r100/model.pt",
+    "work_dirs/ms1mv3_r50",  # tests/run/test_arcface_torch.py
 }
 
 
@@ -157,6 +164,8 @@ def test_a_command_runs(
     arguments = ["MODEL.safetensors" if word == "MODEL" else word for word in arguments]
     if script == "launch/make_bin.py" and "extract" in arguments:
         arguments = ["given.bin" if word.endswith(".bin") else word for word in arguments]
+    if script == "launch/submit.py":  # tests/cluster/test_slurm_jobs.py submits
+        arguments = ["--dry-run", *arguments]
     for word in arguments:
         clear_away(stage / word, made_by=arguments)
     monkeypatch.chdir(stage)
@@ -189,7 +198,11 @@ def known_options(script: str, arguments: list[str]) -> None:
 
 def test_a_wrong_command_would_be_found() -> None:
     text = 'make train ARGS="configs/quickstart.toml \\\n student.lrr=1" && docker run x   # not this\nplain words\n'
-    train, docker = commands_in(text, "page")
+    text += "partialkd model-card a b\ntorchrun --nproc-per-node=2 --no-python partialkd train a.toml\n"
+    train, docker, card, ranks = commands_in(text, "page")
+    assert card.words == ("python", "launch/model_card.py", "a", "b")
+    assert ranks.words == ("torchrun", "--nproc-per-node=2", "launch/train.py", "a.toml")
+    assert arguments_of(ranks) == ["a.toml"]
     assert train.words == ("make", "train", "ARGS=configs/quickstart.toml   student.lrr=1")
     assert docker.words == ("docker", "run", "x")
     with pytest.raises(Exception, match="lrr"):

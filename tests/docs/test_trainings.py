@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from helpers.page_commands import PLACEHOLDERS, TRAININGS, Command, arguments_of, name_of
+from helpers.page_commands import PLACEHOLDERS, TRAININGS, WRITTEN_BEFORE, Command, arguments_of, name_of
 from helpers.places import ROOT
 from helpers.ranks import run
 from partialkd.config import ModelConfig
@@ -46,6 +46,7 @@ def runs_here(command: Command) -> bool:
         made in (None, "train")
         and script == "launch/train.py"
         and not needs
+        and not {"--dry-run", *WRITTEN_BEFORE} & set(arguments)  # tests/commands/test_dry_run.py
         and not any("configs/methods/" in word for word in arguments)
     )
 

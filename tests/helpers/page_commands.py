@@ -11,8 +11,10 @@ from torch.distributed.run import get_args_parser
 from helpers.places import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STARTS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:make|python|torchrun|sbatch|docker)\b")
+STARTS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:(?:make|python|torchrun|sbatch|docker)\b|partialkd [a-z])")
 PLACEHOLDERS = {"...", "CONFIG", "section.key=value"}
+# What an earlier command of the page has written -> what is read in its place.
+WRITTEN_BEFORE = {"ms1mv3_r50.toml": "configs/ms1mv2_arcface.toml"}
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -36,7 +38,18 @@ def commands_in(text: str, page: str) -> list[Command]:
                 words = []
             else:
                 words.append(word)
-    return [command for command in found if STARTS.match(" ".join(command.words))]
+    return [Command(page, as_script(words)) for page, words in found if STARTS.match(" ".join(words))]
+
+
+def as_script(words: tuple[str, ...]) -> tuple[str, ...]:
+    """`partialkd NAME ...`, also under torchrun, as the script of launch/ that is the same command."""
+    if words[0] == "partialkd":
+        return ("python", f"launch/{words[1].replace('-', '_')}.py", *words[2:])
+    if words[0] == "torchrun" and "--no-python" in words:
+        at = words.index("--no-python")
+        assert words[at + 1] == "partialkd"
+        return (*words[:at], f"launch/{words[at + 2].replace('-', '_')}.py", *words[at + 3 :])
+    return words
 
 
 def all_commands() -> list[Command]:
@@ -62,6 +75,8 @@ def arguments_of(command: Command) -> list[str]:
         assert words[1] in MAKE_TARGETS, f"make {words[1]}"
         given = [word.removeprefix("ARGS=") for word in words[2:]]
         return shlex.split(given[0]) if given and words[1] == "train" else []
+    if words[0] == "python":
+        return words[2:]
     parsed = get_args_parser().parse_args(words[1:])
     assert (ROOT / parsed.training_script).is_file()
     return list(parsed.training_script_args)
@@ -69,11 +84,11 @@ def arguments_of(command: Command) -> list[str]:
 
 def starts_training(command: Command) -> bool:
     words = [word for word in command.words if "=" not in word or word.startswith("--")]
-    return words[0] in ("make", "torchrun")
+    return words[0] in ("make", "torchrun") or words[:2] == ["python", "launch/train.py"]
 
 
 TRAININGS = [command for command in COMMANDS if starts_training(command)]
-OTHERS = [command for command in COMMANDS if command.words[0] == "python"]
+OTHERS = [command for command in COMMANDS if command.words[0] == "python" and not starts_training(command)]
 
 
 def name_of(command: Command) -> str:

@@ -77,7 +77,7 @@ class Cluster:
         """What Slurm says of a job, or of a task of an array (`7_1`)."""
         return self.asked("scontrol", "show", "job", job)
 
-    def ended(self, job: str, seconds: float = 600) -> str:
+    def ended(self, job: str, seconds: float = 1200) -> str:
         """Wait until a job has ended -> its state."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait_for(lambda: any(f"JobState={word}" in self.state(job) for word in over), seconds)
