@@ -8,15 +8,19 @@ from typing import Any
 
 # What a page of the docs tells to import, and what is derived from to extend the trainer.
 MODULES = (
+    "partialkd",
     "partialkd.config.load",
     "partialkd.models",
     "partialkd.models.saved",
+    "partialkd.models.model_folder",
     "partialkd.centres.engine",
     "partialkd.methods.base",
     "partialkd.methods.terms.base",
     "partialkd.data.formats.recordio",
     "partialkd.evaluate.verification",
     "partialkd.evaluate.card",
+    "partialkd.export.edge",
+    "partialkd.export.base",
     "partialkd.world.world",
 )
 HEAD = """# API

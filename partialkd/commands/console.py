@@ -96,7 +96,3 @@ def usage() -> str:
     about = "Distils large face-recognition teachers into small students, with class centres sharded over ranks."
     ask = "partialkd COMMAND --help shows the options of a command, with examples."
     return "\n".join(["usage: partialkd COMMAND ...", "", about, "", *lines, "", ask])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -120,7 +120,7 @@ def test_the_list_is_there_at_once() -> None:
 
 def test_it_works_from_any_folder(tmp_path: Path) -> None:
     """Paths are those of the folder where it is called; the status is the command's."""
-    program = [sys.executable, "-c", "from partialkd.commands.console import main; raise SystemExit(main())"]
+    program = [sys.executable, "-m", "partialkd"]
     plan = [
         "plan",
         str(ROOT / "configs" / "webface42m_adadistill_8gpu.toml"),
