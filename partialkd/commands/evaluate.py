@@ -22,7 +22,15 @@ from pydantic import ValidationError
 
 from partialkd.checkpoint.network import checkpoint_network, chosen, is_checkpoint
 from partialkd.commands.networks import add_choice
-from partialkd.commands.protocols import Network, add_protocols, check_card, judged, make_card, opened
+from partialkd.commands.protocols import (
+    Network,
+    add_protocols,
+    check_card,
+    judged,
+    look_at_opened,
+    make_card,
+    opened,
+)
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.evaluate.verification import compare_sets, evaluate_sets, look_at_sets, open_sets
@@ -58,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace, world: World) -> None:
     config, network, against, others = world.together(lambda: _opened(options, world))
     look_at_sets(config, network.image_size, options.resize, world, "--resize")
+    look_at_opened(others, network.image_size, world)
     name = Path(options.file).name
     scores = evaluate_sets(network.embed, config, network.image_size, options.resize, world, "--resize")
     results = {set_name: {name: row} for set_name, row in scores.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from partialkd.errors import ConfigError
 from partialkd.evaluate import card
 from partialkd.evaluate import identification_protocol as identification
 from partialkd.evaluate import template_protocol as templates
-from partialkd.evaluate.embedding import Embed, Images, Kept, embed_images
+from partialkd.evaluate.embedding import Embed, Images, Kept, embed_images, look_at
 from partialkd.storage.atomic_files import write_json
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.world.world import World
@@ -147,7 +147,10 @@ class _Templates(_Opened):
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         super().__init__(folder, options)
         self.found = read_cvlface(folder) if (folder / METADATA).exists() else read_template_set(folder)
-        templates.check_files(self.found)
+        templates.check_set(self.found, self._asked())
+
+    def _asked(self) -> templates.Asked:
+        return templates.Asked(fars=self.options.fars or templates.FARS)
 
     def images(self, image_size: int) -> Images:
         return templates.faces_of(self.found, image_size)
@@ -156,8 +159,7 @@ class _Templates(_Opened):
         return templates.facts_of(self.found)
 
     def score(self, embeddings: Any, name: str, world: World) -> Judged:  # noqa: ARG002 (one signature for all)
-        asked = templates.Asked(fars=self.options.fars or templates.FARS)
-        results = templates.score_templates(embeddings, self.found, asked)
+        results = templates.score_templates(embeddings, self.found, self._asked())
         tables = [templates.verification_table(results, name)] if self.found.pairs is not None else []
         tables += [templates.identification_table(results, name)] if self.found.probes is not None else []
         return Judged(self.kind, self.folder.name, results, tables)
@@ -168,6 +170,10 @@ class _Listed(_Opened):
 
     names: list[str]
     stored: Callable[[int], bytes] | None = None
+
+    @property
+    def fars(self) -> Sequence[float]:
+        return self.options.fars or identification.FARS
 
     def images(self, image_size: int) -> Images:
         return identification.faces_below(self.folder, self.names, image_size, self.options.resize, self.stored)
@@ -193,10 +199,10 @@ class _Identification(_Listed):
         super().__init__(folder, options)
         self.found = (read_cvlface_identification if (folder / METADATA).exists() else read_identification_set)(folder)
         self.names, self.stored = list(self.found.names), self.found.stored
+        identification.check_identification(self.found, self.fars)
 
     def scored(self, rows: Any, world: World) -> dict[str, Any]:
-        fars = self.options.fars or identification.FARS
-        return identification.identified(rows, self.found, identification.RANKS, fars, world.device)
+        return identification.identified(rows, self.found, identification.RANKS, self.fars, world.device)
 
 
 class _Everything(_Listed):
@@ -205,10 +211,17 @@ class _Everything(_Listed):
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         super().__init__(folder, options)
         self.names, self.identities, self.groups = identification.read_identities(folder)
+        loosest = max([*self.fars, *(card.FARS if options.card else ())])
+        identification.check_all_pairs(folder, self.identities, self.groups, loosest)
 
     def scored(self, rows: Any, world: World) -> dict[str, Any]:
-        fars = self.options.fars or identification.FARS
-        return identification.everything(rows, self.identities, self.groups, fars, world.device)
+        return identification.everything(rows, self.identities, self.groups, self.fars, world.device)
+
+
+def look_at_opened(sets: list[_Opened], image_size: int, world: World) -> None:
+    """Collective. Look at the headers of all images of all sets, before the first is embedded."""
+    for one in sets:
+        look_at(one.images(image_size), world)
 
 
 def judged(sets: list[_Opened], network: Network, world: World, show: Callable[[Judged], None]) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def all_pairs(
     """Score every pair of two images once."""
     order = np.argsort(identities, kind="stable")  # so that pairs of one identity lie near the diagonal
     own = identities[order]
-    sizes = np.unique(own, return_counts=True)[1]
-    genuine_pairs = int((sizes * (sizes - 1) // 2).sum())
-    impostors = len(own) * (len(own) - 1) // 2 - genuine_pairs
+    genuine_pairs, impostors = pairs_of(own)
     if genuine_pairs == 0 or impostors == 0:
         raise DataError(f"must hold pairs of both kinds, got {genuine_pairs} of one person, {impostors} of two")
     highest = Largest(_kept(fars, impostors), companions=2)
@@ -75,6 +73,13 @@ def all_pairs(
     )  # fmt: skip
 
 
+def pairs_of(identities: np.ndarray) -> tuple[int, int]:
+    """How many pairs of images (n,) there are of one identity, and of two."""
+    sizes = np.unique(identities, return_counts=True)[1].astype(np.int64)
+    genuine = int((sizes * (sizes - 1) // 2).sum())
+    return genuine, len(identities) * (len(identities) - 1) // 2 - genuine
+
+
 def _upper_blocks(
     rows: np.ndarray, order: np.ndarray, own: np.ndarray, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -91,13 +96,17 @@ def _upper_blocks(
             yield scores, names[start : start + BLOCK], names[other : other + BLOCK]
 
 
-def _kept(fars: Sequence[float], impostors: int) -> int:
+def check_rates(fars: Sequence[float], impostors: int, where: str = "") -> None:
+    """ConfigError for a rate that too many impostors would have to be kept for."""
     most = min(1.0, max(fars))
-    count = min(allowed(most, impostors) + 1, impostors)
-    if count > MOST_KEPT:
-        least = MOST_KEPT / impostors
-        raise ConfigError(f"a FAR of {most:g} among {impostors} impostor pairs is too loose: at most {least:.1g} here")
-    return count
+    if allowed(most, impostors) + 1 > MOST_KEPT < impostors:
+        rule = f"a FAR of {most:g} among {impostors} impostor pairs is too loose"
+        raise ConfigError(f"{where}{rule}: at most {MOST_KEPT / impostors:.1g} here")
+
+
+def _kept(fars: Sequence[float], impostors: int) -> int:
+    check_rates(fars, impostors)
+    return min(allowed(min(1.0, max(fars)), impostors) + 1, impostors)
 
 
 @dataclass(frozen=True)

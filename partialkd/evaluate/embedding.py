@@ -24,11 +24,13 @@ from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.storage.atomic_files import write_bytes
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.storage.manifest import MANIFEST, read_manifest, write_manifest
-from partialkd.world.passes import Pass, of_rank
+from partialkd.world.passes import Pass, counted, of_rank
+from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
 PIECE = 1024  # images
+LOOK_AHEAD = 256  # images
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Images:
     pixels: Callable[[int], np.ndarray]
     name: Callable[[int], str]
     doing: str  # for the progress
+    look: Callable[[int], None] | None = None  # DataError for an image whose header says it cannot be used
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,21 @@ class Kept:
         if hexadecimal(crc32(content)).encode() != expected:
             raise CheckpointError(f"{self.path(piece)}: damaged: its checksum is another; remove it")
         return np.frombuffer(content, np.float32).reshape(2, *map(int, shape))
+
+
+def look_at(images: Images, world: World) -> None:
+    """Collective. Look at the header of each image once, shared out among the ranks; DataError naming the first."""
+    if (look := images.look) is None:
+        return
+    mine = shard_of(images.count, world.rank, world.size)
+    threads = max(1, (os.cpu_count() or 1) // world.size)
+    doing = images.doing.replace("embedding", "looking at")
+
+    def all_of_mine() -> None:
+        for _ in counted(in_order(look, mine, threads, LOOK_AHEAD), doing, len(mine), "images"):
+            pass
+
+    world.together(all_of_mine)
 
 
 @torch.no_grad()

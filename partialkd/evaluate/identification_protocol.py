@@ -20,10 +20,10 @@ from prettytable import PrettyTable
 from partialkd.data.formats.identification_folder import IdentificationSet
 from partialkd.data.formats.image_tree import list_images, read_file
 from partialkd.data.formats.text_file import read_lines
-from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.decode import Wanted, check_head, decode
 from partialkd.errors import DataError
 from partialkd.evaluate.all_pair_intervals import REACH, tar_interval
-from partialkd.evaluate.all_pairs import BLOCK, all_pairs, among_distractors
+from partialkd.evaluate.all_pairs import BLOCK, all_pairs, among_distractors, check_rates, pairs_of
 from partialkd.evaluate.cells import rate_cell, share_cell
 from partialkd.evaluate.embedding import Images
 from partialkd.evaluate.identification import rank_shares, search
@@ -32,7 +32,7 @@ from partialkd.evaluate.rates import too_few
 
 RANKS = (1, 5, 10, 20, 100)
 FARS = (1e-6, 1e-5, 1e-4, 1e-3)
-GROUPS = "groups.csv"
+GROUPS, HEADER, ALL = "groups.csv", "identity,group", "all"
 
 
 def faces_below(
@@ -49,13 +49,26 @@ def faces_below(
             raise DataError(f"{name(image)}: cannot be read: {error.strerror}") from error
 
     pixels = lambda image: decode(encoded(image), name(image), wanted=wanted)
-    return Images(len(names), pixels, name, f"embedding {folder.name}")
+    look = lambda image: check_head(encoded(image), name(image), wanted)
+    return Images(len(names), pixels, name, f"embedding {folder.name}", look)
 
 
 def unit_rows(embeddings: np.ndarray, flip: bool) -> np.ndarray:
     """Embeddings (2, n, D) -> unit rows (n, D) float32."""
     rows = embeddings[0] + embeddings[1] if flip else embeddings[0]
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def check_identification(found: IdentificationSet, fars: Sequence[float]) -> None:
+    """DataError for a set with nothing to find, ConfigError for a FAR that is too loose for it."""
+    probes, enrolled = found.subjects[: found.probes], found.subjects[found.probes : found.probes + found.gallery]
+    if found.gallery:
+        if not np.isin(probes, enrolled).any():
+            raise DataError(f"{found.folder}: no probe shows a subject of the gallery")
+        return
+    if len(np.unique(probes)) == len(probes):
+        raise DataError(f"{found.folder}: no person has two probes: there is nothing to find")
+    check_rates(fars, found.probes * found.distractors, f"{found.folder}: ")
 
 
 def identified(
@@ -66,8 +79,6 @@ def identified(
     counts = {"probes": found.probes, "gallery": found.gallery, "distractors": found.distractors, "noisy": found.noisy}
     if found.gallery:
         searched = search(probes, rows[found.probes :], subjects, found.subjects[found.probes :])
-        if not searched.mated.any():
-            raise DataError(f"{found.folder}: no probe shows a subject of the gallery")
         places, of = searched.before[searched.mated], subjects[searched.mated]
         intervals = {str(rank): list(share_of(places < rank, of)) for rank in ranks}
         shares = {str(rank): share for rank, share in rank_shares(searched, ranks).items()}
@@ -105,19 +116,35 @@ def _groups(path: Path, known: list[str], identities: np.ndarray) -> dict[str, n
         return {}
     number = {name: at for at, name in enumerate(known)}
     members: dict[str, list[int]] = {}
-    for line, text in read_lines(path)[1:]:
-        identity, _, group = text.rpartition(",")
+    lines = read_lines(path)
+    if not lines or lines[0][1].strip() != HEADER:
+        raise DataError(f"{path}: line 1: must be {HEADER}, got {lines[0][1] if lines else ''!r}")
+    for line, text in lines[1:]:
+        identity, _, group = (part.strip() for part in text.rpartition(","))
         if identity not in number:
             raise DataError(f"{path}: line {line}: no identity {identity!r} in {path.parent}")
-        members.setdefault(group.strip(), []).append(number[identity])
+        if group in ("", ALL):
+            raise DataError(f"{path}: line {line}: a group must have a name, and not {ALL!r}, got {group!r}")
+        members.setdefault(group, []).append(number[identity])
     return {group: np.isin(identities, found) for group, found in members.items()}
+
+
+def check_all_pairs(folder: Path, identities: np.ndarray, groups: dict[str, np.ndarray], loosest: float) -> None:
+    """DataError for images or a group without pairs of both kinds, ConfigError for a FAR that is too loose."""
+    for name, inside in {"": np.ones(len(identities), dtype=bool), **groups}.items():
+        genuine, impostors = pairs_of(identities[inside])
+        where = f"{folder / GROUPS}: group {name!r}" if name else f"{folder}"
+        if not (genuine and impostors):
+            rule = "must hold pairs of both kinds"
+            raise DataError(f"{where}: {rule}, got {genuine} of one person and {impostors} of two")
+        check_rates((REACH * loosest,), impostors, f"{where}: ")
 
 
 def everything(
     rows: np.ndarray, identities: np.ndarray, groups: dict[str, np.ndarray], fars: Sequence[float], device: torch.device
 ) -> dict[str, Any]:
     """Score all pairs of unit rows (n, D), and those within each group."""
-    parts = {"all": np.ones(len(rows), dtype=bool), **groups}
+    parts = {ALL: np.ones(len(rows), dtype=bool), **groups}
     return {name: _all_of(rows[inside], identities[inside], fars, device) for name, inside in parts.items()}
 
 

@@ -79,7 +79,10 @@ def half_width(totals: np.ndarray, twice: float, squares: float) -> float:
     variance = max(float(by_person.sum()) - twice, squares)
     if variance == 0:
         return 0.0
-    freedom = max(3.0, 3 * float(by_person.sum()) ** 2 / float((by_person * by_person).sum()))
+    fourth = float((by_person * by_person).sum())
+    if fourth == 0:  # every person's residuals cancel: one hit and one miss each
+        return Z * sqrt(variance)
+    freedom = max(3.0, 3 * float(by_person.sum()) ** 2 / fourth)
     return student(freedom) * sqrt(variance)
 
 

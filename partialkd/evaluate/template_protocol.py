@@ -20,7 +20,7 @@ from prettytable import PrettyTable
 
 from partialkd.align.template import aligned
 from partialkd.data.formats.ijb_folder import Listed, TemplateSet
-from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.decode import Wanted, check_head, decode
 from partialkd.errors import DataError
 from partialkd.evaluate.cells import rate_cell, share_cell
 from partialkd.evaluate.embedding import Images
@@ -70,16 +70,38 @@ def faces_of(found: TemplateSet, image_size: int) -> Images:
         return decoded if found.aligned else aligned(decoded, found.landmarks[image], image_size)
 
     name = lambda image: str(found.path(image))
-    return Images(len(found.names), pixels, name, f"embedding {found.folder.name}")
+    look = lambda image: check_head(found.encoded(image), name(image), wanted)
+    return Images(len(found.names), pixels, name, f"embedding {found.folder.name}", look)
 
 
-def check_files(found: TemplateSet) -> None:
-    """DataError naming the first image that is not there."""
+def check_set(found: TemplateSet, asked: Asked) -> None:
+    """DataError for what cannot be scored whatever the network says, and for the first image that is not there."""
+    if found.pairs is not None and not 0 < (genuine := int(found.pairs[2].sum())) < len(found.pairs[2]):
+        rule = "its pairs of templates must be of both kinds"
+        raise DataError(f"{found.folder}: {rule}, got {genuine} of one person among {len(found.pairs[2])}")
+    counts = np.unique(found.templates[found.scores > 0])
+    if len(nothing := np.flatnonzero(~np.isin(found.templates, counts))):
+        rule = f"template {found.templates[nothing[0]]} has no image with a detector's score above 0"
+        raise DataError(f"{found.line(nothing[0])}: {rule}")
+    if found.probes is not None:
+        _check_searches(found, found.probes, max(published_count(len(found.probes.subjects), x) for x in asked.fpirs))
     if found.stored is not None:
         return
     for image in range(len(found.names)):
         if not found.path(image).is_file():
-            raise DataError(f"{found.path(image)}: no such image; it is one of template {found.templates[image]}")
+            of = f"{found.line(image)}, of template {found.templates[image]}"
+            raise DataError(f"{found.path(image)}: no such image ({of})")
+
+
+def _check_searches(found: TemplateSet, probes: Listed, wanted: int) -> None:
+    enrolled = np.concatenate([one.subjects for one in found.galleries.values()])
+    if not np.isin(probes.subjects, enrolled).any():
+        raise DataError(f"{found.folder}: no probe shows a subject of the galleries")
+    who, sizes = np.unique(enrolled, return_counts=True)
+    at = np.minimum(np.searchsorted(who, probes.subjects), len(who) - 1)
+    others = len(enrolled) * len(probes.subjects) - int(sizes[at][who[at] == probes.subjects].sum())
+    if others < wanted:
+        raise DataError(f"{found.folder}: too small for 1:N: {others} scores of two people, at least {wanted} needed")
 
 
 def score_templates(embeddings: np.ndarray, found: TemplateSet, asked: Asked) -> dict[str, Any]:

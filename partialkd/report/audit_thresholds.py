@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 from statistics import NormalDist
 
@@ -9,6 +10,9 @@ import numpy as np
 
 MOST = 0.5  # share of wrong labels above which the network rather than the labels is at fault
 FEWEST = 20  # rows that say how alike people come to be by chance
+FIRST, SHARES = (0.8, 0.65, 0.5), (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of the rows: those above a quantile
+ABOVE = 10  # rows, at least, above a quantile that fewer than a tenth are above
+ROUNDS = 20
 
 
 def wrong_margin(margin: np.ndarray, mislabelled: np.ndarray, found: float = 0.85, right: float = 0.5) -> float:
@@ -42,12 +46,29 @@ def chance(best: np.ndarray, among: int, wrong: float = 1.0) -> float:
 
     Each of n rows was compared with `among` others, nearly all of them of other people. A nearest one is above t in a
     share 1 - exp(-k) of the rows, k the number expected above t in a row. So the quantiles that only other people make
-    (half of the rows to a tenth) tell k there, and their line over normal deviates goes on to the k wanted. Where more
-    than a tenth of the rows do have a twin, the threshold rises and less is found.
+    tell k there, and their line over normal deviates goes on to the k wanted. Rows with a twin raise these quantiles:
+    those above the threshold are set aside and the line is drawn anew, from half of the rows to a fiftieth, until it
+    stays. Where a tenth of the rows or more do have a twin, the threshold may stay high, and less is found.
     """
     if len(best) < FEWEST or among < FEWEST:
         return 1.0  # nothing can be said of so few
-    normal, shares = NormalDist(), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+    threshold = _where_the_line_leads(best, FIRST, (len(best), among), wrong)
+    for _ in range(ROUNDS):
+        others = best[best <= threshold]
+        shares = [share for share in SHARES if share >= 0.1 or share * len(others) >= ABOVE]
+        if len(others) < FEWEST:
+            break
+        if (new := _where_the_line_leads(others, shares, (len(best), among), wrong)) == threshold:
+            break
+        threshold = new
+    return min(1.0, threshold)
+
+
+def _where_the_line_leads(
+    others: np.ndarray, shares: Sequence[float], compared: tuple[int, int], wrong: float
+) -> float:
+    """Above which score `wrong` of rows * among pairs are, compared = (rows, among); others (m,): whom the line is of."""
+    normal, (rows, among) = NormalDist(), compared
     deviates = [normal.inv_cdf(1 - min(-log(1 - share) / among, 0.5)) for share in shares]
-    slope, start = np.polyfit(deviates, np.quantile(best, 1 - shares), 1)
-    return float(min(1.0, start + slope * normal.inv_cdf(1 - wrong / (len(best) * among))))
+    slope, start = np.polyfit(deviates, np.quantile(others, 1 - np.array(shares)), 1)
+    return float(start + slope * normal.inv_cdf(1 - wrong / (rows * among)))

@@ -92,9 +92,15 @@ def test_all_pairs_with_groups_by_the_command(tmp_path: Path, folder: Path) -> N
     assert {name: (part["genuine"], part["impostors"]) for name, part in one.items()} == {
         "all": (18, 135), "even": (9, 27), "odd": (9, 27),
     }  # fmt: skip
-    (people / "groups.csv").write_text("identity,group\nsomebody,odd\n")
-    with pytest.raises(DataError, match=r"groups.csv: line 2: no identity 'somebody' in"):
-        read_identities(people)
+    for text, message in (
+        ("identity,group\nsomebody,odd\n", "line 2: no identity 'somebody' in"),
+        ("p0,odd\np1,odd\n", "line 1: must be identity,group, got 'p0,odd'"),
+        ("identity,group\np0,\n", "line 2: a group must have a name, and not 'all', got ''"),
+        ("identity,group\np0,all\n", "line 2: a group must have a name, and not 'all', got 'all'"),
+    ):
+        (people / "groups.csv").write_text(text)
+        with pytest.raises(DataError, match=rf"groups.csv: {message}"):
+            read_identities(people)
 
 
 def _as_cvlface(folder: Path, out: Path, **changed: object) -> None:
@@ -147,6 +153,39 @@ def test_wrong_folders(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixtu
     save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
     assert main([str(tmp_path / "net.safetensors")]) == 2
     assert "nothing to judge by: name --sets, --templates, --identify or --all-pairs" in capsys.readouterr().err
+
+
+def test_what_cannot_be_judged_is_named_before_anything_is_embedded(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = folder / "probes"
+    torch.manual_seed(0)
+    save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
+
+    def refused(*arguments: str) -> str:
+        assert main([str(tmp_path / "net.safetensors"), *arguments, "--keep", str(tmp_path / "kept")]) in (1, 2)
+        assert not (tmp_path / "kept").exists()
+        (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return said
+
+    (people / "groups.csv").write_text("identity,group\np0,alone\n")
+    rule = "group 'alone': must hold pairs of both kinds, got 3 of one person and 0 of two"
+    assert f"groups.csv: {rule}" in refused("--all-pairs", str(people))
+    (people / "groups.csv").unlink()
+    monkeypatch.setattr("partialkd.evaluate.all_pairs.MOST_KEPT", 20)
+    assert "probes: a FAR of 0.2 among 135 impostor pairs is too loose" in refused(
+        "--all-pairs", str(people), "--fars", "0.1"
+    )
+    monkeypatch.undo()
+    (folder / "distractors" / "a" / "7.jpg").write_bytes(encode_jpeg(np.zeros((24, 24, 3), np.uint8)))
+    both = ("--all-pairs", str(people), "--identify", str(folder))
+    assert f"{folder}/distractors/a/7.jpg: must be 32 x 32 pixels (--resize brings" in refused(*both)
+    for person in range(6):
+        for image in (1, 2):
+            (people / f"p{person}" / f"{image}.jpg").unlink()
+    assert f"{folder}: no person has two probes" in refused("--identify", str(folder))
+    _write(folder / "gallery" / "q" / "0.jpg", np.random.default_rng(1))
+    assert f"{folder}: no probe shows a subject of the gallery" in refused("--identify", str(folder))
 
 
 @pytest.mark.slow

@@ -106,6 +106,11 @@ def test_paired_differences_are_narrower_than_those_of_strangers() -> None:
     assert low <= mean <= high
 
 
+def test_residuals_that_cancel_in_every_person_are_as_good_as_independent() -> None:
+    low, high = intervals.share_of(np.array([1.0, 0.0, 0.0, 1.0]), np.array([3, 3, 5, 5]))
+    assert (low, high) == pytest.approx(wilson(0.5, 4))
+
+
 def test_the_difference_of_two_mean_areas() -> None:
     """Two runs each: the mean of all couples of pairs, and the spread of what each pair adds to it."""
     first, second = RNG.integers(0, 12, (2, 60))

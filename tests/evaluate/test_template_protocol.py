@@ -20,11 +20,11 @@ from partialkd.data.images.decode import encode_jpeg, encode_png
 from partialkd.data.sources.cvlface_templates import read_cvlface
 from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.evaluate import embedding as embedding_module
-from partialkd.evaluate.embedding import Images, Kept, embed_images
+from partialkd.evaluate.embedding import Images, Kept, embed_images, look_at
 from partialkd.evaluate.made_templates import make_templates
 from partialkd.evaluate.template_protocol import (
     Asked,
-    check_files,
+    check_set,
     faces_of,
     facts_of,
     identification_table,
@@ -159,16 +159,23 @@ def test_an_image_without_direction_is_named() -> None:
 Edit = Callable[[Path], None]
 
 
-def _line(name: str, number: int, text: str | None) -> Edit:
-    """Replace a line of a list, or take it away."""
+def _line(name: str, number: int | slice, text: str | None) -> Edit:
+    """Replace a line of a list (or several by one), or take it away."""
+    place = number if isinstance(number, slice) else slice(number - 1, number)
 
     def edit(folder: Path) -> None:
         path = folder / "meta" / f"made_{name}"
         lines = path.read_text().splitlines()
-        lines[number - 1 : number] = [] if text is None else [text]
+        lines[place] = [] if text is None else [text]
         path.write_text("\n".join(lines) + "\n")
 
     return edit
+
+
+def _nothing_detected(folder: Path) -> None:
+    path = folder / "meta" / "made_name_5pts_score.txt"
+    lines = [line.rpartition(" ")[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(f"{line} {0 if at < 2 else 0.9}" for at, line in enumerate(lines)))
 
 
 FIVE = " ".join(f"{value}" for value in TEMPLATE.ravel())
@@ -201,7 +208,40 @@ WRONG: dict[str, tuple[Edit, str]] = {
     ),
     "twice": (_line("1N_gallery_G1.csv", 3, "2,0"), r"gallery_G1.csv: subject 0 has several templates"),
     "probe": (_line("1N_probe_mixed.csv", 2, "2"), r"line 2: must begin with TEMPLATE_ID,SUBJECT_ID, got '2'"),
-    "no image": (lambda folder: (folder / "loose_crop" / "7.jpg").unlink(), r"7.jpg: no such image; it is one of"),
+    "blank line": (
+        _line("template_pair_label.txt", 5, "\n\n1 999 0"),
+        r"template_pair_label.txt: line 7: template 999 has no image in",
+    ),
+    "long number": (_line("template_pair_label.txt", 5, f"1 {10**22} 0"), r"line 5: must be a whole number of at most"),
+    "long template": (_line("face_tid_mid.txt", 1, f"1.jpg {10**22} 1"), r"line 1: must be a whole number of at most"),
+    "no pairs": (_line("template_pair_label.txt", slice(None), None), r"template_pair_label.txt: no pairs in it"),
+    "genuine only": (
+        _line("template_pair_label.txt", slice(None), "1 2 1"),
+        r"set: its pairs of templates must be of both kinds, got 1 of one person among 1",
+    ),
+    "impostors only": (
+        _line("template_pair_label.txt", slice(None), "1 2 0"),
+        r"set: its pairs of templates must be of both kinds, got 0 of one person among 1",
+    ),
+    "one point": (
+        _line("name_5pts_score.txt", 3, f"3.jpg {'7 ' * 10}0.9"),
+        r"name_5pts_score.txt: line 3: its five landmarks are one and the same point",
+    ),
+    "negative score": (
+        _line("name_5pts_score.txt", 3, f"3.jpg {FIVE} -0.5"),
+        r"line 3: the score must be 0 or more, got -0.5",
+    ),
+    "nothing detected": (_nothing_detected, r"made_face_tid_mid.txt: line 1: template 1 has no image with a detector's"),
+    "one score too many": (
+        _line("name_5pts_score.txt", 141, f"x.jpg {FIVE} 0.9"),
+        r"name_5pts_score.txt: line 141: made_face_tid_mid.txt has 140 images, this is one more",
+    ),
+    "no header": (_line("1N_gallery_G1.csv", 1, None), r"G1.csv: line 1: must be a header \(TEMPLATE_ID,SUBJECT_ID\)"),
+    "no mates": (
+        _line("1N_probe_mixed.csv", slice(1, None), "2,777"),
+        r"set: no probe shows a subject of the galleries",
+    ),
+    "no image": (lambda folder: (folder / "loose_crop" / "7.jpg").unlink(), r"7.jpg: no such image \(.*mid.txt: line 7, of"),
 }
 
 
@@ -211,7 +251,7 @@ def test_what_is_wrong_is_named_before_anything_is_embedded(case: str, made: Pat
     shutil.copytree(made, tmp_path / "set")
     edit(tmp_path / "set")
     with pytest.raises(DataError, match=message):
-        check_files(read_template_set(tmp_path / "set"))
+        check_set(read_template_set(tmp_path / "set"), Asked())
 
 
 def test_faces_that_are_aligned_already(made: Path, tmp_path: Path) -> None:
@@ -222,11 +262,15 @@ def test_faces_that_are_aligned_already(made: Path, tmp_path: Path) -> None:
     for image in range(images.count):
         (tmp_path / "set" / "aligned" / f"{image + 1}.jpg").write_bytes(encode_jpeg(images.pixels(image)))
     found = read_template_set(tmp_path / "set")
-    check_files(found)
+    check_set(found, Asked())
     assert found.aligned
     assert np.abs(faces_of(found, SIZE).pixels(5).astype(float) - images.pixels(5)).mean() < 3
-    with pytest.raises(DataError, match=r"must be 64 x 64 pixels"):
-        faces_of(found, 64).pixels(0)
+    with pytest.raises(DataError, match=r"1\.jpg: must be 64 x 64 pixels"):
+        look_at(faces_of(found, 64), World())
+    look_at(faces_of(found, SIZE), World())
+    (tmp_path / "set" / "aligned" / "3.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3\.jpg: the image is empty"):
+        look_at(faces_of(found, SIZE), World())
 
 
 def test_too_few_identities(faces: Path, tmp_path: Path) -> None:

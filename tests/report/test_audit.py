@@ -97,14 +97,21 @@ def test_the_nearest_equal_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.at[at] == cosines[0][1]
 
 
-def test_chance_is_exceeded_as_often_as_said() -> None:
-    """Of 400 rows with 300 strangers each, one in all: in twelve draws twelve, give or take three deviations."""
+@pytest.mark.parametrize("twins", [0, 40])
+def test_chance_is_exceeded_as_often_as_said(twins: int) -> None:
+    """Of 400 rows with 300 strangers each, one in all: in twelve draws twelve, give or take three deviations.
+
+    Also where a tenth of the rows have a twin, some of whom are hardly more alike than strangers come to be.
+    """
     rng = np.random.default_rng(7)
-    above = 0
+    above, found = 0, 0
     for _ in range(12):
         best = (0.1 * rng.normal(size=(400, 300))).max(1)
-        above += int((best > chance(best, 300)).sum())
+        best[:twins] = np.maximum(best[:twins], rng.normal(0.6, 0.1, twins))
+        alike = best > chance(best, 300)
+        above, found = above + int(alike[twins:].sum()), found + int(alike[:twins].sum())
     assert 12 - 3 * 12**0.5 < above < 12 + 3 * 12**0.5
+    assert found >= 0.9 * 12 * twins
     assert chance(np.zeros(5), 300) == 1.0
 
 

@@ -27,6 +27,7 @@ from partialkd.data.formats.text_file import read_lines
 from partialkd.errors import DataError
 
 LANDMARKS = 10  # numbers of five points
+MOST = 10**15  # of a template's number: whole ones up to here are exact as floats
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class TemplateSet:
     galleries: dict[str, Listed]  # by name, G1, G2 ...
     probes: Listed | None
     stored: Callable[[int], bytes] | None = None  # reads an image that is no file of its own
+    listed: Path | None = None  # the file whose lines are the images
 
     @property
     def aligned(self) -> bool:
@@ -61,6 +63,10 @@ class TemplateSet:
         """Return where an image is."""
         kind = "" if self.stored else "aligned" if self.aligned else "loose_crop"
         return self.folder / kind / self.names[image]
+
+    def line(self, image: int) -> str:
+        """Say where an image is listed."""
+        return f"{self.listed}: line {read_lines(self.listed)[image][0]}" if self.listed else self.names[image]
 
     def encoded(self, image: int) -> bytes:
         """Read an image; DataError naming it where it cannot be read."""
@@ -91,6 +97,7 @@ def read_template_set(folder: Path) -> TemplateSet:
         None if pairs is None else _pairs(pairs, known),
         {name: _listed(path, known, once=True) for name, path in sorted(galleries.items())} if probes else {},
         _listed(probes, known, once=False) if probes and galleries else None,
+        listed=found.one("face_tid_mid.txt"),
     )  # fmt: skip
 
 
@@ -130,32 +137,48 @@ def _memberships(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def _looks(path: Path, names: Sequence[str], other: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read landmarks (n, 5, 2) and scores (n,) of the images named, which must be the same ones in the same order."""
-    numbers = []
-    for name, line in zip_longest(names, read_lines(path)):
+    numbers, lines = [], read_lines(path)
+    for name, line in zip_longest(names, lines):
         if line is None:
             raise DataError(f"{path}: must hold a line per image of {other.name}: {name} and what follows is missing")
+        if name is None:
+            raise DataError(f"{path}: line {line[0]}: {other.name} has {len(names)} images, this is one more")
         number, words = _fields(path, line[0], line[1].split(), LANDMARKS + 2)
         if words[0] != name:
             raise DataError(f"{path}: line {number}: must be image {name} as in {other.name}, got {words[0]}")
         numbers.append([_number(path, number, word) for word in words[1:]])
     table = np.array(numbers, dtype=np.float64)
-    return table[:, :LANDMARKS].reshape(-1, 5, 2), table[:, LANDMARKS].astype(np.float32)
+    points, scores = table[:, :LANDMARKS].reshape(-1, 5, 2), table[:, LANDMARKS].astype(np.float32)
+    if len(wrong := np.flatnonzero(~np.ptp(points, axis=1).any(axis=1))):
+        raise DataError(f"{path}: line {lines[wrong[0]][0]}: its five landmarks are one and the same point")
+    if len(wrong := np.flatnonzero(~((scores >= 0) & np.isfinite(scores)))):
+        raise DataError(f"{path}: line {lines[wrong[0]][0]}: the score must be 0 or more, got {table[wrong[0], -1]:g}")
+    return points, scores
 
 
 def _pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with path.open("rb") as stream:
+        if not any(line.strip() for line in stream):
+            raise DataError(f"{path}: no pairs in it")
     try:
         table = np.loadtxt(path, dtype=np.int64, ndmin=2, comments=None, encoding="utf-8-sig")
     except (ValueError, OSError):  # look again, slowly, for the line
         table = np.array(list(_pair_lines(path)), dtype=np.int64).reshape(-1, 3)
-    if table.shape[0] == 0 or table.shape[1] != 3:
+    if table.shape[1] != 3:
         raise DataError(f"{path}: must hold lines of two templates and 1 or 0, got {table.shape[1]} words in a line")
     wrong = np.flatnonzero((table[:, 2] != 0) & (table[:, 2] != 1))
     if len(wrong):
-        raise DataError(f"{path}: line {wrong[0] + 1}: the label must be 1 (same) or 0, got {table[wrong[0], 2]}")
+        line = _line_of(path, int(wrong[0]))
+        raise DataError(f"{path}: line {line}: the label must be 1 (same) or 0, got {table[wrong[0], 2]}")
     for side in (0, 1):
-        _check_known(path, table[:, side], known, first_line=1)
+        _check_known(path, table[:, side], known, lambda row: _line_of(path, row))
     numbers = np.int32 if known[-1] < 1 << 31 and known[0] >= 0 else np.int64  # eight million pairs: half the memory
     return table[:, 0].astype(numbers), table[:, 1].astype(numbers), table[:, 2] == 1
+
+
+def _line_of(path: Path, row: int) -> int:
+    """Return the number of the line that a row of numbers stands in; blank ones are no rows."""
+    return read_lines(path)[row][0]
 
 
 def _pair_lines(path: Path) -> Iterator[list[int]]:
@@ -167,14 +190,17 @@ def _pair_lines(path: Path) -> Iterator[list[int]]:
 def _listed(path: Path, known: np.ndarray, once: bool) -> Listed:
     """Read a gallery or probes; a template that has a line for each of its images counts once."""
     subjects: dict[int, int] = {}
-    for number, line in read_lines(path)[1:]:
+    lines = read_lines(path)
+    if lines and lines[0][1].split(",")[0].strip().replace(".", "").isdigit():
+        raise DataError(f"{path}: line {lines[0][0]}: must be a header (TEMPLATE_ID,SUBJECT_ID), got {lines[0][1]!r}")
+    for number, line in lines[1:]:
         words = line.split(",")
         if len(words) < 2:
             raise DataError(f"{path}: line {number}: must begin with TEMPLATE_ID,SUBJECT_ID, got {line!r}")
         template, subject = (_whole(path, number, word.strip()) for word in words[:2])
         if subjects.setdefault(template, subject) != subject:
             raise DataError(f"{path}: line {number}: template {template} shows subject {subject} here, not before")
-        _check_known(path, np.array([template]), known, first_line=number)
+        _check_known(path, np.array([template]), known, lambda _, number=number: number)
     if not subjects:
         raise DataError(f"{path}: no templates in it")
     listed = Listed(*(np.array(list(part), dtype=np.int64) for part in (subjects.keys(), subjects.values())))
@@ -184,11 +210,11 @@ def _listed(path: Path, known: np.ndarray, once: bool) -> Listed:
     return listed
 
 
-def _check_known(path: Path, templates: np.ndarray, known: np.ndarray, first_line: int) -> None:
+def _check_known(path: Path, templates: np.ndarray, known: np.ndarray, line_of: Callable[[int], int]) -> None:
     at = np.searchsorted(known, templates)
     strange = np.flatnonzero(known[np.minimum(at, len(known) - 1)] != templates)
     if len(strange):
-        line = first_line + int(strange[0])
+        line = line_of(int(strange[0]))
         raise DataError(f"{path}: line {line}: template {templates[strange[0]]} has no image in *_face_tid_mid.txt")
 
 
@@ -204,8 +230,8 @@ def _fields(path: Path, number: int, words: list[str], count: int) -> tuple[int,
 
 def _whole(path: Path, number: int, word: str) -> int:
     value = _number(path, number, word)
-    if value != int(value):
-        raise DataError(f"{path}: line {number}: must be a whole number, got {word!r}")
+    if value != int(value) or abs(value) > MOST:
+        raise DataError(f"{path}: line {number}: must be a whole number of at most 15 digits, got {word!r}")
     return int(value)
 
 

@@ -124,6 +124,15 @@ def image_size(encoded: bytes, where: str | Where) -> tuple[int, int]:
         return upright_size(*image.size, how)
 
 
+def check_head(encoded: bytes, where: str | Where, wanted: Wanted | None = None) -> None:
+    """DataError for an image that its header says cannot be used; pixels are not decoded."""
+    if encoded[:2] == JPEG:
+        check_jpeg(encoded, where, wanted)
+        return
+    with _opened(encoded, where, wanted):
+        pass
+
+
 def _copied(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     if out is None or out.shape[:2] != image.shape[:2]:
         return image
