@@ -67,7 +67,7 @@ def chance(best: np.ndarray, among: int, wrong: float = 1.0) -> float:
 def _where_the_line_leads(
     others: np.ndarray, shares: Sequence[float], compared: tuple[int, int], wrong: float
 ) -> float:
-    """Above which score `wrong` of rows * among pairs are, compared = (rows, among); others (m,): whom the line is of."""
+    """Above which score `wrong` of compared = (rows, among) pairs are; others (m,): whom the line is of."""
     normal, (rows, among) = NormalDist(), compared
     deviates = [normal.inv_cdf(1 - min(-log(1 - share) / among, 0.5)) for share in shares]
     slope, start = np.polyfit(deviates, np.quantile(others, 1 - np.array(shares)), 1)

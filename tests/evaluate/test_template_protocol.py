@@ -231,7 +231,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         _line("name_5pts_score.txt", 3, f"3.jpg {FIVE} -0.5"),
         r"line 3: the score must be 0 or more, got -0.5",
     ),
-    "nothing detected": (_nothing_detected, r"made_face_tid_mid.txt: line 1: template 1 has no image with a detector's"),
+    "nothing detected": (_nothing_detected, r"face_tid_mid.txt: line 1: template 1 has no image with a detector's"),
     "one score too many": (
         _line("name_5pts_score.txt", 141, f"x.jpg {FIVE} 0.9"),
         r"name_5pts_score.txt: line 141: made_face_tid_mid.txt has 140 images, this is one more",
@@ -241,7 +241,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         _line("1N_probe_mixed.csv", slice(1, None), "2,777"),
         r"set: no probe shows a subject of the galleries",
     ),
-    "no image": (lambda folder: (folder / "loose_crop" / "7.jpg").unlink(), r"7.jpg: no such image \(.*mid.txt: line 7, of"),
+    "no image": (lambda folder: (folder / "loose_crop" / "7.jpg").unlink(), r"7.jpg: no such image \(.*: line 7, of"),
 }
 
 
