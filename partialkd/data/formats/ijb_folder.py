@@ -171,7 +171,8 @@ def _pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         line = _line_of(path, int(wrong[0]))
         raise DataError(f"{path}: line {line}: the label must be 1 (same) or 0, got {table[wrong[0], 2]}")
     for side in (0, 1):
-        _check_known(path, table[:, side], known, lambda row: _line_of(path, row))
+        if len(strange := np.flatnonzero(~_are_known(table[:, side], known))):
+            raise _unknown(path, _line_of(path, int(strange[0])), table[strange[0], side])
     numbers = np.int32 if known[-1] < 1 << 31 and known[0] >= 0 else np.int64  # eight million pairs: half the memory
     return table[:, 0].astype(numbers), table[:, 1].astype(numbers), table[:, 2] == 1
 
@@ -200,7 +201,8 @@ def _listed(path: Path, known: np.ndarray, once: bool) -> Listed:
         template, subject = (_whole(path, number, word.strip()) for word in words[:2])
         if subjects.setdefault(template, subject) != subject:
             raise DataError(f"{path}: line {number}: template {template} shows subject {subject} here, not before")
-        _check_known(path, np.array([template]), known, lambda _, number=number: number)
+        if not _are_known(np.array([template]), known).all():
+            raise _unknown(path, number, template)
     if not subjects:
         raise DataError(f"{path}: no templates in it")
     listed = Listed(*(np.array(list(part), dtype=np.int64) for part in (subjects.keys(), subjects.values())))
@@ -210,12 +212,12 @@ def _listed(path: Path, known: np.ndarray, once: bool) -> Listed:
     return listed
 
 
-def _check_known(path: Path, templates: np.ndarray, known: np.ndarray, line_of: Callable[[int], int]) -> None:
-    at = np.searchsorted(known, templates)
-    strange = np.flatnonzero(known[np.minimum(at, len(known) - 1)] != templates)
-    if len(strange):
-        line = line_of(int(strange[0]))
-        raise DataError(f"{path}: line {line}: template {templates[strange[0]]} has no image in *_face_tid_mid.txt")
+def _are_known(templates: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return known[np.minimum(np.searchsorted(known, templates), len(known) - 1)] == templates
+
+
+def _unknown(path: Path, line: int, template: int) -> DataError:
+    return DataError(f"{path}: line {line}: template {template} has no image in *_face_tid_mid.txt")
 
 
 def _gallery_name(path: Path) -> str:
