@@ -17,7 +17,7 @@ from helpers.jobs import tree
 from helpers.packing_cases import make_folder
 from helpers.started_jobs import made, named, start
 from partialkd.align.folder import AlignOptions, align_folder
-from partialkd.config import DataConfig, ModelConfig, PhaseConfig
+from partialkd.config import DataConfig, EvaluateConfig, ModelConfig, PhaseConfig
 from partialkd.config.load import load_config, parse_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.decode import Wanted, decode, encode_jpeg
@@ -25,6 +25,7 @@ from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.pack import pack
 from partialkd.data.sources.open import open_source
+from partialkd.evaluate.verification import open_sets
 from partialkd.models.build import build_empty
 from partialkd.models.weights import load_weights, read_weights
 from partialkd.run.folder import IN_USE, open_run
@@ -103,6 +104,17 @@ def records(folder: Path) -> None:
     pack_records(folder / "set", [(face, 0), (b"no image", 0), (b"nor this", 1)], 2, 32)
 
 
+def label_without_a_class(folder: Path) -> None:
+    face = encode_jpeg(np.zeros((32, 32, 3), np.uint8))
+    pack_records(folder / "set", [(face, 0), (face, 1)], 2, 32)
+    (folder / "set" / "property").write_text("1,32,32")
+    open_source(DataConfig(path=str(folder / "set"), image_size=32))
+
+
+def no_such_set(folder: Path) -> None:
+    open_sets(EvaluateConfig(sets=(str(folder / "lfw.bin"),)))
+
+
 def nobody_left_out(folder: Path) -> None:
     make_folder(folder / "photos")
     (folder / "out.txt").write_text("dora\n")
@@ -149,6 +161,10 @@ TRIGGERS: dict[str, Callable[[Path], str | None]] = {
     "tasks are not joined": lone_tasks,
     "divisible by accumulation x world size": lambda _: check_batch("student", phase(global_batch=6), 4),
     "an epoch must hold": lambda _: Schedule.of_phase(phase(global_batch=8), 0) and None,
+    "must be below the": lambda _: Schedule.of_phase(phase(global_batch=8, schedule={"warmup_steps": 20}), 10) and None,
+    "(or set teacher.project_to": lambda _: load_config(ROOT_CONFIG, ["student.model.embedding_dim=72"]) and None,
+    "label must be an integer": label_without_a_class,
+    ": cannot be read:": no_such_set,
     "BatchNorm cannot train on a single image": lambda _: check_batch("student", phase(global_batch=4), 4),
     "is out of memory": out_of_memory,
     "little better than guessing": guessing,
