@@ -8,9 +8,11 @@
 # NPROC: ranks here (default: one a GPU); JOB: the same word on all machines (default: train); MAX_RESTARTS: how often
 # failed ranks are started again (default 0). Exit status: as of launch/local.sh.
 set -euo pipefail
+command=$(printf ' %q' "$0" "$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 head=${HEAD:?name or address of the first machine} nodes=${NODES:?how many machines}
 node=${NODE_RANK:-${JOB_COMPLETION_INDEX:-${PET_NODE_RANK:?which one this is, from 0 on}}} # Indexed Jobs, PyTorchJobs
+export PARTIALKD_LAUNCHED_AS="NODES=$nodes NODE_RANK=$node HEAD=$head${command}" # for whoever was stopped and wants to go on
 unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT "${!PET_@}" # what a PyTorchJob says to ranks that it starts itself
 
 ranks=$(python launch/train.py --check "$@") # what is wrong with the configuration is said before any rank is started

@@ -60,6 +60,8 @@ def _folders(config: Config) -> list[Finding]:
             found.append(folders.read_speed("data", path))
         elif config.data.prepare is None:
             found.append(judged("data", "bad", f"{path}: is not there", "data.path, or mount it on this host too"))
+        else:  # the run makes them
+            found.append(folders.room_and_write_speed("data", path, "data.path"))
     return found
 
 

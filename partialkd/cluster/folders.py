@@ -17,11 +17,11 @@ LITTLE, NONE = 20e9, 1e9  # bytes free
 SLOW_WRITE, SLOW_READ = 50e6, 50e6  # bytes/s
 
 
-def room_and_write_speed(name: str, folder: Path) -> Finding:
+def room_and_write_speed(name: str, folder: Path, key: str = "run.folder") -> Finding:
     """Write and flush 64 MB in the folder, or in the nearest one above it that is there, and remove them again."""
     there = nearest(folder)
     if not os.access(there, os.W_OK):
-        return judged(name, "bad", f"{there}: cannot be written to", "choose another run.folder, or its owner")
+        return judged(name, "bad", f"{there}: cannot be written to", f"choose another {key}, or its owner")
     space = os.statvfs(there)
     free = space.f_bavail * space.f_frsize
     if free < WRITTEN + NONE:
@@ -34,9 +34,7 @@ def room_and_write_speed(name: str, folder: Path) -> Finding:
         os.fsync(file.fileno())
     rate = WRITTEN / (time.perf_counter() - start)
     verdict: Verdict = "doubtful" if free < LITTLE or rate < SLOW_WRITE else "good"
-    mend = (
-        "make room: checkpoints are as large as network and centres" if free < LITTLE else "choose a faster run.folder"
-    )
+    mend = f"make room, or choose another {key}" if free < LITTLE else f"choose a faster {key}"
     said = f"{there}: {free / 1e9:.0f} GB free, written at {rate / 1e6:.0f} MB/s"
     return judged(name, verdict, said, mend, free=free, write_bytes_per_s=rate)
 

@@ -62,15 +62,33 @@ def _run(config: Config, world: World, options: argparse.Namespace) -> None:
         show(options.json, {"checkpoint": path, "run": config.run.name}, f"{path}: taken over", again)
 
 
+def _gpus(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _power(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(examples=EXAMPLES, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     config = commands.add_parser("config", help="a configuration as TOML")
     config.add_argument("file", type=Path, help="configs/NAME.py")
     config.add_argument("out", type=Path, help=".toml to write")
-    config.add_argument("--gpus", type=int, default=8, help="how many it ran on: its batch is that of one (default 8)")
+    config.add_argument(
+        "--gpus", type=_gpus, default=8, help="how many it ran on: its batch is that of one (default 8)"
+    )
     power = "of its polynomial schedule (default 1; until 2022: 2)"
-    config.add_argument("--power", type=float, default=1.0, help=power)
+    config.add_argument("--power", type=_power, default=1.0, help=power)
     run = commands.add_parser("run", help="checkpoint_gpu_*.pt as a checkpoint of a run")
     run.add_argument("folder", type=Path, help="the work folder with the files of all GPUs")
     run.add_argument("config", metavar="CONFIG")

@@ -1,9 +1,9 @@
 """Configurations of InsightFace's arcface_torch (`configs/*.py`), read as data, never executed, and written as ours.
 
 Such a file is a Python program that sets keys of one dictionary: `config = edict()`, then `config.key = value`. It is
-read with `ast`, and what is no value (numbers, texts, tuples, lists, dictionaries, arithmetic on numbers, keys set
-before) is an error that names its line. `base.py` beside it comes first, as there, else what is published in it.
-Errors: `ConfigError` naming file, line and key.
+read with `ast`, and what is no value (numbers, texts, tuples, lists, arithmetic on numbers, keys set before) is an
+error that names its line. `base.py` beside it comes first, as there; what neither sets is as in the published one.
+Errors: `ConfigError` naming file, line and key, or key, rule and value.
 Source: deepinsight/insightface, recognition/arcface_torch (utils/utils_config.py, configs/base.py, train_v2.py).
 """
 
@@ -31,8 +31,32 @@ PUBLISHED_BASE: dict[str, Any] = {
 SCALE, MOMENTUM, CLIP = 64.0, 0.9, 5.0  # written into train_v2.py
 USED = {
     *PUBLISHED_BASE, "rec", "num_epoch", "num_image", "num_classes", "val_targets", "momentum", "output", "resume",
-    "save_all_states", "verbose",
+    "save_all_states", "verbose", "loss",
 }  # fmt: skip
+LOSSES = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.4)}  # `loss` of 2021, before there was a margin_list
+
+
+def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
+
+
+def _list_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(type(one) in kinds for one in value)
+
+
+_FLAG = "True or False", lambda value: type(value) is bool
+_TEXT = "a text", lambda value: type(value) is str
+_RATE = "a number of at least 0", lambda value: type(value) in (int, float) and value >= 0
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("batch_size", "embedding_size", "gradient_acc", "num_epoch"), _whole(1)),
+    **dict.fromkeys(("num_image", "num_workers", "seed", "frequent"), _whole(0)),
+    **dict.fromkeys(("lr", "weight_decay", "sample_rate", "warmup_epoch"), _RATE),
+    **dict.fromkeys(("rec", "network", "optimizer"), _TEXT),
+    **dict.fromkeys(("fp16", "dali"), _FLAG),
+    "loss": (" or ".join(map(repr, LOSSES)), lambda value: isinstance(value, str) and value in LOSSES),
+    "margin_list": ("three numbers", lambda value: _list_of(int, float)(value) and len(value) == 3),
+    "val_targets": ("a list of texts", _list_of(str)),
+}
 _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
@@ -40,10 +64,16 @@ _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file's keys, over those of base.py beside it (else over what is published in it)."""
+    """Read a file's keys, over those of base.py beside it, over what is published in it."""
     base = path.with_name("base.py")
-    below = _assigned(base) if base.is_file() and base.resolve() != path.resolve() else PUBLISHED_BASE
-    return {**below, **_assigned(path)}
+    below = _assigned(base) if base.is_file() and base.resolve() != path.resolve() else {}
+    found = {**below, **_assigned(path)}
+    for key, (rule, fits) in RULES.items():
+        if key in found and not fits(found[key]):
+            raise ConfigError(f"{path}: {key}: must be {rule}, got {str(found[key])[:80]!r}")
+    if "loss" in found:
+        found = {"margin_list": LOSSES[found["loss"]], **found}
+    return {**PUBLISHED_BASE, **found}
 
 
 def as_ours(settings: dict[str, Any], name: str, gpus: int, power: float = 1.0) -> dict[str, Any]:

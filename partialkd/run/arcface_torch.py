@@ -23,8 +23,9 @@ from torch import Tensor
 
 from partialkd.centres.store import MOMENT, CentreStore
 from partialkd.checkpoint.snapshot import Snapshot
-from partialkd.config import Config
+from partialkd.config import Config, PhaseConfig
 from partialkd.errors import CheckpointError, ConfigError
+from partialkd.models.build import build_empty
 from partialkd.models.foreign_files import why_unreadable
 from partialkd.run.first_centres import make_store
 from partialkd.run.folder import owned_run
@@ -46,7 +47,7 @@ def take_over(config: Config, world: World, folder: Path) -> Path:
     check_trains_the_same(config)
     with StopSignals() as stop, owned_run(config, world, stop):
         source = look_at_job(config, world, "never", stop).context.source
-        part = world.together(lambda: read_part(folder / FILE.format(0)))
+        part = world.together(lambda: check_parts(folder, config.student, config.data.image_size))
         state = world.together(lambda: _network(config, folder, source.num_classes))
         context = prepare_job(config, world, "never", stop).context
         store = make_store(context, config.student, None)
@@ -94,12 +95,29 @@ def read_part(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def check_parts(folder: Path, phase: PhaseConfig, image_size: int) -> dict[str, Any]:
+    """CheckpointError where the ranks' files do not go together, or have nothing to go on with -> rank 0's."""
+    first, shards = read_part(folder / FILE.format(0)), read_shards(folder)
+    parameters = sum(1 for _ in build_empty(phase.model, image_size).parameters())
+    for rank, rows in enumerate(shards):
+        path = folder / FILE.format(rank)
+        content = first if rank == 0 else read_part(path)
+        if content["epoch"] != first["epoch"]:
+            found = f"is of the end of epoch {content['epoch']}, rank 0's file of {first['epoch']}"
+            raise CheckpointError(f"{path}: {found}")
+        kept = _moments_of(content, parameters, path).get(parameters, {})
+        for theirs in MOMENTS[phase.optimizer.name]:
+            _fitting(kept.get(theirs), rows, path)
+    if not 0 < first["epoch"] < phase.epochs:
+        found = f"is of the end of epoch {first['epoch']}, and student.epochs is {phase.epochs:g}"
+        raise CheckpointError(f"{folder / FILE.format(0)}: {found}")
+    return first
+
+
 def _snapshot(folder: Path, first: dict[str, Any], state: dict[str, Tensor], trainer: Trainer) -> Snapshot:
     """All that the files say, as what a rank would have loaded of a checkpoint of ours."""
     path, phase, store = folder / FILE.format(0), trainer.phase, trainer.store
     epoch, kinds = first["epoch"], MOMENTS[phase.optimizer.name]
-    if not 0 < epoch < phase.epochs:
-        raise CheckpointError(f"{path}: is of the end of epoch {epoch}, and student.epochs is {phase.epochs}")
     trained = {name: value.requires_grad for name, value in trainer.student.network().named_parameters()}
     order = [name for name in state if name in trained]  # a module's parameters come before its buffers
     moments = _moments_of(first, len(order), path)

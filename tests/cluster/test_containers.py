@@ -173,6 +173,19 @@ def test_compose_files(name: str) -> None:
             assert os.access(ROOT / script, os.X_OK)
 
 
+COMPOSE = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+
+
+def test_compose_files_are_of_the_specification(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    files = [FOLDER / "compose.yaml", FOLDER / "compose-two-nodes.yaml"]
+    done = subprocess.run([*COMPOSE, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(files[0].read_text().replace("read_only: true", "readonly: true"))
+    assert subprocess.run([*COMPOSE, wrong], capture_output=True, check=False).returncode == 1
+
+
 def locked(target: str) -> dict[str, str]:
     text = (FOLDER / f"requirements-{target}.txt").read_text()
     found = dict(re.findall(r"^([\w.-]+)==(\S+) \\$", text, re.M))

@@ -33,6 +33,12 @@ COMPILERS = [(CUDA, None, "bad"), (CPU, None, "doubtful"), (CUDA, "/x", "good")]
 DRIVERS = [("535.104.05", "13.0", "bad"), ("580.65", "13.0", "good"), ("535.1", "12.8", "good")]
 
 
+@pytest.fixture(autouse=True)
+def _little_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WRITTEN", "READ"):
+        monkeypatch.setattr(folders, name, folders.PIECE)
+
+
 def settings_of(folder: Path) -> dict[str, Any]:
     """A student alone, on data that the configuration makes."""
     settings = tree(folder)

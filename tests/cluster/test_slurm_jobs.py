@@ -66,7 +66,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 def test_two_nodes_stopped_and_queued_again_have_the_same_result(slurm: Cluster, tmp_path: Path) -> None:
     """As a job that nobody stopped. GPUs are asked for (stand-ins), a rank each; the ranks run on the CPU."""
-    config = saved(tmp_path, settings_of(tmp_path, epochs=40))
+    config = saved(tmp_path, settings_of(tmp_path, epochs=30))
     calm = submitted(slurm, tmp_path, str(config), "run.name=calm", "--nodes", "2", "--gpus", "1")
     state = slurm.ended(calm)
     assert "JobState=COMPLETED" in state, (tmp_path / f"slurm-{calm}.log").read_text()
@@ -82,7 +82,7 @@ def test_two_nodes_stopped_and_queued_again_have_the_same_result(slurm: Cluster,
     assert "start 1: 2 nodes x 1 ranks" in said
     assert "start 2: 2 nodes x 1 ranks" in said
     assert said.count(f"queueing job {number} again") == 1
-    assert len(losses(tmp_path, "calm")) == 40 * 96 // 24
+    assert len(losses(tmp_path, "calm")) == 30 * 96 // 24
     assert losses(tmp_path, "trial") == losses(tmp_path, "calm")
 
 

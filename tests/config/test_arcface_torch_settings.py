@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,43 @@ def test_nothing_is_run(line: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         read_settings(written(tmp_path, START + line + "\n"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_base_of_an_earlier_version(tmp_path: Path) -> None:
+    """It has fewer keys, and `loss` in the place of margin_list."""
+    base = START + 'config.loss = "cosface"\nconfig.network = "r18"\nconfig.batch_size = 64\n'
+    text = START + 'config.rec = "/data/faces"\nconfig.num_epoch = 25\n'
+    settings = read_settings(written(tmp_path, text, base))
+    student = parse_config(as_ours(settings, "job", gpus=2)).student
+    assert (student.method.name, student.method.margin) == ("cosface", 0.4)
+    assert (student.model.name, student.global_batch, student.accumulation) == ("iresnet18", 128, 1)
+    assert unused(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.gradient_acc = 'two'", "gradient_acc: must be a whole number of at least 1, got 'two'"),
+        ("config.batch_size = 0", "batch_size: must be a whole number of at least 1, got '0'"),
+        ("config.lr = None", "lr: must be a number of at least 0, got 'None'"),
+        ("config.margin_list = (1.0, 0.5)", "margin_list: must be three numbers, got "),
+        ("config.network = 50", "network: must be a text, got '50'"),
+        ("config.loss = 'triplet'", "loss: must be 'arcface' or 'cosface', got 'triplet'"),
+        ("config.val_targets = 'lfw'", "val_targets: must be a list of texts, got 'lfw'"),
+    ],
+)
+def test_values_of_another_kind(line: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"job\.py: {re.escape(said)}"):
+        read_settings(written(tmp_path, JOB + line + "\n"))
+
+
+@pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus", "x"], ["--power", "-1"]])
+def test_wrong_options(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["config", str(written(tmp_path, JOB)), str(tmp_path / "job.toml"), *words])
+    assert end.value.code == 2
+    assert words[0] in capsys.readouterr().err
+    assert not (tmp_path / "job.toml").exists()
 
 
 def test_networks_that_are_not_here(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.packing.archive import pack_archive
 from partialkd.data.sources.open import open_source
 from partialkd.errors import DataError, PartialKDError
-from partialkd.training.progress import drop_later_lines
+from partialkd.training.outlets import drop_later_lines
 
 SIZE, IMAGES, CLASSES = 32, 6, 2
 Action = Callable[[], Any]

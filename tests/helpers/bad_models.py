@@ -16,12 +16,15 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
+from helpers.arcface_torch_files import MODEL, Dense
 from helpers.bad_files import CPU, SIZE, Action, Maker, Run, file, put
-from partialkd.config import InputConfig, ModelConfig, TeacherConfig
+from partialkd.config import InputConfig, ModelConfig, PhaseConfig, TeacherConfig
+from partialkd.config.arcface_torch import read_settings
 from partialkd.data.formats.verification_bin import read_bin
 from partialkd.models.mxnet.params import read_params
 from partialkd.models.saved import open_model, save_model
 from partialkd.models.weights import read_weights
+from partialkd.run.arcface_torch import check_parts
 from partialkd.teacher.cache import EMBEDDINGS, CacheFacts, TeacherCache
 from partialkd.teacher.cache_writer import CacheWriter
 from partialkd.teacher.classifier import read_label_map, read_matrix
@@ -159,6 +162,36 @@ def mxnet_params(content: bytes) -> Maker:
 
 def label_map(content: bytes) -> Maker:
     return file("rows.txt", content, lambda path: read_label_map(str(path), 3, 3))
+
+
+def arcface_torch_run(change: Callable[[Path], object]) -> Maker:
+    """Files that a run of arcface_torch leaves, of 2 GPUs and 4 classes, taken over into a run of ours."""
+
+    def make(folder: Path) -> Action:
+        theirs = Dense(4)
+        theirs.step(torch.zeros(4, 3, SIZE, SIZE), torch.arange(4))
+        theirs.save(folder / "work", 2, 1)
+        change(folder / "work")
+        phase = PhaseConfig.model_validate(
+            {"model": MODEL, "method": {"name": "cosface"}, "epochs": 2, "global_batch": 8}
+        )
+        return lambda: check_parts(folder / "work", phase, SIZE)
+
+    return make
+
+
+def changed(rank: int, **values: object) -> Callable[[Path], None]:
+    """Other values in one rank's file."""
+
+    def change(work: Path) -> None:
+        path = work / f"checkpoint_gpu_{rank}.pt"
+        torch.save({**torch.load(path, weights_only=True), **values}, path)
+
+    return change
+
+
+def arcface_torch_config(lines: str) -> Maker:
+    return file("job.py", f"config = edict()\n{lines}\n".encode(), read_settings)
 
 
 def teacher_cache(change: Callable[[Path], object]) -> Maker:

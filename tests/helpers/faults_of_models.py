@@ -7,7 +7,7 @@ import pickle
 
 from helpers import bad_models as make
 from helpers.bad_files import Fault, put
-from partialkd.errors import CheckpointError, TeacherError
+from partialkd.errors import CheckpointError, ConfigError, TeacherError
 from partialkd.models.weights import read_weights
 from partialkd.teacher.cache import EMBEDDINGS
 from partialkd.teacher.classifier import read_matrix
@@ -255,6 +255,54 @@ TEACHERS = (
         make.mxnet_params((0x112).to_bytes(8, "little") + bytes(8) + (2**60).to_bytes(8, "little")),
         r"model\.params: .*announces 1152921504606846976 arrays",
         CheckpointError,
+    ),
+    Fault(
+        "arcface_torch run, a file of another epoch",
+        make.arcface_torch_run(make.changed(1, epoch=2)),
+        r"checkpoint_gpu_1\.pt: is of the end of epoch 2, rank 0's file of 1",
+        CheckpointError,
+    ),
+    Fault(
+        "arcface_torch run that is done",
+        make.arcface_torch_run(lambda work: [make.changed(rank, epoch=2)(work) for rank in (0, 1)]),
+        r"checkpoint_gpu_0\.pt: is of the end of epoch 2, and student\.epochs is 2",
+        CheckpointError,
+    ),
+    Fault(
+        "arcface_torch run, optimiser of another network",
+        make.arcface_torch_run(make.changed(0, state_optimizer={"param_groups": [], "state": {}})),
+        r"checkpoint_gpu_0\.pt: its optimiser must be over the \d+ parameters of the network, and the rows",
+        CheckpointError,
+    ),
+    Fault(
+        "arcface_torch run, saved without save_all_states",
+        make.arcface_torch_run(make.changed(0, state_optimizer=None)),
+        r"checkpoint_gpu_0\.pt: must hold 'state_optimizer', as arcface_torch saves it",
+        CheckpointError,
+    ),
+    Fault(
+        "arcface_torch run, first file of its ranks missing",
+        make.arcface_torch_run(lambda work: os.unlink(work / "checkpoint_gpu_0.pt")),
+        r"checkpoint_gpu_0\.pt: cannot be read: ",
+        CheckpointError,
+    ),
+    Fault(
+        "arcface_torch configuration that calls something",
+        make.arcface_torch_config("config.rec = open('x').read()"),
+        r"job\.py: line 2: rec: must be a value, got .*, which would have to be run",
+        ConfigError,
+    ),
+    Fault(
+        "arcface_torch configuration with a condition",
+        make.arcface_torch_config("if True: config.lr = 1"),
+        r"job\.py: line 2: must be config\.<key> = <value>, got a statement",
+        ConfigError,
+    ),
+    Fault(
+        "arcface_torch configuration with a batch of nothing",
+        make.arcface_torch_config("config.batch_size = 0"),
+        r"job\.py: batch_size: must be a whole number of at least 1, got '0'",
+        ConfigError,
     ),
     Fault(
         "teacher cache cut short",

@@ -23,6 +23,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
+FirstJobId={job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -83,6 +84,12 @@ class Cluster:
         self.wait_for(lambda: any(f"JobState={word}" in self.state(job) for word in over), seconds)
         return self.state(job)
 
+    def cancel_all(self) -> None:
+        """End what still runs: daemons that are gone end no job."""
+        self.asked("scancel", "--signal=KILL", "--full", "--partition=main")
+        self.asked("scancel", "--partition=main")
+        self.wait_for(lambda: not self.asked("squeue", "--noheader"), 60)
+
     def wait_for(self, happened: Callable[[], Any], seconds: float) -> None:
         end = time.monotonic() + seconds
         while not happened():
@@ -97,7 +104,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     """Start the daemons in a folder; the names of the nodes are known to them and to what they start."""
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
-    ports = {"controller": free_port(), "first": free_port(), "second": free_port()}
+    # A job's number says the port of its rendezvous: clusters that run at the same time need other numbers.
+    ports = {"job": 1 + os.getpid() % 15_000, "controller": free_port(), "first": free_port(), "second": free_port()}
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, **ports))
     (folder / "gres.conf").write_text(GRES)
@@ -121,4 +129,5 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             stack.callback(daemon.terminate)
         idle = lambda: found.asked("scontrol", "show", "nodes").count("State=IDLE") == len(NODES)
         found.wait_for(idle, 90)
+        stack.callback(found.cancel_all)  # before the daemons are ended, also where a test was interrupted
         yield found
