@@ -82,14 +82,16 @@ def read_template_set(folder: Path) -> TemplateSet:
     """Read all lists of a folder, and see that they agree."""
     found = _Meta(Path(folder))
     names, templates, media = _memberships(found.one("face_tid_mid.txt"))
-    landmarks, scores = _looks(found.one("name_5pts_score.txt"), names, found.one("face_tid_mid.txt"))
+    photographs = (found.folder / "loose_crop").is_dir()
+    listed = found.one("face_tid_mid.txt")
+    landmarks, scores = _looks(found.one("name_5pts_score.txt"), names, listed, photographs)
     pairs, probes = found.any("template_pair_label.txt"), found.any("1N_probe_mixed.csv")
     galleries = {_gallery_name(path): path for path in found.all("1N_gallery_*.csv")}
     if pairs is None and (probes is None or not galleries):
         raise DataError(
             f"{found.meta}: neither pairs (*_template_pair_label.txt) nor probes and galleries (*_1N_*.csv)"
         )
-    if not ((found.folder / "loose_crop").is_dir() or (found.folder / "aligned").is_dir()):
+    if not (photographs or (found.folder / "aligned").is_dir()):
         raise DataError(f"{found.folder}: no folder loose_crop (photographs) or aligned (faces) in it")
     known = np.unique(templates)
     return TemplateSet(
@@ -97,7 +99,7 @@ def read_template_set(folder: Path) -> TemplateSet:
         None if pairs is None else _pairs(pairs, known),
         {name: _listed(path, known, once=True) for name, path in sorted(galleries.items())} if probes else {},
         _listed(probes, known, once=False) if probes and galleries else None,
-        listed=found.one("face_tid_mid.txt"),
+        listed=listed,
     )  # fmt: skip
 
 
@@ -135,7 +137,7 @@ def _memberships(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     return [words[0] for _, words in rows], templates, media
 
 
-def _looks(path: Path, names: Sequence[str], other: Path) -> tuple[np.ndarray, np.ndarray]:
+def _looks(path: Path, names: Sequence[str], other: Path, photographs: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read landmarks (n, 5, 2) and scores (n,) of the images named, which must be the same ones in the same order."""
     numbers, lines = [], read_lines(path)
     for name, line in zip_longest(names, lines):
@@ -149,7 +151,7 @@ def _looks(path: Path, names: Sequence[str], other: Path) -> tuple[np.ndarray, n
         numbers.append([_number(path, number, word) for word in words[1:]])
     table = np.array(numbers, dtype=np.float64)
     points, scores = table[:, :LANDMARKS].reshape(-1, 5, 2), table[:, LANDMARKS].astype(np.float32)
-    if len(wrong := np.flatnonzero(~np.ptp(points, axis=1).any(axis=1))):
+    if photographs and len(wrong := np.flatnonzero(~np.ptp(points, axis=1).any(axis=1))):
         raise DataError(f"{path}: line {lines[wrong[0]][0]}: its five landmarks are one and the same point")
     if len(wrong := np.flatnonzero(~((scores >= 0) & np.isfinite(scores)))):
         raise DataError(f"{path}: line {lines[wrong[0]][0]}: the score must be 0 or more, got {table[wrong[0], -1]:g}")
