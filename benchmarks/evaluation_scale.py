@@ -49,8 +49,12 @@ def parse_args() -> argparse.Namespace:
 
 def rows_of(rng: np.random.Generator, who: np.ndarray, count: int) -> np.ndarray:
     """Unit rows (n, D) float32 of these people."""
-    centres = rng.standard_normal((count, DIM), dtype=np.float32)
-    rows = centres[who] + 1.2 * rng.standard_normal((len(who), DIM), dtype=np.float32)
+    return around(rng, rng.standard_normal((count, DIM), dtype=np.float32)[who])
+
+
+def around(rng: np.random.Generator, centres: np.ndarray) -> np.ndarray:
+    """Unit rows (n, D) float32 near these."""
+    rows = centres + 1.2 * rng.standard_normal(centres.shape, dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -69,7 +73,10 @@ def templates(scale: float, folder: Path) -> dict[str, Any]:
     table[1, : pairs // 800] = table[0, : pairs // 800]
     table[2, : pairs // 800] = 1
     np.savetxt(meta / "x_template_pair_label.txt", table.T, fmt="%d")
-    embeddings = np.stack([rows_of(rng, template, count)] * 2)
+    centres, embeddings = rng.standard_normal((count, DIM), dtype=np.float32), np.empty((2, images, DIM), np.float32)
+    for at in range(0, images, BLOCK):  # so that the most memory is that of scoring, not of making these
+        part = slice(at, at + BLOCK)
+        embeddings[:, part] = around(rng, centres[template[part]])
     start = time.perf_counter()
     found = read_template_set(folder / "set")
     read = time.perf_counter() - start
