@@ -138,10 +138,16 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 
 
 def planned() -> list[tuple[Case, int]]:
-    """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed."""
-    second = [name for name in METHODS if name not in CORE] + list(KEY)
-    groups = CORE, second, [name for name in CASES if name not in METHODS + KEY]
-    return [(CASES[name], seed) for group in groups for seed in range(SEEDS) for name in group]
+    """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed.
+
+    Methods have all seeds, key ablations two, the rest one.
+    """
+    others = tuple(name for name in METHODS if name not in CORE)
+    rest = tuple(name for name in CASES if name not in METHODS + KEY)
+    runs = [(name, seed) for seed in range(SEEDS) for name in CORE]
+    runs += [(name, 0) for name in others + KEY + rest] + [(name, 1) for name in others + KEY]
+    runs += [(name, seed) for seed in range(2, SEEDS) for name in others]
+    return [(CASES[name], seed) for name, seed in runs]
 
 
 def file_name(case: Case, seed: int) -> str:

@@ -48,15 +48,28 @@ def compared_with() -> list[tuple[str, str]]:
 
 
 def compare(results: Path, work: Path) -> None:
-    """Write the paired differences of all that has run; the cosines of its pairs are in `work`."""
+    """Write the paired differences of all that has run and whose pairs' cosines are in `work`; earlier ones stay."""
     rows = read_rows(results)
     sets = tuple(str(work / "sets" / f"{name}.bin") for name in SETS)
     size = config_of(CASES[ALONE], 0, work, 10**4).data.image_size
     with World.start() as world:  # whose images the pairs are of: no network is needed for that
         pairs = pairs_of_sets(lambda images: images.flatten(1), EvaluateConfig(sets=sets), size, False, world)
-    cosines = lambda row: np.load(work / "cosines" / f"{file_name(CASES[row['case']], row['seed'])}.npz")
-    kept = {(row["case"], row["seed"]): cosines(row) for row in rows}
-    write_json(results / COMPARISONS, {"comparisons": comparisons(kept, pairs)})
+    cosines = lambda row: work / "cosines" / f"{file_name(CASES[row['case']], row['seed'])}.npz"
+    kept = {(row["case"], row["seed"]): np.load(cosines(row)) for row in rows if cosines(row).exists()}
+    path = results / COMPARISONS
+    earlier = json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.exists() else []
+    write_json(path, {"comparisons": merged(earlier, comparisons(kept, pairs))})
+
+
+def merged(earlier: list[Tree], later: list[Tree]) -> list[Tree]:
+    """Of each comparison the one of more seeds, of two alike the later; in the order of the cases."""
+    found: dict[tuple[str, str, str], Tree] = {}
+    for row in [*earlier, *later]:
+        key = (row["one"], row["other"], row["set"])
+        if key not in found or len(row["seeds"]) >= len(found[key]["seeds"]):
+            found[key] = row
+    wanted = [(*pair, name) for pair in compared_with() for name in SETS]
+    return [found[key] for key in wanted if key in found]
 
 
 def comparisons(kept: dict[tuple[str, int], Any], pairs: dict[str, ScoredPairs]) -> list[Tree]:
