@@ -61,7 +61,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, list) and value and any(free.startswith(f"{prefix}{key}.") for free in FREE):
+        sections = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        if sections and any(free.startswith(f"{prefix}{key}.") for free in FREE):
             items = [flat(item) for item in value]
             value = {name: [item.get(name) for item in items] for name in dict.fromkeys(n for i in items for n in i)}
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

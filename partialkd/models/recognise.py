@@ -12,9 +12,10 @@ from partialkd.models.build import FAMILIES, build_empty
 
 
 def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
-    """Name the network whose parameters these are, and what differs from the published one; None if none fits."""
+    """Name the networks whose parameters these are, and what differs from the published one; None if none fits."""
     keys = _without_counters(state)
     dims = {x.shape[0] for x in state.values() if x.dim() == 2 and 8 <= x.shape[0] <= 4096} or {512}
+    same: dict[int, list[str]] = {}
     resembling, parts = [], _parts(keys)
     for name in FAMILIES:
         if _parts_of_network(name) != parts:
@@ -25,7 +26,9 @@ def looks_like(state: dict[str, Tensor], image_size: int) -> str | None:
         resembling.append(name)
         for dim in sorted(dims):
             if _of_network(name, dim, image_size) == keys:
-                return name if dim == 512 else f"{name} with embedding_dim = {dim}"
+                same.setdefault(dim, []).append(name)
+    for dim, names in same.items():  # of networks that differ in what has no parameters, a shuffle, any may be meant
+        return " or ".join(names) + (f" with embedding_dim = {dim}" if dim != 512 else "")
     if not resembling:
         return None
     return f"{' or '.join(resembling)} of another width or image size"

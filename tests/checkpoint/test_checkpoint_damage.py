@@ -143,7 +143,7 @@ def test_going_back_to_a_damaged_one_is_an_error_and_moves_nothing(tmp_path: Pat
     first, _ = save(tmp_path / "student" / "checkpoints", 4, 1, 2)
     _flip(first / "progress.json")
     with pytest.raises(CheckpointError, match=r"progress\.json: damaged"):
-        go_back(tmp_path, first)
+        go_back(tmp_path, first, ["student"])
     assert sorted(path.name for path in first.parent.iterdir()) == ["step_000000001", "step_000000002"]
 
 

@@ -93,7 +93,7 @@ def empty(name: str, image_size: int = 112, **changes: Any) -> dict[str, Tensor]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_published_network_is_recognised(name: str) -> None:
-    assert looks_like(empty(name), 112) == name
+    assert name in str(looks_like(empty(name), 112)).split(" or ")
 
 
 def test_what_differs_from_the_published_network_is_said() -> None:

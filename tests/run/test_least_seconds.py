@@ -12,7 +12,7 @@ import torch
 from helpers.jobs import tree
 from partialkd.config.load import parse_config
 from partialkd.planner.devices import DEVICES, device_named
-from partialkd.planner.plan import Ranks, plan_phase
+from partialkd.planner.plan import Beside, Ranks, plan_phase
 from partialkd.run.job import least_seconds
 
 
@@ -38,7 +38,8 @@ def test_least_seconds_are_the_plans_products_at_the_full_rate(tmp_path: Path, m
     context: Any = SimpleNamespace(config=config, world=world, source=SimpleNamespace(num_classes=500))
     live: Any = SimpleNamespace(network=object())
     assert config.teacher.train is not None
-    plan = plan_phase(config.student, config.data, 500, Ranks.of(config, 2, cuda=True), config.teacher.train.model)
+    beside = Beside.of(config.teacher.train.model)
+    plan = plan_phase(config.student, config.data, 500, Ranks.of(config, 2, cuda=True), beside)
     assert "teacher" in plan.flops
     seconds = least_seconds(context, "student", config.student, live)
     assert seconds == pytest.approx(sum(plan.flops.values()) / 989e12)

@@ -117,7 +117,7 @@ def test_its_scores_are_computed_once(place: Path, monkeypatch: pytest.MonkeyPat
     kept = place / "runs" / "kept" / KEPT
     calls: list[str] = []
 
-    def counted(context: Any, who: str, embed: Any) -> Any:
+    def counted(context: Any, who: str, *_: Any) -> Any:
         calls.append(who)
         return scores
 

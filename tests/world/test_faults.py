@@ -343,7 +343,7 @@ def test_signals_are_heard_in_every_part_of_a_job(tmp_path: Path) -> None:
     said = run(_stopped_in, 2, settings, "class_means", 2)
     assert said == ["stopped while averaging the teacher's embeddings"] * 2
     assert not (tmp_path / "runs" / "trial" / "teacher_centres" / "manifest.json").exists()
-    said = run(_stopped_in, 2, settings, "evaluate_sets", 2)
+    said = run(_stopped_in, 2, settings, "pairs_of_sets", 2)
     assert all("stopped while evaluating the student" in one for one in said)
     assert (tmp_path / "runs" / "trial" / "student" / "model.safetensors").exists()
     run(job, 2, settings, "auto")
