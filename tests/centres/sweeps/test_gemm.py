@@ -67,7 +67,8 @@ def test_in_the_interpreter() -> None:
             check(one, name)
     assert found["updates"] == {"sgd": "", "adamw": "", "adamw, full": ""}
     assert max(found["int8"].values()) < 1e-5
-    assert found["captured"] == {"all rows": 1, "samples": 1}
+    assert found["captured"]["all rows"] == 1
+    assert found["captured"]["samples"] <= 2  # again for a list that is longer than the room
 
 
 @pytest.mark.gpu
