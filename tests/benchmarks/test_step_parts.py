@@ -10,7 +10,7 @@ import pytest
 
 from helpers.places import ROOT
 
-SMALL = "--pairs 3 --batch 8 --identities 4 --json"
+SMALL = "--pairs 3 --batch 8 --identities 6 --json"
 
 
 @pytest.mark.slow
