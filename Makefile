@@ -62,7 +62,7 @@ $(MXNET_VENV)/.installed: requirements-mxnet.txt
 	@touch $@
 
 edge: $(EDGE_VENV)/.installed
-	PYTHONPATH=. $(EDGE_VENV)/bin/python -m pytest tests/export/test_targets.py $(ARGS)
+	PYTHONPATH=. $(EDGE_VENV)/bin/python -m pytest tests/export/test_targets.py tests/export/test_vit_export.py $(ARGS)
 
 $(EDGE_VENV)/.installed: requirements-edge.txt
 	@test -x $(EDGE_VENV)/bin/pip || test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 with venv and ensurepip runs here' >&2; exit 1; }
@@ -71,6 +71,7 @@ $(EDGE_VENV)/.installed: requirements-edge.txt
 	@touch $@
 
 alone: $(ALONE_VENV)/.installed
+	$(ALONE_VENV)/bin/pip install --quiet --no-deps --force-reinstall .
 	$(ALONE_VENV)/bin/python tests/helpers/alone.py $(ARGS)
 
 $(ALONE_VENV)/.installed: pyproject.toml requirements.txt

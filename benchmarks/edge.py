@@ -3,8 +3,9 @@
 python benchmarks/edge.py runs/quickstart --to onnx,fp16,int8,openvino,opencv,ncnn --out edge_cpu.json
 
 For each target and precision: milliseconds for one face (median and 95th percentile, one and two threads; all files in
-turn, picture by picture), size of its files, memory that loading and running it takes beyond the imported runtime (a
-process of its own, VmHWM), and the accuracy and TAR at FAR 1e-3 on the named set beside the network's in torch.
+turn, picture by picture), size of its files, peak memory that loading and running it takes beyond the imported runtime
+(a process of its own, VmHWM after it was set back), and the accuracy and TAR at FAR 1e-3 on the named set beside the
+network's in torch.
 Parameters and multiply-adds are counted (planner/network_cost.py). `--speed-only` leaves accuracy and TAR out.
 """
 
@@ -49,6 +50,7 @@ target.check(max(size, target.least_size))
 graph = Graph(b"", None, size)
 peak = lambda: int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
 pictures = np.zeros((8, size, size, 3), np.uint8)
+Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 run = target.open(folder, graph, 1)
 for at in range(8):

@@ -13,27 +13,27 @@ from partialkd.align.detector import the_one_meant
 from partialkd.align.open import detector_maker
 from partialkd.align.template import aligned
 from partialkd.data.images.decode import decode, to_tensor
+from partialkd.errors import PartialKDError
 from partialkd.models.model_folder import read_config
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser, embeddings = argparse.ArgumentParser(description=__doc__), []
 for name in ("folder", "detector", "one", "other"):
     parser.add_argument(name, type=Path)
-parser.add_argument("--far", default="0.001", help="(default 0.001)")
+parser.add_argument("--far", type=float, default=1e-3, help="(default 0.001)")
 options = parser.parse_args()
-far, embeddings = f"{float(options.far):g}", []
-network, detector = partialkd.load(options.folder), detector_maker(options.detector)()
-at_far = read_config(options.folder)["thresholds"]["fp32"]["flip"]["all"]
-if far not in (rates := [rate for rate, one in at_far.items() if not one["too_few_impostors"]]):
-    parser.error(f"--far: the card has enough pairs of strangers for {', '.join(rates) or 'no rate'}, not for {far}")
-for path in (options.one, options.other):
-    photograph = decode(path.read_bytes(), str(path))
-    if not (faces := detector.find(photograph)):
-        parser.error(f"{path}: no face found")
-    face = the_one_meant(faces, photograph.shape[1], photograph.shape[0])
-    images = to_tensor([aligned(photograph, face.landmarks, network.image_size)], network.image_size)
-    with torch.no_grad():
-        embeddings.append(network(images) + network(images.flip(3)))
-cosine, bar = torch.cosine_similarity(*embeddings).item(), at_far[far]["threshold"]
-print(
-    f"{'same person' if cosine > bar else 'not the same person'}: cosine {cosine:.3f}, from {bar:.3f} on at FAR {far}"
-)
+try:
+    network, detector = partialkd.load(options.folder), detector_maker(options.detector)()
+    card = read_config(options.folder).get("thresholds", {}).get("fp32", {}).get("flip", {}).get("all", {})
+    rates = {float(rate): one["threshold"] for rate, one in card.items() if not one["too_few_impostors"]}
+    if (bar := rates.get(options.far)) is None:
+        parser.error(f"the card has pairs of strangers enough for a FAR of {list(rates)}, not for {options.far:g}")
+    for path in (options.one, options.other):
+        if not (faces := detector.find(photograph := decode(path.read_bytes(), str(path)))):
+            parser.error(f"{path}: no face found")
+        face = the_one_meant(faces, photograph.shape[1], photograph.shape[0])
+        images = to_tensor([aligned(photograph, face.landmarks, network.image_size)], network.image_size)
+        embeddings.append((network(images) + network(images.flip(3))).detach())
+except (PartialKDError, OSError) as error:
+    parser.error(str(error))
+cosine = torch.cosine_similarity(*embeddings).item()
+print(f"{'' if cosine > bar else 'not the '}same person: cosine {cosine:.3f}, from {bar:.3f} on at FAR {options.far:g}")

@@ -100,7 +100,7 @@ def to_targets(args: argparse.Namespace, path: Path, targets: Sequence[Target]) 
     network = plain_network(state, config, image_size)
     judge = Judge(network, named_set, image_size)
     metadata = {**({} if thresholds is None else {"thresholds": thresholds}), **describe(config, image_size)}
-    graph = Graph(to_onnx(network, metadata, args.batch), network, image_size, args.batch, pictures)
+    graph = Graph(to_onnx(network, metadata), network, image_size, args.batch, pictures)
     facts = {"fingerprint": fingerprint_of(state, image_size), "image_size": image_size}
     outcomes = export_targets(network, graph, targets, judge, args.folder, facts)
     found = {"targets": [one.facts() for one in outcomes]}
@@ -155,6 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="aligned images for int8 (default: the run's)")
     parser.add_argument("--card", type=Path, help="the network's threshold card, for the metadata of ONNX files")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference, without --to")
-    parser.add_argument("--batch", type=int, metavar="N", help="ONNX files take N images, not any number")
+    parser.add_argument("--batch", type=int, metavar="N", help="files take N images, not any number")
     add_json(parser)
     return parser

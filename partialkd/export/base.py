@@ -22,12 +22,14 @@ import numpy as np
 from torch import nn
 
 from partialkd.errors import CheckpointError, PartialKDError
+from partialkd.models.onnx_session import switch_reports_off
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}  # of every picture, to the trained network's embedding
 SPREAD = (0.5, 2.0)  # of the variance of embeddings, to the trained network's: outside, they have collapsed
 MOST_TAR = 0.003  # by which the TAR may differ
 FAR = 1e-3
 INPUT, OUTPUT = "images", "embeddings"
+ALWAYS = ("onnx", "onnxscript", "onnxruntime")  # libraries that every target begins with
 _LONGEST = 300  # characters of a library's own words
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -39,12 +41,12 @@ class ExportError(CheckpointError):
 
 @dataclass(frozen=True)
 class Graph:
-    """What a target is given. content: ONNX, "images" (batch or `batch`, 3, S, S) -> "embeddings"."""
+    """What a target is given. content: ONNX, "images" (any number, 3, S, S) -> "embeddings"."""
 
     content: bytes
     network: nn.Module  # the whole of it in torch, for converters that begin there
     image_size: int
-    batch: int | None = None  # None: any
+    batch: int | None = None  # that files are to take, of targets that take any; None: any
     calibration: np.ndarray | None = None  # (n, S, S, 3) uint8 of the training set, where the target wants them
     last: str | None = None  # module of the network after which the graph is cut off
 
@@ -55,7 +57,7 @@ class Target(ABC):
     name: str
     files: tuple[str, ...]  # first the one that a program is given
     precision = "fp32"
-    modules: tuple[str, ...] = ()  # that must be importable, beside what plain exports need
+    modules: tuple[str, ...] = ()  # that must be importable, beside ALWAYS
     packages: tuple[str, ...] = ()  # that bring them
     runtime = "onnxruntime"  # package in which it is checked
     least = ""  # the oldest version of the runtime that was tried
@@ -72,17 +74,27 @@ class Target(ABC):
     def open(self, folder: Path, graph: Graph, threads: int = 1) -> Run:
         """Open these files in their runtime."""
 
+    def running(self, folder: Path, graph: Graph, threads: int = 1) -> Run:
+        """Open these files to run on any number of pictures, also where they take a fixed number."""
+        run = self.open(folder, graph, threads)
+        return in_batches(run, graph.batch) if graph.batch and self.any_batch else run
+
+    def exacter(self) -> bool:
+        """Whether the next `write` will be nearer to the network: asked where the bar of cosines was missed."""
+        return False
+
     def notes(self) -> dict[str, Any]:
         """Say what else there is to know of what was written last."""
         return {}
 
     def check(self, image_size: int) -> None:
         """ExportError for what can be told before any work: a missing library, a size that it does not take."""
-        for module in self.modules:
+        switch_reports_off()  # insightface imports onnxruntime
+        for module in (*ALWAYS, *self.modules):
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                wanted = " ".join(self.packages)
+                wanted = " ".join(self.packages if module in self.modules else ALWAYS)
                 raise ExportError(
                     f"{self.name}: needs a library that is missing ({error}): pip install {wanted}"
                 ) from None
@@ -117,3 +129,13 @@ def planes(pictures: np.ndarray) -> np.ndarray:
 def one_by_one(run: Run) -> Run:
     """Run a file that takes one picture on any number of them."""
     return lambda pictures: np.concatenate([run(pictures[k : k + 1]) for k in range(len(pictures))])
+
+
+def in_batches(run: Run, batch: int) -> Run:
+    """Run a file that takes `batch` pictures on any number of them: the last are followed by repeats."""
+
+    def padded(pictures: np.ndarray) -> np.ndarray:
+        places = np.arange(-(-len(pictures) // batch) * batch).clip(max=len(pictures) - 1).reshape(-1, batch)
+        return np.concatenate([run(pictures[part]) for part in places])[: len(pictures)]
+
+    return padded

@@ -63,9 +63,8 @@ def export_targets(
     judge: Judge,
     folder: Path,
     more: dict[str, Any],
-    also: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Write every target that holds. network: in eval mode, of which `graph` is; also: files to list beside them."""
+    """Write every target that holds. network: in eval mode, of which `graph` is; more: facts for the report."""
     folder.mkdir(parents=True, exist_ok=True)
     discard(folder / MANIFEST)  # of earlier files
     outcomes = []
@@ -75,7 +74,7 @@ def export_targets(
     set_facts = {"set": judge.set.name, "pictures": len(judge.pictures), "tar_network": judge.tar}
     write_json(folder / REPORT, {**more, **set_facts, "targets": [one.facts() for one in outcomes]})
     names = [name for one in outcomes if one.problem is None for name in one.target.files]
-    write_export_manifest(folder, (*also, *names, REPORT))
+    write_export_manifest(folder, (*names, REPORT))
     return outcomes
 
 
@@ -86,13 +85,16 @@ def _written(network: nn.Module, graph: Graph, target: Target, judge: Judge, fol
         work, notes = Path(hidden), {}
         try:
             target.write(graph, work)
+            parity = judge.compare(target.running(work, graph), target)
+            while not parity.near(target) and target.exacter():
+                target.write(graph, work)
+                parity = judge.compare(target.running(work, graph), target)
             notes = target.notes()
-            parity = judge.compare(target.open(work, graph), target)
         except ExportError as error:
             return Outcome(target, None, _blamed(str(error), network, target, graph, judge.pictures), notes)
         if problem := parity.problem(target):
             return Outcome(target, parity, _blamed(problem, network, target, graph, judge.pictures), notes)
-        for name in target.files:
+        for name in reversed(target.files):  # last the one that a program is given
             write_bytes(folder / name, (work / name).read_bytes())
     return Outcome(target, parity, None, notes)
 

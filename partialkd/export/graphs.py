@@ -38,8 +38,10 @@ def cut_after(content: bytes, tensor: str) -> bytes:
     return bytes(onnx.shape_inference.infer_shapes(model).SerializeToString())
 
 
-def with_batch(content: bytes, batch: int) -> bytes:
-    """Fix the batch of the input, where it is free."""
+def with_batch(content: bytes, batch: int | None) -> bytes:
+    """Fix the batch, which is free; None: leave it so."""
+    if batch is None:
+        return content
     import onnx
 
     model: Any = onnx.load_from_string(content)

@@ -61,7 +61,7 @@ def layer_error(target: Target, graph: Graph, pictures: np.ndarray, ours: np.nda
     with tempfile.TemporaryDirectory() as work:
         try:
             target.write(graph, Path(work))
-            theirs = target.open(Path(work), graph)(pictures).reshape(len(pictures), -1).astype(np.float64)
+            theirs = target.running(Path(work), graph)(pictures).reshape(len(pictures), -1).astype(np.float64)
         except ExportError:
             return float("inf")
     ours = ours.reshape(len(pictures), -1).astype(np.float64)

@@ -31,6 +31,11 @@ from partialkd.models.weights import put_weights
 from partialkd.storage.atomic_files import new_folder, write_text
 
 LICENCES = ("weights", "training data", "teacher")
+# Identifiers of licences that the hub knows; others have to be "other", with a name.
+HUB_LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+    *("cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unknown"),
+)
 UNKNOWN = "not stated"
 
 
@@ -76,11 +81,11 @@ def readme(facts: Facts, report: dict[str, Any] | None, hashes: dict[str, str]) 
 
 
 def _head(facts: Facts) -> str:
-    licence = facts.licences.get("weights")
+    licence = facts.licences.get("weights", "unknown")
     lines = ["---", "library_name: partialkd", "pipeline_tag: image-feature-extraction"]
-    lines += ["tags:", "- face-recognition", "- knowledge-distillation", f"license: {json.dumps(licence or 'other')}"]
-    if facts.run is not None:
-        lines += ["datasets:", f"- {json.dumps(_data_name(facts.run))}"]
+    lines += ["tags:", "- face-recognition", "- knowledge-distillation"]
+    known = licence.lower() in HUB_LICENCES
+    lines += [f"license: {licence.lower()}"] if known else ["license: other", f"license_name: {json.dumps(licence)}"]
     return "\n".join([*lines, "---", ""])
 
 

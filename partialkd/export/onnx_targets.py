@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from partialkd.export.base import INPUT, OUTPUT, ExportError, Graph, Run, Target, planes
+from partialkd.export.graphs import with_batch
 from partialkd.models.onnx_session import OnnxSession, onnxruntime_part
 from partialkd.storage.atomic_files import write_bytes
 
@@ -29,7 +30,8 @@ class Onnx(Target):
 
     def write(self, graph: Graph, folder: Path) -> None:
         with self.saying("convert"):
-            write_bytes(folder / self.files[0], self.converted(graph))
+            content = self.converted(graph)
+            write_bytes(folder / self.files[0], with_batch(content, graph.batch))
 
     def converted(self, graph: Graph) -> bytes:
         """Return the file's content."""

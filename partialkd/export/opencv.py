@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from partialkd.export.base import INPUT, Graph, Run, Target
+from partialkd.export.graphs import with_batch
 from partialkd.storage.atomic_files import write_bytes
 
 MIDDLE = 127.5
@@ -31,7 +32,8 @@ class OpenCV(Target):
 
     def write(self, graph: Graph, folder: Path) -> None:
         with self.saying("convert"):
-            write_bytes(folder / self.files[0], with_normalisation(graph.content))
+            content = with_batch(graph.content, graph.batch)
+            write_bytes(folder / self.files[0], with_normalisation(content))
 
     def open(self, folder: Path, graph: Graph, threads: int = 1) -> Run:  # noqa: ARG002 (one signature for all)
         return self.opened((folder / self.files[0]).read_bytes(), threads)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from partialkd.export.base import INPUT, Graph, Run, Target, planes
+from partialkd.export.graphs import with_batch
 
 REPORTER = "openvino_telemetry"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -39,7 +40,8 @@ class OpenVINO(Target):
     def write(self, graph: Graph, folder: Path) -> None:
         with self.saying("convert"):
             ov = library()
-            ov.save_model(ov.Core().read_model(graph.content), str(folder / self.files[0]), compress_to_fp16=False)
+            content = with_batch(graph.content, graph.batch)
+            ov.save_model(ov.Core().read_model(content), str(folder / self.files[0]), compress_to_fp16=False)
 
     def open(self, folder: Path, graph: Graph, threads: int = 1) -> Run:  # noqa: ARG002 (one signature for all)
         with self.saying("load"):

@@ -104,8 +104,13 @@ class OnnxSession:
         return CheckpointError(f"{self.where}: onnxruntime cannot {verb} it: {said}")
 
 
-def _onnxruntime() -> Any:
+def switch_reports_off() -> None:
+    """Switch onnxruntime's reports off, for whatever imports it later."""
     os.environ.setdefault(NO_TELEMETRY, "1")
+
+
+def _onnxruntime() -> Any:
+    switch_reports_off()
     import onnxruntime
 
     return onnxruntime

@@ -77,7 +77,8 @@ def test_two_photographs_are_compared(tmp_path: Path) -> None:
     assert said(folder, one, again).startswith("same person: cosine 0.")
     assert said(folder, one, other).startswith("not the same person: cosine ")
     assert "empty.png: no face found" in said(folder, one, empty)
-    assert "has enough pairs of strangers for 0.001, not for 1e-06" in said(folder, one, other, "--far", "1e-6")
+    assert said(folder, one, tmp_path / "absent.png").splitlines()[-1].endswith("absent.png'")
+    assert "strangers enough for a FAR of [0.001], not for 1e-06" in said(folder, one, other, "--far", "1e-6")
 
 
 def said(folder: Path, one: Path, other: Path, *options: str) -> str:

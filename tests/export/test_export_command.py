@@ -84,8 +84,8 @@ def test_bad_input_is_one_line_before_any_work(
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for target in chosen_targets("openvino,ncnn,litert,opencv,insightface"):
-        for module in target.modules:
+    for target in chosen_targets("openvino,ncnn,litert,opencv,insightface,onnx"):
+        for module in target.modules or ("onnxruntime",):
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ExportError, match=rf"^{target.name}: needs a library that is missing \(.*\): pip install "):
             target.check(112)

@@ -64,7 +64,7 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(opened(images), network()(images))
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: partialkd\n")
-    assert 'license: "cc-by-nc-4.0"' in text
+    assert "\nlicense: cc-by-nc-4.0\n" in text
     assert "| fa\\|ces | 88.67 [87.2, 89.9] | 86.60 [83.0, 90.0] at 0.1; - at 0.001 | 3000 |" in text
     assert "| fp32 | flip | 0.500 [0.400, ] | - | - | - |" in text
     assert "| training data | not stated |" in text
@@ -108,7 +108,9 @@ def test_what_was_not_measured_is_said_so(run: Path, tmp_path: Path) -> None:
     assert "None were measured by the run." in text
     assert "No thresholds were measured" in text
     assert "Unknown: the network did not come from a run folder." in text
-    assert 'license: "other"' in text
+    assert "\nlicense: unknown\n" in text
+    assert main([str(run), str(tmp_path / "named"), "--licence-weights", "research: only"]) == 0
+    assert '\nlicense: other\nlicense_name: "research: only"\n' in (tmp_path / "named" / "README.md").read_text()
 
 
 def test_cards_and_exports_of_another_network_are_refused(

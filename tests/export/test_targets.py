@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_a_target_gives_the_networks_embeddings(name: str, made: Network, graph:
         pictures = drawings(count, 32, first=50)
         bar = {"fp32": 1e-5, "fp16": 1e-4, "int8": 0.01}[target.precision]
         assert cosines(torch_run(made)(pictures), run(pictures)).min() > 1 - bar
+
+
+@pytest.mark.parametrize("name", ["onnx", "fp16", "int8", "openvino", "opencv"])
+def test_a_file_may_take_a_fixed_number_of_pictures(name: str, made: Network, graph: Graph, tmp_path: Path) -> None:
+    """It refuses others, and is run on any number with repeats that are dropped."""
+    target, fixed = there(name), replace(graph, batch=2)
+    target.write(fixed, tmp_path)
+    pictures = drawings(5, 32, first=50)
+    bar = {"fp32": 1e-5, "fp16": 1e-4, "int8": 0.01}[target.precision]
+    rows = target.running(tmp_path, fixed)(pictures)
+    assert cosines(torch_run(made)(pictures), rows).min() > 1 - bar
+    if name != "opencv":  # which takes what comes
+        with pytest.raises(ExportError, match=f"^{name}: "):
+            target.open(tmp_path, fixed)(pictures)
 
 
 @pytest.mark.slow
@@ -145,14 +160,16 @@ def test_a_target_reports_nothing_and_leaves_nothing_behind(name: str, tmp_path:
 
 USED = """
 import os, socket, sys
+assert "onnxruntime" not in sys.modules
 from pathlib import Path
 def refuse(*_, **__): os._exit(7)
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from helpers.edge_cases import CONFIG, drawings, graph_of, network
 from partialkd.export.targets import TARGETS
 target, folder = TARGETS[sys.argv[1]](), Path(sys.argv[2])
-graph = graph_of(network(CONFIG, 112), 112)
 target.check(112)
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+graph = graph_of(network(CONFIG, 112), 112)
 target.write(graph, folder)
 target.open(folder, graph)(drawings(1, 112))
 print([name for name in ("openvino_telemetry",) if sys.modules.get(name)])
@@ -232,6 +249,19 @@ def test_int8_keeps_layers_in_float_by_its_rule(made: Network, graph: Graph, tmp
     target.write(graph, tmp_path)
     assert 1 <= len(target.kept_float) <= len(weights_of(graph)) // 2
     assert rounded_weights(tmp_path / "model_int8.onnx") == everything - len(target.kept_float)
+
+
+@pytest.mark.slow
+def test_int8_that_misses_the_bar_on_the_set_keeps_more_in_float(graph: Graph, tmp_path: Path) -> None:
+    target = Int8()
+    target.write(graph, tmp_path)
+    kept = [len(target.kept_float)]
+    while target.exacter():
+        target.write(graph, tmp_path)
+        kept.append(len(target.kept_float))
+    assert kept[:4] == [0, 1, 2, 4]
+    assert kept[-2:] == [max(kept)] * 2  # more than half of the layers: the same again, and that is the end
+    assert max(kept) <= len(weights_of(graph)) // 2
 
 
 def rounded_weights(path: Path) -> int:

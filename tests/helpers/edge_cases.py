@@ -45,8 +45,8 @@ def network(config: ModelConfig = CONFIG, size: int = 32) -> Network:
     return made.eval()
 
 
-def graph_of(made: Network, size: int = 32, calibration: np.ndarray | None = None, batch: int | None = None) -> Graph:
-    return Graph(to_onnx(made, {}, batch), made, size, batch, calibration)
+def graph_of(made: Network, size: int = 32, calibration: np.ndarray | None = None) -> Graph:
+    return Graph(to_onnx(made, {}), made, size, None, calibration)
 
 
 def write_set(folder: Path, people: int = 12, size: int = 32) -> Path:
