@@ -40,7 +40,7 @@ class Int8(Onnx):
     name = "int8"
     files = ("model_int8.onnx",)
     precision = "int8"
-    least = "onnxruntime 1.31.1"
+    least = "onnxruntime 1.20.1"
     calibrated = True
 
     def __init__(self) -> None:

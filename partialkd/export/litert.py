@@ -42,7 +42,7 @@ class LiteRT(Target):
     modules = ("ai_edge_litert.interpreter", "litert_torch")
     packages = ("litert-torch", "ai-edge-litert")
     runtime = "ai-edge-litert"
-    least = "ai-edge-litert 2.3.0"
+    least = "ai-edge-litert 1.0.1"
     takes = "float32 (1, 3, S, S) RGB, (pixel - 127.5) / 127.5"
     any_batch = False
 

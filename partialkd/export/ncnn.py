@@ -28,7 +28,7 @@ class Ncnn(Target):
     modules = ("ncnn", "pnnx")
     packages = ("ncnn", "pnnx")
     runtime = "ncnn"
-    least = "ncnn 1.0.20261020"
+    least = "ncnn 1.0.20230223"
     takes = "float32 (3, S, S) RGB, (pixel - 127.5) / 127.5, one picture; blobs in0 and out0"
     any_batch = False
 

@@ -54,7 +54,7 @@ class Fp16(Onnx):
     name = "fp16"
     files = ("model_fp16.onnx",)
     precision = "fp16"
-    least = "onnxruntime 1.31.1"
+    least = "onnxruntime 1.17.0"
 
     def converted(self, graph: Graph) -> bytes:
         import onnx

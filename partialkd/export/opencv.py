@@ -27,7 +27,7 @@ class OpenCV(Target):
     modules = ("cv2",)
     packages = ("opencv-python-headless",)
     runtime = "opencv-python-headless"
-    least = "OpenCV 5.0"
+    least = "OpenCV 4.5.5"
     takes = "float32 (b, 3, S, S) RGB, pixels 0..255: the normalisation is inside"
 
     def write(self, graph: Graph, folder: Path) -> None:

@@ -30,7 +30,7 @@ class OpenVINO(Target):
     modules = ("openvino",)
     packages = ("openvino",)
     runtime = "openvino"
-    least = "openvino 2026.4.1"
+    least = "openvino 2023.0.2"
     takes = "float32 (b, 3, S, S) RGB, (pixel - 127.5) / 127.5; compile it with INFERENCE_PRECISION_HINT f32"
 
     def check(self, image_size: int) -> None:
