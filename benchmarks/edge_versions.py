@@ -53,8 +53,8 @@ def main() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (8, args.size, args.size, 3), np.uint8)
     if args.open:
         files = [args.folder / name for name in FILES[args.open] if (args.folder / name).exists()]
-        rows = {path.name: embedded(OPEN[args.open], path, pictures) for path in files}
-        print(json.dumps(rows))
+        own = {path.name: embedded(OPEN[args.open], path, pictures) for path in files}
+        print(json.dumps(own))
         return
     wanted = embedded(OPEN["onnxruntime"], args.folder / "model.onnx", pictures)
     found = []
