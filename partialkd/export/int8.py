@@ -70,9 +70,12 @@ class Int8(Onnx):
         content = self._quantised(prepared, pictures, work, [])
         worst: list[str] = []
         missed = lambda: _least(wanted, _unit(OnnxSession(content, self.name), pictures)) < LEAST_COSINE["int8"]
-        while len(self.kept_float) < self._least_kept or missed():
+        least = self._least_kept
+        while len(self.kept_float) < least or missed():
             worst = worst or by_loss(content, prepared, pictures)
-            count = max(2 * len(self.kept_float) or 1, self._least_kept)
+            while least > len(worst) // 2:
+                least //= 2
+            count = max(2 * len(self.kept_float) or 1, least)
             if count > len(worst) // 2:
                 break
             content = self._quantised(prepared, pictures, work, worst[:count])

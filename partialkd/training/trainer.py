@@ -343,7 +343,8 @@ class Trainer:
     def _part_seconds(self, like: torch.Tensor) -> torch.Tensor:
         """Seconds (PARTS,) of a step since the last logged one."""
         seconds, steps = self.world.clock.read(), max(1, self.student.steps - self._told)
-        return like.new_tensor([seconds.get(part, 0.0) / steps for part in PARTS])
+        parts = [seconds.get(part, 0.0) / steps for part in PARTS]
+        return torch.tensor(parts, dtype=like.dtype, device=like.device)
 
     # ------------------------------------------------------------------------------------- save and resume
 

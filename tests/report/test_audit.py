@@ -77,7 +77,7 @@ def test_whom_one_evaluates_is_found(planted: tuple[Audit, np.ndarray, dict[str,
     found = audit.evaluated(np.concatenate([strangers[:100], known, strangers[100:]]))
     assert {one.label for one in found} >= {10, 20, 33, 44, 59}
     assert {one.other for one in found} >= set(range(100, 105))
-    assert len(found) <= 6  # one by chance
+    assert len(found) <= 8  # one or two by chance are expected
 
 
 def test_clean_data_is_hardly_suspected() -> None:
