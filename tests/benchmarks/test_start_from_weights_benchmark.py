@@ -33,11 +33,13 @@ def test_a_started_student_gets_a_third_of_the_steps(tmp_path: Path, monkeypatch
             "started": [(20, 0.5), (40, 0.6), (60, 0.5)],
         }[name.removesuffix("_3")]
 
-    script["of_seed"].__globals__.update(accuracies=accuracies)
+    aucs = {"before": 0.6, "scratch": 0.8, "started": 0.7}
+    score = lambda folder, _: aucs[folder.name.removesuffix("_3")]
+    script["of_seed"].__globals__.update(accuracies=accuracies, score=score)
     found = script["of_seed"](tmp_path, 3, None)
     del found["judged"]
-    reached = {"steps of scratch": 360, "steps of started": 40}
-    assert found == {"seed": 3, "before": 0.4, "scratch": 0.6, "started": 0.5, **reached}
+    expected = {"before": 0.4, "scratch": 0.6, "started": 0.5, "steps of scratch": 360, "steps of started": 40}
+    assert found == {"seed": 3, **expected, **{f"AUC of {name}": auc for name, auc in aucs.items()}}
     assert script["first_reached"]([(20, 0.5)], 0.6) is None
     before, scratch, started = (seen[f"{name}_3"] for name in ("before", "scratch", "started"))
     steps = lambda config, identities: Schedule.of_phase(
