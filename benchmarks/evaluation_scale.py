@@ -73,6 +73,7 @@ def templates(scale: float, folder: Path) -> dict[str, Any]:
     table[1, : pairs // 800] = table[0, : pairs // 800]
     table[2, : pairs // 800] = 1
     np.savetxt(meta / "x_template_pair_label.txt", table.T, fmt="%d")
+    del table
     centres, embeddings = rng.standard_normal((count, DIM), dtype=np.float32), np.empty((2, images, DIM), np.float32)
     for at in range(0, images, BLOCK):  # so that the most memory is that of scoring, not of making these
         part = slice(at, at + BLOCK)
@@ -127,7 +128,7 @@ def alone(name: str, scale: float) -> dict[str, Any]:
     """Run a case in this process -> its numbers and the most memory that the process held."""
     with tempfile.TemporaryDirectory() as folder:
         found = CASES[name](scale, Path(folder))
-    return found | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return found | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def roc_corners(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, 
     A point is one distinct score, at which pairs of that score are accepted; a corner is one where the counts of both
     kinds do not go on as before (scikit-learn's drop_intermediate, by second differences).
     """
-    scores = np.union1d(genuine, impostor)[::-1]
+    scores = _distinct(np.concatenate([genuine, impostor]))[::-1]
     bends = np.zeros(len(scores), dtype=bool)
     bends[[0, -1]] = True
     for ordered in (impostor, genuine):  # one after the other: eight million counts are much memory
@@ -84,6 +84,12 @@ def roc_corners(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, 
     corners = scores[bends]
     fpr, tpr = (np.concatenate([[0.0], _accepted(ordered, corners) / len(ordered)]) for ordered in (impostor, genuine))
     return fpr, tpr
+
+
+def _distinct(scores: np.ndarray) -> np.ndarray:
+    """Sort scores where they lie -> the different ones; np.unique takes a copy."""
+    scores.sort()
+    return scores[np.concatenate([[True], scores[1:] != scores[:-1]])]
 
 
 def _accepted(ordered: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -129,26 +129,27 @@ def _scored(
     results: dict[str, Any] = {}
     if found.pairs is not None and people is not None:
         first, second, same = found.pairs
-        scores = pair_scores(templates, _places(numbers, first), _places(numbers, second))
-        results["verification"] = _verified(scores, same, asked.fars, people)
+        scored = pair_scores(templates, _places(numbers, first), _places(numbers, second))
+        genuine, other = scored[same], scored[~same]
+        del scored  # eight million numbers
+        results["verification"] = _verified(genuine, people[same], Impostors(other, people[~same]), asked.fars)
     if found.probes is not None:
         rows_of = lambda listed: templates[np.searchsorted(numbers, listed.templates)]
         results["identification"] = _identified(rows_of(found.probes), found, rows_of, asked)
     return results
 
 
-def _verified(scores: np.ndarray, same: np.ndarray, fars: Sequence[float], people: People) -> dict[str, Any]:
-    impostors, between = int((~same).sum()), Impostors(scores[~same], people[~same])
-    points = points_of_sorted(np.sort(scores[same]), between.ordered, fars)
+def _verified(genuine: np.ndarray, of: People, between: Impostors, fars: Sequence[float]) -> dict[str, Any]:
+    points = points_of_sorted(np.sort(genuine), between.ordered, fars)
     rates = {f"{far:g}": asdict(point) for far, point in points.items()}
     for far, point in points.items():
         rates[f"{far:g}"] |= {
             "threshold": _finite(point.threshold),
-            "interval": list(tar(scores[same], people[same], between, far)),
-            "interval_published": list(_published(scores[same], people[same], between, far, point.tar_published)),
-            "too_few_impostors": too_few(far, impostors),
+            "interval": list(tar(genuine, of, between, far)),
+            "interval_published": list(_published(genuine, of, between, far, point.tar_published)),
+            "too_few_impostors": too_few(far, len(between.scores)),
         }
-    return {"tar_at_far": rates, "genuine": int(same.sum()), "impostors": impostors}
+    return {"tar_at_far": rates, "genuine": len(genuine), "impostors": len(between.scores)}
 
 
 def _published(genuine: np.ndarray, of: People, between: Impostors, far: float, rate: float) -> Interval:

@@ -91,7 +91,7 @@ def pooled_images(
     return numbers, rows
 
 
-def pair_scores(rows: np.ndarray, first: np.ndarray, second: np.ndarray, block: int = 1 << 15) -> np.ndarray:
+def pair_scores(rows: np.ndarray, first: np.ndarray, second: np.ndarray, block: int = 1 << 11) -> np.ndarray:
     """Cosines (p,) of pairs of unit rows (t, D) by index (p,), a block at a time."""
     scores = np.empty(len(first))
     for start in range(0, len(first), block):
