@@ -26,7 +26,7 @@ from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
 from partialkd.run.checks import phases_of
 from partialkd.run.folder import run_folder
-from partialkd.training.trainer import check_batch, key_of
+from partialkd.training.phase_plan import check_batch, key_of
 
 ROOT = Path(partialkd.__file__).parents[1]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"

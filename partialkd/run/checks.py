@@ -31,9 +31,9 @@ from partialkd.teacher.classifier import own_rows
 from partialkd.teacher.ensemble import Ensemble, described
 from partialkd.teacher.network import Teacher
 from partialkd.teacher.supervision import CACHE, Teaching, check_width, look_at, open_network, teach
+from partialkd.training.phase_plan import key_of, plan_of
 from partialkd.training.start import Start, look_at_start
 from partialkd.training.tapping import wires_of
-from partialkd.training.trainer import key_of, plan_of
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -61,7 +61,8 @@ from partialkd.run.times import Times, earlier_starts, summed
 from partialkd.storage.atomic_files import write_json
 from partialkd.teacher.centres import save_centres
 from partialkd.teacher.supervision import CACHE, Teaching, teach
-from partialkd.training.trainer import Trainer, check_batch, key_of
+from partialkd.training.phase_plan import check_batch, key_of
+from partialkd.training.trainer import Trainer
 from partialkd.world import flight_recorder, messages
 from partialkd.world.numerics import set_numerics
 from partialkd.world.stop_signals import StopSignals

@@ -3,7 +3,7 @@
 metrics.jsonl: one object a logged step, in the order written: `phase`, `step` (optimiser steps done), `epoch`, `time`
 (when it was logged, in UTC), `loss`, `lr`, `images_per_s` (all ranks), then the method's own values, `grad_norm`
 (before clipping), `time/<part>` (seconds of an optimiser step, the mean over ranks and over the steps since the last
-line; trainer.py says which parts) and `memory` (peak bytes of rank 0: of CUDA's allocator since the phase began, or of
+line; step_log.py says which parts) and `memory` (peak bytes of rank 0: of CUDA's allocator since the phase began, or of
 the process); a number that is not finite is null. `teacher_share` is the teacher's part of a step's time, where it
 runs; `mfu` the part of it that the step's products would take at the full rate of the GPU, as its maker says, if
 partialkd.planner.devices knows it. With `run.keep_best` there are also lines of scored checkpoints, with `phase`,

@@ -34,11 +34,7 @@ from partialkd.context import RunContext
 from partialkd.data.batch import FaceBatch
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.loading.ordered import Loader
-from partialkd.data.order.orders import check_positives, make_order
-from partialkd.data.order.plan import BatchCut, TrainingPlan
-from partialkd.data.order.readahead import make_plan
-from partialkd.data.sources.source import Source
-from partialkd.errors import ConfigError, PartialKDError, Preempted, RankLost
+from partialkd.errors import PartialKDError, Preempted, RankLost
 from partialkd.methods import Outcome, make_method
 from partialkd.methods.stateful import States
 from partialkd.methods.terms import TermInputs, Terms, TermSetting
@@ -51,64 +47,18 @@ from partialkd.teacher.network import Teacher
 from partialkd.teacher.noise import Noise
 from partialkd.training.health import Health, skipping
 from partialkd.training.patience import Patience, shortfall
+from partialkd.training.phase_plan import key_of, plan_of
 from partialkd.training.profiler import Profiler
-from partialkd.training.progress import Progress, Throughput
-from partialkd.training.schedule import Schedule
 from partialkd.training.scoring import Scoring
 from partialkd.training.start import Start
 from partialkd.training.state import Parts, capture, identity, restore
+from partialkd.training.step_log import LEFT_OUT, StepLog
 from partialkd.training.student import Student
 from partialkd.training.tapping import tapping_of
-from partialkd.world.part_clock import forget_peak, peak_memory
-from partialkd.world.world import COLLECTIVES, World, collective_failed, seed_rank
+from partialkd.world.part_clock import forget_peak
+from partialkd.world.world import World, collective_failed, seed_rank
 
 _log = logging.getLogger(__name__)
-# Of a step's time; "other" is what lies between them: logging, checks, saving.
-PARTS = (
-    "data", "teacher", "student forward", "student backward", "student step", "centres", COLLECTIVES, "other",
-)  # fmt: skip
-LEFT_OUT = "scoring"  # which is no training
-
-
-def plan_of(name: str, phase: PhaseConfig, config: Config, source: Source, world: World) -> TrainingPlan:
-    """Plan the order of a phase's records; ConfigError naming the key if its batches or its schedule do not fit."""
-    key, data = key_of(name), config.data
-    check_batch(key, phase, world.size)
-    order = make_order(data, source, phase.global_batch, config.run.seed)
-    if any(term.samplers for term in phase.terms):
-        check_positives(order)
-    try:
-        cut = BatchCut(phase.global_batch, phase.accumulation, world.rank, world.size)
-        plan = make_plan(data, source, order, cut, config.run.seed)
-    except ConfigError as error:
-        raise ConfigError(f"{key}.{error}") from error
-    Schedule.of_phase(phase, plan.micro_steps, key)
-    return plan
-
-
-def check_batch(key: str, phase: PhaseConfig, size: int) -> None:
-    """Raise ConfigError naming the key if `size` ranks cannot share the batch, or BatchNorm cannot train on a part."""
-    batch, accumulation = phase.global_batch, phase.accumulation
-    single = phase.sync_batchnorm or phase.freeze_batchnorm  # whether a rank may have a single image
-    if batch % (accumulation * size):
-        each = batch // accumulation
-        fitting = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0 and (single or each > n))
-        raise ConfigError(
-            f"{key}.global_batch must be divisible by accumulation x world size ({accumulation} x {size} = "
-            f"{accumulation * size}), got {batch}; with this batch and accumulation the world size may be {fitting}"
-        )
-    parts = accumulation if phase.sync_batchnorm else accumulation * size
-    if batch == parts and not phase.freeze_batchnorm:  # a variance of one image is none
-        sharing = "" if phase.sync_batchnorm or size == 1 else f" x world size {size}"
-        raise ConfigError(
-            f"{key}.global_batch must be at least {2 * parts} (2 images x accumulation {accumulation}{sharing}): "
-            f"BatchNorm cannot train on a single image, got {batch}"
-        )
-
-
-def key_of(name: str) -> str:
-    """Name the section of the configuration that has this phase."""
-    return {"teacher": "teacher.train", "alone": "alone"}.get(name, "student")  # also of the generations before it
 
 
 class Trainer:
@@ -172,7 +122,6 @@ class Trainer:
         self._parts = Parts(self.student, self.centres, moving, (self.loader, self.health, self.patience), self.states)
         self.scoring, self._on_save = Scoring(context), on_save
         self.profiler = Profiler(context.folder, name, config.run, world)
-        self._told = 0  # after which step the last line was logged
         self._judged: tuple[int, float] | None = None  # the newest judgement: after which step, its number
         self._saved_step, self._scored = -1, False  # of the newest checkpoint; True also where none are scored
         self._outcomes: list[Outcome] = []  # of the micro-steps since the last optimiser step
@@ -186,7 +135,8 @@ class Trainer:
         if resume:
             self.resume()
         try:
-            with self._telling():
+            self._step_log = self._telling()
+            with self._step_log:
                 try:
                     self._train()
                 finally:
@@ -199,13 +149,10 @@ class Trainer:
             raise
         return self.student.network()
 
-    def _telling(self) -> Progress:
+    def _telling(self) -> StepLog:
         """Begin to tell what the run does, from here on."""
-        run, done = self.config.run, self.student.steps
-        self._speed = Throughput(self.phase.global_batch, done)
-        self._told = done
-        self._progress = Progress(self.context.folder, self.name, self.last_step, self.world, run, done)
-        return self._progress
+        context, live, done = self.context, self.teacher is not None, self.student.steps
+        return StepLog(self.name, self.phase, context, self.last_step, done, live, self._least_seconds)
 
     def _save_last(self) -> None:
         """Save the last step, collectively, scored if `run.keep_best`: a resumed run makes up for it."""
@@ -288,18 +235,10 @@ class Trainer:
     def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
-        self._progress.stepped()
+        self._step_log.stepped()
         self.profiler.after(step)
         if step % run.log_every == 0 or last:
-            values = self._means(outcomes)
-            loss = values.pop("loss")
-            epoch, _ = self.loader.position
-            rate = self._speed.since_last(step)
-            self._told = step
-            norm = self.student.grad_norm
-            values |= self._shares(rate, values) | self.health.logged(loss)
-            values |= {} if norm is None else {"grad_norm": norm}
-            self._progress.log(step, epoch, loss, lr, rate, values | {"memory": peak_memory(self.world.device)})
+            self._tell(outcomes, lr)
         if not last and self._watch.asked():
             self.save()  # without a score: there may be little time
             self.saver.wait()
@@ -309,14 +248,16 @@ class Trainer:
         if not last and run.checkpoint_every and step % run.checkpoint_every == 0:
             self.save(self._score())
 
-    def _shares(self, images_per_s: float, values: dict[str, float]) -> dict[str, float]:
-        """Of the time of a step: the teacher's part, and the part that its products need at the device's full rate."""
-        step_seconds, shares = self.phase.global_batch / images_per_s, {}
-        if self.teacher is not None:
-            shares["teacher_share"] = values["time/teacher"] / step_seconds
-        if self._least_seconds is not None:
-            shares["mfu"] = self._least_seconds / step_seconds
-        return shares
+    def _tell(self, outcomes: list[Outcome], lr: float) -> None:
+        """Log this step, collectively; PartialKDError if its loss is not finite."""
+        values = self._step_log.means(outcomes, self.student.steps)
+        loss = values.pop("loss")
+        if not math.isfinite(loss):
+            self.health.check()
+            raise PartialKDError(f"{self.name}: the loss is {loss} at step {self.student.steps}")
+        norm = self.student.grad_norm
+        values |= self.health.logged(loss) | ({} if norm is None else {"grad_norm": norm})
+        self._step_log.log(self.student.steps, self.loader.position[0], loss, lr, values)
 
     def _judge_if_due(self) -> None:
         """Score the student if `evaluate.every` says so; collective."""
@@ -325,26 +266,6 @@ class Trainer:
             if self.world.is_main:
                 said = f"{self.patience.since} judgements in a row were not better than {best:.4f}"
                 _log.info(f"{self.name}: ends at step {step} of {self.last_step}: {said} (evaluate.patience)")
-
-    def _means(self, outcomes: list[Outcome]) -> dict[str, float]:
-        """Loss, the method's values and the parts of a step, means over micro-steps and ranks; one collective.
-
-        The loss must be finite.
-        """
-        values = [{"loss": outcome.loss.detach(), **outcome.values} for outcome in outcomes]
-        means = torch.stack([torch.stack([one[key].float() for one in values]).mean() for key in values[0]])
-        names = [*values[0], *(f"time/{part}" for part in PARTS)]
-        named = dict(zip(names, self.world.mean(torch.cat([means, self._part_seconds(means)])).tolist(), strict=True))
-        if not math.isfinite(named["loss"]):
-            self.health.check()
-            raise PartialKDError(f"{self.name}: the loss is {named['loss']} at step {self.student.steps}")
-        return named
-
-    def _part_seconds(self, like: torch.Tensor) -> torch.Tensor:
-        """Seconds (PARTS,) of a step since the last logged one."""
-        seconds, steps = self.world.clock.read(), max(1, self.student.steps - self._told)
-        parts = [seconds.get(part, 0.0) / steps for part in PARTS]
-        return torch.tensor(parts, dtype=like.dtype, device=like.device)
 
     # ------------------------------------------------------------------------------------- save and resume
 
@@ -371,10 +292,10 @@ class Trainer:
         if self._judged is None or self._judged[0] != step:
             with self.world.clock.within(LEFT_OUT):
                 scores, seconds = self.scoring.scores(self.student.network())
-            self._speed.leave_out(seconds)
+            self._step_log.leave_out(seconds)
             if scores is None:
                 return None
-            self._progress.scored(step, self.loader.position[0], scores, seconds)
+            self._step_log.scored(step, self.loader.position[0], scores, seconds)
             self._judged = step, shortfall(scores, self.config.evaluate.metric)
             self.patience.hear(*self._judged)
         return self._judged[1]

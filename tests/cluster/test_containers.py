@@ -21,7 +21,7 @@ import pytest
 from helpers.places import ROOT
 from partialkd.config.load import load_config
 from partialkd.run.checks import phases_of
-from partialkd.training.trainer import check_batch
+from partialkd.training.phase_plan import check_batch
 
 yaml = pytest.importorskip("yaml")
 jsonschema = pytest.importorskip("jsonschema")

@@ -18,7 +18,7 @@ from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.verification import ScoredPairs
 from partialkd.storage.atomic_files import write_json
 from partialkd.training.progress import Progress
-from partialkd.training.trainer import PARTS
+from partialkd.training.step_log import PARTS
 from partialkd.world.world import World
 
 PAIRS, PEOPLE = 120, 12

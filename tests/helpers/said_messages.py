@@ -34,8 +34,8 @@ from partialkd.storage.atomic_files import write_bytes
 from partialkd.storage.claim import claimed
 from partialkd.storage.tensor_file import check_file, write_summed
 from partialkd.teacher.classifier import read_matrix
+from partialkd.training.phase_plan import check_batch
 from partialkd.training.schedule import Schedule
-from partialkd.training.trainer import check_batch
 from partialkd.world.launch import refuse_tasks_that_are_no_ranks
 from partialkd.world.world import World
 

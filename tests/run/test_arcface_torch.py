@@ -21,7 +21,7 @@ from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.run.arcface_torch import check_trains_the_same, read_part, take_over
-from partialkd.training.trainer import plan_of
+from partialkd.training.phase_plan import plan_of
 from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 

@@ -22,7 +22,7 @@ from partialkd.config.load import load_config, parse_config, save_config
 from partialkd.errors import CheckpointError, ConfigError, DataError, Preempted
 from partialkd.run import job as module
 from partialkd.storage.manifest import read_manifest, write_manifest
-from partialkd.training.trainer import PARTS
+from partialkd.training.step_log import PARTS
 from partialkd.world.stop_signals import SIGNALS
 from partialkd.world.world import World
 

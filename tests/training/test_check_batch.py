@@ -12,7 +12,7 @@ from partialkd.config import PhaseConfig
 from partialkd.config.load import parse_config
 from partialkd.errors import ConfigError
 from partialkd.run import job
-from partialkd.training.trainer import check_batch
+from partialkd.training.phase_plan import check_batch
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 
