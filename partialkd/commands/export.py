@@ -3,7 +3,7 @@
 From a network file, a checkpoint, or a run folder (its finished student, else its newest checkpoint; `--checkpoint`).
 Without `--to` model.onnx and model.safetensors, compared on random images; with it, each target on real ones.
 
-Errors: one line on the error output and status 1, nothing written; wrong options, status 2. Of several targets those
+Errors: one line on the error output and status 1, nothing written; wrong options and a missing model, status 2. Of several targets those
 that hold are written; status 1 says that one did not.
 """
 
@@ -18,7 +18,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.checkpoint.network import CONFIG, checkpoint_network, chosen, is_checkpoint
-from partialkd.commands.networks import add_choice
+from partialkd.commands.networks import add_network
 from partialkd.commands.results import add_json, show
 from partialkd.config import Config, ModelConfig
 from partialkd.config.load import load_config
@@ -146,9 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         examples=EXAMPLES,
         description="Write a trained network as files for other runtimes, if they give the same embeddings there.",
     )
-    parser.add_argument("model", type=Path, help="a run folder, a run's model.safetensors or a checkpoint")
+    add_network(parser)
     parser.add_argument("folder", type=Path, help="folder to write to")
-    add_choice(parser)
     parser.add_argument("--to", metavar="TARGETS", help=f"with commas: {', '.join(TARGETS)}")
     parser.add_argument("--set", type=Path, metavar="SET", help="what targets are checked on: a .bin, or a folder of "
                         "identities (default: the run's first set)")  # fmt: skip

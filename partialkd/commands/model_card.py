@@ -13,7 +13,7 @@ from typing import Any
 
 from partialkd.checkpoint.network import chosen
 from partialkd.commands.export import described, run_config
-from partialkd.commands.networks import add_choice
+from partialkd.commands.networks import add_network
 from partialkd.commands.results import add_json, show
 from partialkd.errors import CheckpointError, PartialKDError
 from partialkd.evaluate.card import read_card
@@ -71,9 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         examples=EXAMPLES,
         description="Write a run's network as a folder to publish: README.md, config.json, model.safetensors.",
     )
-    parser.add_argument("model", type=Path, help="a run folder, a run's model.safetensors or a checkpoint")
+    add_network(parser)
     parser.add_argument("folder", type=Path, help="folder to make")
-    add_choice(parser)
     parser.add_argument("--card", type=Path, help="the network's threshold card (evaluate.py --card)")
     parser.add_argument(
         "--exported", type=Path, metavar="OUT", help="what export.py --to has written of it: goes along"

@@ -1,9 +1,10 @@
-"""Options by which a command chooses a network in a run folder."""
+"""Arguments by which a command is given a network: a file, or a run folder and what is chosen in it."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 _PHASES = "teacher|student|alone|generation_[1-9][0-9]*"
 
@@ -16,6 +17,19 @@ def phase_name(text: str) -> str:
     if not re.fullmatch(_PHASES, text):
         raise argparse.ArgumentTypeError(f"must be teacher, student, alone or generation_<number>, got {text!r}")
     return text
+
+
+def there(text: str) -> Path:
+    """Return a path that exists; argparse's error for another."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return Path(text)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add the network, and what is chosen in a run folder."""
+    parser.add_argument("model", type=there, help="a run folder, a run's model.safetensors or a checkpoint")
+    add_choice(parser)
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:

@@ -85,7 +85,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+        hint = (
+            ""
+            if str(path).endswith(".safetensors")
+            else "; other programs' weights go to student.weights or teacher.path"
+        )
+        raise CheckpointError(f"{path}: not a safetensors file: {error}{hint}") from error
 
 
 MODEL = "model.safetensors"  # a phase that has it is finished

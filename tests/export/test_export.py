@@ -154,6 +154,6 @@ def test_command_line(tmp_path: Path) -> None:
     bad = subprocess.run(
         [*command, tmp_path / "absent", tmp_path / "out2"], capture_output=True, text=True, check=False
     )
-    assert (bad.returncode, bad.stdout) == (1, "")
+    assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.strip().endswith("absent: no such file")
     assert not (tmp_path / "out2").exists()
