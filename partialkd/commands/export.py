@@ -3,8 +3,8 @@
 From a network file, a checkpoint, or a run folder (its finished student, else its newest checkpoint; `--checkpoint`).
 Without `--to` model.onnx and model.safetensors, compared on random images; with it, each target on real ones.
 
-Errors: one line on the error output and status 1, nothing written; wrong options and a missing model, status 2. Of several targets those
-that hold are written; status 1 says that one did not.
+Errors: one line on the error output and status 1, nothing written; wrong options and a missing model, status 2. Of
+several targets those that hold are written; status 1 says that one did not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.checkpoint.network import CONFIG, checkpoint_network, chosen, is_checkpoint
-from partialkd.commands.networks import add_network
+from partialkd.commands.networks import add_network, check_there
 from partialkd.commands.results import add_json, show
 from partialkd.config import Config, ModelConfig
 from partialkd.config.load import load_config
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with the problem on stderr."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    check_there(parser, args.model)
     if args.batch is not None and not 1 <= args.batch <= MOST_IMAGES:
         parser.error(f"--batch must be in 1..{MOST_IMAGES}, got {args.batch}")
     try:

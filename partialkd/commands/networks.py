@@ -19,16 +19,15 @@ def phase_name(text: str) -> str:
     return text
 
 
-def there(text: str) -> Path:
-    """Return a path that exists; argparse's error for another."""
-    if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return Path(text)
+def check_there(parser: argparse.ArgumentParser, model: Path) -> None:
+    """End with a wrong argument's status if there is no such file or folder."""
+    if not model.exists():
+        parser.error(f"{model}: no such file")
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Add the network, and what is chosen in a run folder."""
-    parser.add_argument("model", type=there, help="a run folder, a run's model.safetensors or a checkpoint")
+    parser.add_argument("model", type=Path, help="a run folder, a run's model.safetensors or a checkpoint")
     add_choice(parser)
 
 
