@@ -83,9 +83,9 @@ $(ALONE_VENV)/.installed: pyproject.toml requirements.txt
 train: $(STAMP) .torch
 	PATH="$(abspath $(BIN)):$$PATH" launch/local.sh $(ARGS)
 
-# WORKERS=2: two processes share the tests, many of which wait, for other processes or for the disk. That takes half the
-# time; a test that looks at processes in the act of dying may then look too early.
-WORKERS ?= 0
+# Two processes share the tests, many of which wait, for other processes or for the disk: that takes half the time.
+# WORKERS=0: one after the other, in one process.
+WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 test: $(STAMP) .torch
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
