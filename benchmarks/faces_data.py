@@ -7,6 +7,7 @@ Of a person at most `MOST` images of each set are trained on.
 
   split.json                who is where
   train_<set>/              RecordIO of `SIZE` pixels per side, and teacher.npz, a row for each record
+  train_all_64/, sets_64/   the same of `LARGER` pixels per side
   sets/lfw.bin              the official pairs, in their order, without those of a person that is trained on
   sets/pubfig.bin           `PAIRS` pairs of one person and as many of two, of the held-out persons of PubFig
   teacher/<number>.npy      embeddings of `PIECE` training images of 112 pixels per side, not mirrored
@@ -32,13 +33,14 @@ from partialkd.data.images.decode import Wanted, decode, sized, to_tensor
 from partialkd.storage.atomic_files import replacing, write_json
 from partialkd.teacher.ensemble import open_teacher
 
-SIZE = 32  # pixels per side that the student sees
+SIZE, LARGER = 32, 64  # pixels per side that students see: all of them, and those of the hypotheses once more
 TEACHER_SIZE, DIM = 112, 128
 HELD_OUT = 48  # persons of PubFig that nobody is trained on
 MOST = {"pubfig": 24, "lfw": 8}  # images of a person in training
 EVALUATED = 20  # images of each held-out person of PubFig
 PAIRS = 3000  # of one person, and as many of two
 SETS = ("20", "120", "1000", "all")  # training sets by their number of identities, each within the next
+TRAINED = (*((name, SIZE) for name in SETS), ("all", LARGER))  # training sets and their pixels per side
 PIECE = 256
 
 Split = dict[str, list[str]]
@@ -72,6 +74,20 @@ def identities_of(split: Split, name: str) -> list[str]:
     return sorted(split["train"][:most])
 
 
+def train_folder(work: Path, name: str, size: int) -> Path:
+    """Where a training set lies."""
+    return work / f"train_{name}{_larger(size)}"
+
+
+def sets_folder(work: Path, size: int) -> Path:
+    """Where the verification sets lie."""
+    return work / f"sets{_larger(size)}"
+
+
+def _larger(size: int) -> str:
+    return "" if size == SIZE else f"_{size}"
+
+
 def images_of(trees: dict[str, dict[str, list[str]]], identity: str) -> list[tuple[str, str]]:
     """List the training images of an identity: (set, path in its archive)."""
     found = []
@@ -88,20 +104,17 @@ class StudyData:
         self.faces, self.work = faces, work
         self.archives = {"pubfig": faces / "pubfig112.tar.gz", "lfw": faces / "lfw112.tar.gz"}
 
-    def train(self, name: str) -> Path:
-        return self.work / f"train_{name}"
-
     def prepare(self) -> Split:
         """Make split, verification sets and records; quick where they are there."""
         path = self.work / "split.json"
-        if path.exists():
+        missing = [one for one in TRAINED if not (train_folder(self.work, *one) / "train.rec").exists()]
+        if path.exists() and not missing:
             return dict(json.loads(path.read_text(encoding="utf-8"))["split"])
         trees = {name: list_images(archive) for name, archive in self.archives.items()}
         listed = read_csv(self.faces / "lfw_pairs.csv")
         person = lambda image: image.partition("/")[0]
         paired = {person(image) for pair in listed for image in (pair.first, pair.second)}
         split = split_of(trees["pubfig"], trees["lfw"], paired)
-        (self.work / "sets").mkdir(parents=True, exist_ok=True)
         pairs = {
             "lfw": [
                 (pair.first, pair.second, pair.same)
@@ -110,10 +123,13 @@ class StudyData:
             ],
             "pubfig": pubfig_pairs({name: trees["pubfig"][name] for name in split["pubfig_held_out"]}),
         }
-        for name, some in pairs.items():
-            self._write_pairs(name, some)
+        for size in (SIZE, LARGER):
+            sets_folder(self.work, size).mkdir(parents=True, exist_ok=True)
+            for name, some in pairs.items():
+                self._write_pairs(name, some, size)
         listing = {name: images_of(trees, name) for name in split["train"]}
-        self._write_training(split, listing)
+        for name, size in missing:
+            self._write_training(split, listing, name, size)
         counts = {name: len(some) for name, some in pairs.items()}
         write_json(path, {"split": split, "images": listing, "pairs": counts})
         return split
@@ -130,18 +146,19 @@ class StudyData:
             found.update({(tree, path): image for path, image in read_images(archive, paths)} if paths else {})
         return found
 
-    def _write_pairs(self, name: str, pairs: list[tuple[str, str, bool]]) -> None:
+    def _write_pairs(self, name: str, pairs: list[tuple[str, str, bool]], size: int) -> None:
         places = [(name, image) for pair in pairs for image in pair[:2]]
-        small = {at: reduced(image, at) for at, image in self._read(set(places)).items()}
-        write_bin(self.work / "sets" / f"{name}.bin", [small[at] for at in places], [pair[2] for pair in pairs])
+        small = {at: reduced(image, at, size) for at, image in self._read(set(places)).items()}
+        path = sets_folder(self.work, size) / f"{name}.bin"
+        write_bin(path, [small[at] for at in places], [pair[2] for pair in pairs])
 
-    def _write_training(self, split: Split, listing: dict[str, list[tuple[str, str]]]) -> None:
-        read = self._read({at for some in listing.values() for at in some})
-        small = {at: reduced(image, at) for at, image in read.items()}
-        for name in SETS:
-            chosen = identities_of(split, name)
-            records = [(small[at], label) for label, person in enumerate(chosen) for at in listing[person]]
-            pack_records(self.train(name), iter(records), len(chosen), SIZE, chosen, plain=False)
+    def _write_training(self, split: Split, listing: dict[str, list[tuple[str, str]]], name: str, size: int) -> None:
+        chosen = identities_of(split, name)
+        read = self._read({at for person in chosen for at in listing[person]})
+        records = (
+            (reduced(read[at], at, size), label) for label, person in enumerate(chosen) for at in listing[person]
+        )
+        pack_records(train_folder(self.work, name, size), records, len(chosen), size, chosen, plain=False)
 
     # ------------------------------------------------------------------------------------------------- teacher
 
@@ -169,14 +186,14 @@ class StudyData:
             return len(missing) - len(todo)
         rows_of = dict(zip(order, np.concatenate([np.load(path(number)) for number in range(len(parts))]), strict=True))
         split = self.prepare()
-        for name in SETS:
-            self._write_rows(name, list(labelled(split, listing, name)), rows_of)
+        for name, size in TRAINED:
+            self._write_rows(train_folder(self.work, name, size), list(labelled(split, listing, name)), rows_of)
         return 0
 
     def _write_rows(
-        self, name: str, records: list[tuple[tuple[str, str], int]], rows: dict[tuple[str, str], np.ndarray]
+        self, folder: Path, records: list[tuple[tuple[str, str], int]], rows: dict[tuple[str, str], np.ndarray]
     ) -> None:
-        out = self.train(name) / "teacher.npz"
+        out = folder / "teacher.npz"
         if not out.exists():
             with replacing(out) as (file,):
                 labels = np.array([label for _, label in records])
@@ -214,7 +231,7 @@ def pubfig_pairs(images: dict[str, list[str]]) -> list[tuple[str, str, bool]]:
     return [(*pair, same) for two in zip(*drawn.values(), strict=True) for pair, same in zip(two, drawn, strict=True)]
 
 
-def reduced(image: bytes, at: tuple[str, str]) -> bytes:
+def reduced(image: bytes, at: tuple[str, str], size: int) -> bytes:
     """Bring an image to the student's size, as JPEG."""
-    small: bytes = sized(image, "/".join(at), Wanted(SIZE, resize=True))
+    small: bytes = sized(image, "/".join(at), Wanted(size, resize=True))
     return small

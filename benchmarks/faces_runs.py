@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faces_data import DIM, SIZE
+from faces_data import DIM, LARGER, SIZE, sets_folder, train_folder
 
 from partialkd.config import Config
 from partialkd.config.load import parse_config
@@ -39,9 +39,11 @@ class Case:
     method: str  # a file of configs/methods/
     data: str = "all"  # the training set
     changes: Tree = field(default_factory=dict)
+    size: int = SIZE  # pixels per side
 
 
 PUBLISHED: Tree = {"student.method.scale": 64.0}
+PUBLISHED_ARC: Tree = {**PUBLISHED, "student.method.margin": 0.45}
 GREY: Tree = {"data.grey": 0.5}
 CLEAN: Tree = {**GREY, "teacher.sees": "clean"}
 COSINE_ALONE: Tree = {"student.method.scale": 1e-3}  # so that the loss over centres has no gradient to speak of
@@ -50,10 +52,9 @@ COSINE: Tree = {"student.terms": [{"name": "embedding", "weight": 10.0, "distanc
 
 def _key_ablations() -> list[Case]:
     """Those that a default is chosen by."""
-    arc = {**PUBLISHED, "student.method.margin": 0.45}
     return [
-        Case("adadistill, published", "adadistill", changes=arc),
-        Case("arcdistill, published", "arcdistill", changes=arc),
+        Case("adadistill, published", "adadistill", changes=PUBLISHED_ARC),
+        Case("arcdistill, published", "arcdistill", changes=PUBLISHED_ARC),
         Case("cosine alone", "vanilla_cosine", changes=COSINE_ALONE),
         Case("arcdistill with cosine", "arcdistill", changes=COSINE),
         Case("adadistill with cosine", "adadistill", changes=COSINE),
@@ -84,8 +85,22 @@ def _other_ablations() -> list[Case]:
 KEY = tuple(case.name for case in _key_ablations())
 
 
+def larger(name: str) -> str:
+    """Name the case that is this one of `LARGER` pixels."""
+    return f"{name}, {LARGER} px"
+
+
+def _larger() -> list[Case]:
+    """Methods of the hypotheses once more."""
+    published = Case(larger("adadistill, published"), "adadistill", changes=PUBLISHED_ARC, size=LARGER)
+    return [*(Case(larger(name), name, size=LARGER) for name in CORE), published]
+
+
+AT_LARGER = tuple(case.name for case in _larger())
+
+
 def _cases() -> list[Case]:
-    return [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations()]
+    return [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations(), *_larger()]
 
 
 CASES = {case.name: case for case in _cases()}
@@ -97,7 +112,7 @@ def tree_of(case: Case) -> Tree:
     student = {key: value for key, value in file["student"].items() if key not in ("epochs", "global_batch")}
     student |= {"global_batch": BATCH, "epochs": 1.0, "max_steps": STEPS}
     sampler = {key: file["data"][key] for key in ("sampler", "images_per_identity") if key in file["data"]}
-    data = {"source": "recordio", "path": "", "image_size": SIZE, "workers": 1, "flip": False, **sampler}
+    data = {"source": "recordio", "path": "", "image_size": case.size, "workers": 1, "flip": False, **sampler}
     tree = {
         "run": {"name": "student", "log_every": 80, "checkpoint_every": 0, "tensorboard": False},
         "data": data,
@@ -127,11 +142,11 @@ def settings_of(case: Case) -> str:
 def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
     """The configuration of a run: its epochs are as many steps as all runs have."""
     tree = copy.deepcopy(tree_of(case))
-    train = work / f"train_{case.data}"
+    train = train_folder(work, case.data, case.size)
     tree["run"] |= {"folder": str(work / "runs"), "seed": seed}
     tree["data"]["path"] = str(train)
     tree["student"]["epochs"] = STEPS / (records // BATCH)
-    tree["evaluate"]["sets"] = [str(work / "sets" / f"{name}.bin") for name in ("lfw", "pubfig")]
+    tree["evaluate"]["sets"] = [str(sets_folder(work, case.size) / f"{name}.bin") for name in ("lfw", "pubfig")]
     if "teacher" in tree:
         tree["teacher"]["path"] = str(train / "teacher.npz")
     return parse_config(tree)
@@ -140,13 +155,14 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 def planned() -> list[tuple[Case, int]]:
     """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed.
 
-    Methods have all seeds, key ablations two, the rest one.
+    Methods have all seeds, at either size, key ablations two, the rest one.
     """
     others = tuple(name for name in METHODS if name not in CORE)
-    rest = tuple(name for name in CASES if name not in METHODS + KEY)
+    rest = tuple(name for name in CASES if name not in METHODS + KEY + AT_LARGER)
     runs = [(name, seed) for seed in range(SEEDS) for name in CORE]
     runs += [(name, 0) for name in others + KEY + rest] + [(name, 1) for name in others + KEY]
     runs += [(name, seed) for seed in range(2, SEEDS) for name in others]
+    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER]
     return [(CASES[name], seed) for name, seed in runs]
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faces_data import StudyData, identities_of
+from faces_data import StudyData, identities_of, train_folder
 from faces_runs import CASES, ROOT, SEEDS, Case, config_of, file_name, planned, settings_of, tree_of
 from faces_tables import PAGE, Findings, compare, with_tables
 from measure import machine
@@ -73,7 +73,7 @@ def missing(args: argparse.Namespace) -> list[tuple[Case, int]]:
 
 def can_run(case: Case, work: Path) -> bool:
     """Whether the teacher's embeddings are there, if the case needs them."""
-    return "teacher" not in tree_of(case) or (work / f"train_{case.data}" / "teacher.npz").exists()
+    return "teacher" not in tree_of(case) or (train_folder(work, case.data, case.size) / "teacher.npz").exists()
 
 
 def run(args: argparse.Namespace, case: Case, seed: int, world: World) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faces_runs import ALONE, CASES, METHODS, ROOT, config_of, file_name
+from faces_data import SIZE, sets_folder
+from faces_runs import ALONE, AT_LARGER, CASES, METHODS, ROOT, config_of, file_name, larger
 from measure import difference
 
 from partialkd.config import EvaluateConfig
@@ -40,17 +41,20 @@ Tree = dict[str, Any]
 
 def compared_with() -> list[tuple[str, str]]:
     """All comparisons that the page has: (one, other)."""
-    pairs = [(name, ALONE) for name in CASES if name != ALONE]
+    small = [name for name in CASES if name not in AT_LARGER]
+    pairs = [(name, ALONE) for name in small]
     pairs += [(one, other) for one, other, _ in HYPOTHESES]
-    pairs += [(name, CASES[name].method) for name in CASES if name not in METHODS]
-    pairs += [(name, BEST_PUBLISHED) for name in CASES if name != BEST_PUBLISHED]
+    pairs += [(name, CASES[name].method) for name in small if name not in METHODS]
+    pairs += [(name, BEST_PUBLISHED) for name in small]
+    pairs += [(name, larger(other)) for other in (ALONE, BEST_PUBLISHED) for name in AT_LARGER]
+    pairs += [(larger(one), larger(other)) for one, other, _ in HYPOTHESES]
     return list(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))
 
 
 def compare(results: Path, work: Path) -> None:
     """Write the paired differences of all that has run and whose pairs' cosines are in `work`; earlier ones stay."""
     rows = read_rows(results)
-    sets = tuple(str(work / "sets" / f"{name}.bin") for name in SETS)
+    sets = tuple(str(sets_folder(work, SIZE) / f"{name}.bin") for name in SETS)
     size = config_of(CASES[ALONE], 0, work, 10**4).data.image_size
     with World.start() as world:  # whose images the pairs are of: no network is needed for that
         pairs = pairs_of_sets(lambda images: images.flatten(1), EvaluateConfig(sets=sets), size, False, world)
@@ -175,10 +179,15 @@ def methods(found: Findings) -> list[str]:
 
 
 def hypotheses(found: Findings) -> list[str]:
+    return _answers(found, str)
+
+
+def _answers(found: Findings, case_of: Callable[[str], str]) -> list[str]:
+    """Answer the hypotheses by the cases that `case_of` names."""
     rows = []
     for number, (one, other, expected) in enumerate(HYPOTHESES, 1):
         for name in SETS:
-            gap = found.gap(one, other, name)
+            gap = found.gap(case_of(one), case_of(other), name)
             sign = ">" if expected == "better" else "="
             rows.append([f"{number}. `{one}` {sign} `{other}`", name, shown(gap), verdict(gap, expected)])
     return table(["", "set", "difference", "answer"], rows)
@@ -198,17 +207,22 @@ def identities(found: Findings) -> list[str]:
     return table(["", "set", "20", "120", "1000", "2354"], rows)
 
 
+def at_64_pixels(found: Findings) -> list[str]:
+    scores = _against(found, AT_LARGER, lambda _: larger(ALONE), "- alone, 64 px")
+    return [*scores, "", *_answers(found, larger)]
+
+
 def ablations(found: Findings) -> list[str]:
-    names = [name for name in CASES if name not in METHODS and "identities" not in name]
+    names = [name for name in CASES if name not in METHODS + AT_LARGER and "identities" not in name]
     return _against(found, names, lambda name: CASES[name].method, "- its method as above")
 
 
 def default(found: Findings) -> list[str]:
-    names = [name for name in CASES if CASES[name].data == "all"]
+    names = [name for name in CASES if CASES[name].data == "all" and name not in AT_LARGER]
     return _against(found, names, lambda _: BEST_PUBLISHED, "- published AdaDistill")
 
 
-TABLES = (methods, hypotheses, identities, ablations, default)
+TABLES = (methods, hypotheses, at_64_pixels, identities, ablations, default)
 
 
 def with_tables(page: str, found: Findings) -> str:
