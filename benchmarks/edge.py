@@ -4,8 +4,8 @@ python benchmarks/edge.py runs/quickstart --to onnx,fp16,int8,openvino,opencv,nc
 
 For each target and precision: milliseconds for one face (median and 95th percentile, one and two threads; all files in
 turn, picture by picture), size of its files, peak memory that loading and running it takes beyond the imported runtime
-(a process of its own, VmHWM after it was set back), and the accuracy and TAR at FAR 1e-3 on the named set beside the
-network's in torch.
+(a process of its own, VmHWM after it was set back), and the accuracy and TAR at FAR 1e-3 on the named sets beside the
+network's in torch; a folder of identities has no folds and so no accuracy, but many more pairs of two people.
 Parameters and multiply-adds are counted (planner/network_cost.py). `--speed-only` leaves accuracy and TAR out.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--to", default="onnx,fp16,int8,opencv")
-    parser.add_argument("--set", type=Path)
+    parser.add_argument("--set", type=Path, nargs="+", help="of the first are the pictures that are timed")
     parser.add_argument("--calibrate", type=Path)
     parser.add_argument("--runs", type=int, default=200, help="faces, one by one")
     parser.add_argument("--speed-only", action="store_true")
@@ -72,13 +72,13 @@ def main() -> None:
     path = chosen(args.model)
     state, config, size = described(path)
     network, run = plain_network(state, config, size), run_config(path)
-    named_set = args.set or set_of(run)
+    sets = args.set or [set_of(run)]
     graph = Graph(to_onnx(network, {}), network, size, None, calibration_images(run, args.calibrate, size))
-    pictures = pictures_of(named_set, size)
-    judge = None if args.speed_only else Judge(network, named_set, size)
+    pictures = pictures_of(sets[0], size)
+    judges = {} if args.speed_only else {one.name: Judge(network, one, size) for one in sets}
     with tempfile.TemporaryDirectory() as work:
         written, left_out = write_all(chosen_targets(args.to), graph, Path(work))
-        found = {name: card(target, Path(work), graph, judge) for name, target in written.items()}
+        found = {name: card(target, Path(work), graph, judges) for name, target in written.items()}
         for threads in THREADS:
             runs = {name: target.open(Path(work), graph, threads) for name, target in written.items()}
             for name, times in latencies(network, runs, pictures, args.runs, threads).items():
@@ -90,13 +90,12 @@ def main() -> None:
         "image_size": size,
         "parameters": cost.parameters,
         "multiply_adds": cost.flops // 2,
-        "set": named_set.name,
+        "pictures": sets[0].name,
         "faces_timed": args.runs,
         "targets": found,
         "left_out": left_out,
     }
-    if judge is not None:
-        facts["torch"] = {"tar": judge.tar, "accuracy": judge.accuracy}
+    facts["torch"] = {name: {"tar": judge.tar, "accuracy": judge.accuracy} for name, judge in judges.items()}
     text = json.dumps(facts, indent=2)
     print(text)
     if args.out:
@@ -116,16 +115,17 @@ def write_all(targets: list[Target], graph: Graph, folder: Path) -> tuple[dict[s
     return written, left_out
 
 
-def card(target: Target, folder: Path, graph: Graph, judge: Judge | None) -> dict[str, Any]:
+def card(target: Target, folder: Path, graph: Graph, judges: dict[str, Judge]) -> dict[str, Any]:
     found: dict[str, Any] = {"precision": target.precision, "runtime": f"{target.runtime} {target.version()}"}
     found["file_bytes"] = sum((folder / name).stat().st_size for name in target.files)
     command = [sys.executable, "-c", PEAK, target.name, str(folder), str(graph.image_size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found["peak_kib"] = int(done.stdout.split()[-1])
     found |= target.notes()
-    if judge is not None:
+    found["sets"] = {}
+    for name, judge in judges.items():
         parity = judge.compare(target.open(folder, graph), target)
-        found |= {**parity.facts(), "holds": parity.problem(target) is None}
+        found["sets"][name] = {**parity.facts(), "holds": parity.problem(target) is None}
     return found
 
 
