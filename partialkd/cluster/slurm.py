@@ -1,8 +1,9 @@
 """Jobs for Slurm: one run, or an array of one run for each configuration and seed, all by launch/slurm/train.sbatch.
 
 The batch script does what cannot be done from outside the job: it starts torchrun on every node, has the ranks save
-before the time is up, and queues the job again. An array has the command lines of all its tasks in its arguments, so
-that no file need stay where it was until the last task has started.
+before the time is up, and queues the job again. Every task trains the configuration as it was when it was submitted,
+from a copy in `.submitted` of the folder of runs, whatever becomes of the file while the job waits. The copy is called
+by its content, so that no later one takes its place. An array has the command lines of all its tasks in its arguments.
 (submitit, which pickles a function and starts it in every task of srun, would take the place of torchrun, and with it
 of its restarts, and would have nodes unpickle files.)
 
@@ -11,6 +12,7 @@ Errors: `ConfigError` naming key, option or file; nothing has been submitted the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -22,14 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import partialkd
-from partialkd.config.load import load_config
+from partialkd.config import Config
+from partialkd.config.load import as_toml, load_config, save_config
 from partialkd.errors import ConfigError
 from partialkd.run.checks import phases_of
-from partialkd.run.folder import run_folder
+from partialkd.run.folder import as_begun_in_its_folder, check_run, run_folder
+from partialkd.storage.atomic_files import naming
 from partialkd.training.phase_plan import check_batch, key_of
 
 ROOT = Path(partialkd.__file__).parents[1]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
+COPIES = ".submitted"  # in the folder of runs; no run is called so
 AND = "--and"  # between the command lines of an array's tasks
 LEAD_S = 300  # how long before the end of its time a job is told to save
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -37,10 +42,21 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 @dataclass(frozen=True)
 class Task:
-    """One run: its name, and the command line that launch/train.py gets."""
+    """One run: its configuration, and where the job reads that."""
 
-    name: str
-    words: tuple[str, ...]
+    config: Config
+    copy: Path
+    options: tuple[str, ...] = ()  # of launch/train.py
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.config.run.name
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line of launch/train.py."""
+        return (str(self.copy), *self.options)
 
 
 @dataclass(frozen=True)
@@ -64,10 +80,11 @@ class Request:
 def tasks_of(
     configs: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], ranks: int, resume: str | None = None
 ) -> list[Task]:
-    """Every configuration with every seed, each checked for so many ranks.
+    """Every configuration with every seed, checked for so many ranks, and against the run that it would go on with.
 
     Runs of several seeds are called <run.name>-seed<N>.
     """
+    first = resume or "auto"  # as the batch script does it
     tasks: list[Task] = []
     folders: dict[Path, str] = {}
     each: list[int | None] = [*seeds] or [None]
@@ -77,15 +94,22 @@ def tasks_of(
             if seed is not None:
                 name = load_config(path, own).run.name
                 own += [f"run.seed={seed}", f"run.name={name}-seed{seed}"]
-            config = load_config(path, own)
+            config = as_begun_in_its_folder(load_config(path, own), first)
+            check_run(config, first)
             for phase, settings in phases_of(config).items():
                 check_batch(key_of(phase), settings, ranks)
             folder = run_folder(config)
             if folder in folders:
                 raise ConfigError(f"{path}: run.name: {folder} is the folder of {folders[folder]} too")
             folders[folder] = path
-            tasks.append(Task(config.run.name, (path, *own, *(["--resume", resume] if resume else []))))
+            tasks.append(Task(config, copy_of(config), ("--resume", resume) if resume else ()))
     return tasks
+
+
+def copy_of(config: Config) -> Path:
+    """Where the copy of this configuration lies, once it is kept."""
+    digest = hashlib.sha256(as_toml(config).encode()).hexdigest()[:12]
+    return Path(config.run.folder) / COPIES / f"{config.run.name[:150]}-{digest}.toml"
 
 
 def command_of(request: Request, tasks: Sequence[Task]) -> list[str]:
@@ -124,12 +148,16 @@ def check_here(request: Request, environment: Mapping[str, str]) -> None:
         raise ConfigError(f"--logs {request.logs}: must be a folder that can be written to")
 
 
-def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Hand the job to Slurm -> its number."""
+def submit(command: Sequence[str], environment: Mapping[str, str], tasks: Sequence[Task]) -> str:
+    """Write the copies that the job reads, and hand it to Slurm -> its number."""
     if shutil.which(command[0]) is None:
         raise ConfigError(
             f"{command[0]}: not found: this is no machine that submits to Slurm; --dry-run shows the command"
         )
+    for task in tasks:
+        with naming(task.copy):
+            task.copy.parent.mkdir(parents=True, exist_ok=True)
+        save_config(task.config, task.copy)
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ConfigError(f"sbatch refused the job: {(done.stderr or done.stdout).strip()}")

@@ -1,7 +1,8 @@
 """Hand runs to Slurm: one, or an array of one for each CONFIG and seed (docs/cluster.md).
 
-Every configuration is checked first, for the ranks that are asked for. Paths in it are relative to the folder in which
-this is called, which all nodes must see. Options behind -- go to sbatch: -- --partition=gpu --account=faces.
+Every configuration is checked first, for the ranks that are asked for, and copied (run.folder/.submitted): a job trains
+what was submitted, whatever becomes of CONFIG while it waits. Paths in it are relative to the folder in which this is
+called, which all nodes must see. Options behind -- go to sbatch: -- --partition=gpu --account=faces.
 Errors: one line on the error output and status 2, nothing submitted.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from partialkd.cluster.slurm import (
     Request,
+    Task,
     check_here,
     command_of,
     environment_of,
@@ -50,19 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     environment = environment_of(request)
 
-    def prepare() -> tuple[list[str], list[str]]:
+    def prepare() -> tuple[list[str], list[Task]]:
         tasks = tasks_of(configs, overrides, options.seeds or [], request.ranks, options.resume)
         check_here(request, environment)
-        return command_of(request, tasks), [task.name for task in tasks]
+        return command_of(request, tasks), tasks
 
-    command, names = configured(prepare)
-    job = None if options.dry_run else configured(lambda: submit(command, environment))
+    command, tasks = configured(prepare)
+    names = [task.name for task in tasks]
+    job = None if options.dry_run else configured(lambda: submit(command, environment, tasks))
     runs = f"{len(names)} run{'s' if len(names) > 1 else ''} ({', '.join(names)})"
     where = f"{request.nodes} node{'s' if request.nodes > 1 else ''}, {request.ranks} ranks each"
-    lines = [shown(command, environment)] if job is None else []
+    copies = [str(task.copy) for task in tasks]
+    lines = [shown(command, environment), f"would write {', '.join(copies)}"] if job is None else []
     lines.append(f"{'not submitted' if job is None else f'job {job}'}: {runs} on {where}")
     facts = {"job": job, "command": command, "environment": environment, "runs": names, "ranks": request.ranks}
-    show(options.json, facts, *lines)
+    show(options.json, {**facts, "configurations": copies}, *lines)
     return 0
 
 

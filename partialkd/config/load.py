@@ -69,7 +69,12 @@ def parse_config(tree: dict[str, Any], origin: str = "config", overrides: Sequen
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as TOML that `load_config` reads back to an equal one."""
-    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    write_text(path, as_toml(config))
+
+
+def as_toml(config: Config) -> str:
+    """The text that `save_config` writes."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _tuples(value: Any, origin: str, keys: tuple[str, ...] = ()) -> Any:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from helpers.places import ROOT
-from partialkd.cluster.slurm import AND, LEAD_S, SCRIPT, checked_time, parse_seeds
+from partialkd.cluster.slurm import AND, COPIES, LEAD_S, SCRIPT, checked_time, parse_seeds, submit, tasks_of
 from partialkd.commands.submit import main
+from partialkd.config.load import load_config, save_config
 from partialkd.errors import ConfigError
+from partialkd.run.folder import run_folder
 
 CONFIG = str(ROOT / "configs" / "methods" / "alone.toml")
 OTHER = str(ROOT / "configs" / "methods" / "cosface.toml")
@@ -36,7 +38,9 @@ def test_one_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert {"--nodes=2", "--gpus-per-node=4", "--cpus-per-task=32", "--time=90", "--job-name=first"} <= set(options)
     assert {"--partition=a", "--output=slurm-%j.log"} <= set(options)
     assert not any("--array" in word for word in options)
-    assert script == [CONFIG, "run.name=first"]
+    assert script == asked["configurations"]
+    assert re.fullmatch(rf"runs/methods/{COPIES}/first-[0-9a-f]{{12}}\.toml", script[0])
+    assert not Path(script[0]).exists()
     assert asked["environment"]["PARTIALKD_ROOT"] == str(ROOT)
     assert asked["ranks"] == 8
 
@@ -48,9 +52,44 @@ def test_seeds_and_methods_are_an_array(capsys: pytest.CaptureFixture[str]) -> N
     assert "--array=0-5" in words
     assert "--output=slurm-%A_%a.log" in words
     assert script.count(AND) == 5
-    assert script[: script.index(AND)] == [CONFIG, "run.seed=0", "run.name=alone-seed0", "--resume", "never"]
+    assert script[: script.index(AND)] == [asked["configurations"][0], "--resume", "never"]
+    assert len(set(asked["configurations"])) == 6
     assert asked["runs"] == [f"{name}-seed{seed}" for name in ("alone", "cosface") for seed in (0, 1, 7)]
     assert asked["environment"]["RANKS_PER_NODE"] == "2"
+
+
+def test_a_job_trains_what_was_submitted(tmp_path: Path) -> None:
+    """Whatever becomes of the file, or is submitted later under the same name, while the job waits."""
+    path = tmp_path / "run.toml"
+    save_config(load_config(CONFIG, [f"run.folder={tmp_path}/runs"]), path)
+
+    def submitted(*overrides: str) -> tuple[list[str], list[Any]]:
+        tasks = tasks_of([str(path)], ["run.name=mine", *overrides], [3, 4], 1)
+        assert submit(["echo", "7;cluster"], {}, tasks) == "7"
+        return [task.words[0] for task in tasks], [load_config(path, ["run.name=mine", *overrides])] * 2
+
+    first, wanted = submitted()
+    path.write_text(path.read_text().replace("global_batch = ", "global_batch = 1"))
+    second, wanted_then = submitted()
+    path.unlink()
+    assert len({*first, *second}) == 4
+    for copies, configs in ((first, wanted), (second, wanted_then)):
+        for copy, config, seed in zip(copies, configs, (3, 4), strict=True):
+            run = config.run.model_copy(update={"seed": seed, "name": f"mine-seed{seed}"})
+            assert load_config(copy) == config.model_copy(update={"run": run})
+
+
+def test_a_run_that_it_would_not_go_on_with_is_refused_at_once(tmp_path: Path) -> None:
+    """The job would find it, after hours in the queue."""
+    given = [f"run.folder={tmp_path}"]
+    begun = load_config(CONFIG, given)
+    folder = run_folder(begun)
+    folder.mkdir()
+    save_config(begun, folder / "config.toml")
+    assert len(tasks_of([CONFIG], given, [], 1)) == 1
+    with pytest.raises(ConfigError, match=r"student.epochs: must be .*, got 7"):
+        tasks_of([CONFIG], [*given, "student.epochs=7"], [], 1)
+    assert len(tasks_of([CONFIG], [*given, "student.epochs=7"], [], 1, "never")) == 1
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])

@@ -70,9 +70,10 @@ class Cluster:
         self.folder = folder
         self.environment = {**ENVIRONMENT, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
-    def asked(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout
+    def asked(self, *command: str, **environment: str) -> str:
+        """What a command says, called in the repository."""
+        around = {**self.environment, **environment}
+        return subprocess.run(command, env=around, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
     def state(self, job: str) -> str:
         """What Slurm says of a job, or of a task of an array (`7_1`)."""
