@@ -14,23 +14,27 @@ from partialkd.world.shard import shard_of
 
 MODEL = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
 SIZE, SCALE, MARGIN = 32, 16.0, 0.2
-LR, MOMENTUM, DECAY, CLIP = 0.05, 0.9, 5e-4, 5.0
+MOMENTUM, DECAY, CLIP = 0.9, 5e-4, 5.0
+RATES = {"sgd": 0.05, "adamw": 0.001}
 
 
 class Dense:
-    """Backbone and all rows on one process, CosFace over them, one SGD over both; BatchNorm is frozen."""
+    """Backbone and all rows on one process, CosFace over them, one optimiser over both; BatchNorm is frozen."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, optimizer: str = "sgd") -> None:
         torch.manual_seed(3)
         self.network = build_model(MODEL, SIZE).eval()
         self.rows = nn.Parameter(torch.normal(0, 0.01, (classes, MODEL.embedding_dim)))
         groups = [{"params": list(self.network.parameters())}, {"params": [self.rows]}]
-        self.optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+        self.lr = RATES[optimizer]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=self.lr, weight_decay=DECAY)
+            if optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, weight_decay=DECAY)
+        )
 
-    def step(self, images: Tensor, labels: Tensor, lr: float = LR) -> float:
+    def step(self, images: Tensor, labels: Tensor) -> float:
         """One optimiser step on images (N, 3, H, W) and labels (N,) -> its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.optimizer.zero_grad()
         cosine = linear(normalize(self.network(images)), normalize(self.rows))
         logits = SCALE * (cosine - MARGIN * nn.functional.one_hot(labels, len(self.rows)))
@@ -48,11 +52,11 @@ class Dense:
         for rank in range(gpus):
             shard = shard_of(len(self.rows), rank, gpus)
             mine = slice(shard.start, shard.stop)
-            own = {"momentum_buffer": whole["state"][last]["momentum_buffer"][mine].clone()}
+            own = {key: kept[mine].clone() if kept.dim() else kept for key, kept in whole["state"][last].items()}
             optimizer = {**whole, "state": {**whole["state"], last: own}}
             content = {
                 "epoch": epoch, "global_step": 4, "state_dict_backbone": self.network.state_dict(),
                 "state_dict_softmax_fc": {"weight": self.rows.detach()[mine].clone()}, "state_optimizer": optimizer,
-                "state_lr_scheduler": {"last_epoch": 4, "base_lrs": [LR, LR], "_last_lr": [LR, LR]},
+                "state_lr_scheduler": {"last_epoch": 4, "base_lrs": [self.lr] * 2, "_last_lr": [self.lr] * 2},
             }  # fmt: skip
             torch.save(content, folder / f"checkpoint_gpu_{rank}.pt")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.arcface_torch_files import CLIP, DECAY, LR, MARGIN, MODEL, MOMENTUM, SCALE, Dense
+from helpers.arcface_torch_files import CLIP, DECAY, MARGIN, MODEL, MOMENTUM, RATES, SCALE, Dense
 from helpers.jobs import job, tree
 from helpers.ranks import run
 from partialkd.checkpoint import newest
@@ -26,17 +26,19 @@ from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 CLASSES, EPOCH, STEPS = 12, 1, 2  # 12 identities of 8 drawings; of the run that is gone on with, 2 more steps
+OF_AN_EPOCH = 96 // 24
+MOMENTS = {"sgd": ["momentum_buffer"], "adamw": ["exp_avg", "exp_avg_sq"]}
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path, optimizer: str) -> dict[str, Any]:
     settings = tree(folder)
     del settings["alone"], settings["evaluate"]
-    optimizer = {"name": "sgd", "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, "clip_norm": CLIP}
-    steps = 96 // 24
+    own = {"name": optimizer, "lr": RATES[optimizer], "weight_decay": DECAY, "clip_norm": CLIP}
+    own |= {"momentum": MOMENTUM} if optimizer == "sgd" else {}
     settings["student"] = {
         "model": MODEL.model_dump(exclude_unset=True), "epochs": 3, "global_batch": 24, "freeze_batchnorm": True,
-        "method": {"name": "cosface", "scale": SCALE, "margin": MARGIN}, "optimizer": optimizer,
-        "schedule": {"name": "constant"}, "max_steps": EPOCH * steps + STEPS,
+        "method": {"name": "cosface", "scale": SCALE, "margin": MARGIN}, "optimizer": own,
+        "schedule": {"name": "constant"}, "max_steps": EPOCH * OF_AN_EPOCH + STEPS,
     }  # fmt: skip
     settings["run"] |= {"log_every": 1, "tensorboard": False, "checkpoint_every": 0}
     return {**settings, "teacher": {"source": "none"}, "dist": {"device": "cpu"}}
@@ -54,18 +56,29 @@ def images_of(settings: dict[str, Any], epoch: int, step: int) -> tuple[torch.Te
     return (images - 127.5) / 127.5, torch.tensor([source.read(int(at))[1] for at in records])
 
 
+Files = tuple[Path, dict[str, Any], Dense, list[float]]
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Dense, list[float]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return made(tmp_path_factory.mktemp("arcface"), "sgd")
+
+
+@pytest.fixture(scope="module")
+def files_of_adamw(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return made(tmp_path_factory.mktemp("arcface_adamw"), "adamw")
+
+
+def made(folder: Path, optimizer: str) -> Files:
     """Folder, settings, the state that was saved, and the losses of the steps that follow."""
-    folder = tmp_path_factory.mktemp("arcface")
-    settings = settings_of(folder)
+    settings = settings_of(folder, optimizer)
     prepare(parse_config(settings).data)
-    theirs = Dense(CLASSES)
-    for step in range(2):
+    theirs = Dense(CLASSES, optimizer)
+    for step in range(OF_AN_EPOCH):
         theirs.step(*images_of(settings, 0, step))
     for gpus in (2, 3):
         theirs.save(folder / f"of_{gpus}", gpus, EPOCH)
-    saved = Dense(CLASSES)
+    saved = Dense(CLASSES, optimizer)
     saved.network.load_state_dict(theirs.network.state_dict())
     saved.rows.data.copy_(theirs.rows.data)
     return folder, settings, saved, [theirs.step(*images_of(settings, EPOCH, step)) for step in range(STEPS)]
@@ -82,8 +95,19 @@ def named(settings: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("gpus", "ranks"), [(2, 1), (3, 2), (2, 3)])
-def test_it_goes_on_as_torch_would(gpus: int, ranks: int, files: Any) -> None:
+def test_it_goes_on_as_torch_would(gpus: int, ranks: int, files: Files) -> None:
     """Losses of the steps that follow, against a dense reference that kept its own optimiser."""
+    goes_on(gpus, ranks, files)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("gpus", "ranks"), [(3, 1), (2, 2)])
+def test_with_both_moments_of_adamw_too(gpus: int, ranks: int, files_of_adamw: Files) -> None:
+    goes_on(gpus, ranks, files_of_adamw)
+
+
+def goes_on(gpus: int, ranks: int, files: Files) -> None:
     folder, settings, saved, expected = files
     settings = named(settings, f"of_{gpus}_on_{ranks}")
     path = Path(run(_take, ranks, settings, str(folder / f"of_{gpus}"))[0])
@@ -92,8 +116,9 @@ def test_it_goes_on_as_torch_would(gpus: int, ranks: int, files: Any) -> None:
     first = read_part(folder / f"of_{gpus}" / "checkpoint_gpu_0.pt")
     for place, (name, value) in enumerate(saved.network.named_parameters()):
         assert torch.equal(snapshot.student[f"param.{name}"], value)
-        momentum = first["state_optimizer"]["state"][place]["momentum_buffer"]
-        assert torch.equal(snapshot.student[f"moment.momentum_buffer.{name}"], momentum)
+        for moment in MOMENTS[settings["student"]["optimizer"]["name"]]:
+            theirs = first["state_optimizer"]["state"][place][moment]
+            assert torch.equal(snapshot.student[f"moment.{moment}.{name}"], theirs)
     rows = snapshot.centres["unit"] * snapshot.centres["length"][:, None]
     torch.testing.assert_close(rows, saved.rows.detach(), rtol=1e-6, atol=1e-9)
     assert snapshot.progress["epoch"] == EPOCH
@@ -103,7 +128,7 @@ def test_it_goes_on_as_torch_would(gpus: int, ranks: int, files: Any) -> None:
     assert losses == pytest.approx(expected, rel=2e-5)
 
 
-def test_what_does_not_fit_is_refused_and_nothing_begun(files: Any, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_begun(files: Files, tmp_path: Path) -> None:
     folder, settings, *_ = files
     settings = named(settings, "refused")
     (tmp_path / "part").mkdir()
@@ -116,7 +141,7 @@ def test_what_does_not_fit_is_refused_and_nothing_begun(files: Any, tmp_path: Pa
     assert not (folder / "runs" / "refused").exists()
 
 
-def test_configurations_that_train_something_else_are_refused(files: Any) -> None:
+def test_configurations_that_train_something_else_are_refused(files: Files) -> None:
     _, settings, *_ = files
     for key, value in (("ema_decay", 0.9), ("weights", "a.pt")):
         other = {**settings, "student": {**settings["student"], key: value}}
