@@ -29,6 +29,7 @@ from partialkd.checkpoint.network import chosen
 from partialkd.commands.export import described, run_config, set_of
 from partialkd.errors import PartialKDError
 from partialkd.export.base import Graph, Run, Target
+from partialkd.export.edge import fitted
 from partialkd.export.images import calibration_images
 from partialkd.export.onnx import plain_network, to_onnx
 from partialkd.export.parity import Judge, pictures_of, torch_run
@@ -77,7 +78,7 @@ def main() -> None:
     pictures = pictures_of(sets[0], size)
     judges = {} if args.speed_only else {one.name: Judge(network, one, size) for one in sets}
     with tempfile.TemporaryDirectory() as work:
-        written, left_out = write_all(chosen_targets(args.to), graph, Path(work))
+        written, left_out = write_all(chosen_targets(args.to), graph, Path(work), next(iter(judges.values()), None))
         found = {name: card(target, Path(work), graph, judges) for name, target in written.items()}
         for threads in THREADS:
             runs = {name: target.open(Path(work), graph, threads) for name, target in written.items()}
@@ -102,13 +103,18 @@ def main() -> None:
         write_text(args.out, text + "\n")
 
 
-def write_all(targets: list[Target], graph: Graph, folder: Path) -> tuple[dict[str, Target], dict[str, str]]:
-    """Write what can be written -> it, and why the rest cannot."""
+def write_all(
+    targets: list[Target], graph: Graph, folder: Path, judge: Judge | None
+) -> tuple[dict[str, Target], dict[str, str]]:
+    """Write what can be written, as an export does -> it, and why the rest cannot."""
     written, left_out = {}, {}
     for target in targets:
         try:
             target.check(graph.image_size)
-            target.write(graph, folder)
+            if judge is None:
+                target.write(graph, folder)
+            else:
+                fitted(target, graph, judge, folder)
             written[target.name] = target
         except PartialKDError as error:
             left_out[target.name] = str(error)

@@ -80,7 +80,7 @@ class Target(ABC):
         return in_batches(run, graph.batch) if graph.batch and self.any_batch else run
 
     def exacter(self) -> bool:
-        """Whether the next `write` will be nearer to the network: asked where the bar of cosines was missed."""
+        """Whether the next `write` will be nearer to the network: asked where a bar was missed."""
         return False
 
     def notes(self) -> dict[str, Any]:

@@ -84,11 +84,7 @@ def _written(network: nn.Module, graph: Graph, target: Target, judge: Judge, fol
     with tempfile.TemporaryDirectory() as hidden:
         work, notes = Path(hidden), {}
         try:
-            target.write(graph, work)
-            parity = judge.compare(target.running(work, graph), target)
-            while not parity.near(target) and target.exacter():
-                target.write(graph, work)
-                parity = judge.compare(target.running(work, graph), target)
+            parity = fitted(target, graph, judge, work)
             notes = target.notes()
         except ExportError as error:
             return Outcome(target, None, _blamed(str(error), network, target, graph, judge.pictures), notes)
@@ -97,6 +93,15 @@ def _written(network: nn.Module, graph: Graph, target: Target, judge: Judge, fol
         for name in reversed(target.files):  # last the one that a program is given
             write_bytes(folder / name, (work / name).read_bytes())
     return Outcome(target, parity, None, notes)
+
+
+def fitted(target: Target, graph: Graph, judge: Judge, folder: Path) -> Parity:
+    """Write a target, as near to the network as the bars want and it can -> how near it is."""
+    while True:
+        target.write(graph, folder)
+        parity = judge.compare(target.running(folder, graph), target)
+        if not parity.problem(target) or not target.exacter():
+            return parity
 
 
 def _blamed(problem: str, network: nn.Module, target: Target, graph: Graph, pictures: np.ndarray) -> str:

@@ -7,8 +7,8 @@ products overflow on x86 processors without VNNI, and cosines fall from 0.999 to
 
 What stays in float32, the rule: where the bar is missed, the layers whose input loses most by rounding
 (|x - rounded x| / |x| over the calibration images, the largest first) are put back: 1, 2, 4, 8, ... of them, until
-every picture's cosine to the trained network is at least 0.99, first of the calibration images, then of the set that
-the target is checked on; at most half of the layers. Which they are is noted.
+every calibration image's cosine to the trained network is at least 0.99, then until all bars hold on the set that the
+target is checked on; at most half of the layers. Which they are is noted.
 Errors: ExportError, as base.py says; fewer than `LEAST_IMAGES` calibration images.
 Source: Jacob et al., arXiv:1712.05877 (the arithmetic); onnxruntime.quantization (the tool).
 """

@@ -51,14 +51,10 @@ class Parity:
     accuracy: float | None  # of a .bin
     accuracy_network: float | None
 
-    def near(self, target: Target) -> bool:
-        """Whether each picture's cosine is as high as it must be."""
-        return self.cosine_least >= LEAST_COSINE[target.precision]
-
     def problem(self, target: Target) -> str | None:
         """Say which bar is missed, if one is."""
         least = LEAST_COSINE[target.precision]
-        if not self.near(target):
+        if not self.cosine_least >= least:
             return f"cosine to the network must be at least {least:g} for each picture, got {self.cosine_least:.6f}"
         if not SPREAD[0] <= self.spread <= SPREAD[1]:
             return f"embeddings must vary as the network's do, got {self.spread:.2g} of that variance: they collapse"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from helpers.edge_cases import CONFIG, Collapsed, drawings, graph_of, network, w
 from helpers.places import ROOT
 from partialkd.config import ModelConfig
 from partialkd.export.base import ExportError, Graph, Target
+from partialkd.export.edge import fitted
 from partialkd.export.int8 import LEAST_IMAGES, Int8
 from partialkd.export.layers import activations, faulty_layer
 from partialkd.export.onnx_targets import Fp16
-from partialkd.export.parity import Judge, torch_run
+from partialkd.export.parity import Judge, Parity, torch_run
 from partialkd.export.targets import TARGETS
 from partialkd.models.network import Network
 
@@ -262,6 +264,17 @@ def test_int8_that_misses_the_bar_on_the_set_keeps_more_in_float(graph: Graph, t
     assert kept[:4] == [0, 1, 2, 4]
     assert kept[-2:] == [max(kept)] * 2  # more than half of the layers: the same again, and that is the end
     assert max(kept) <= len(weights_of(graph)) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missed", ["cosine_least", "tar"])
+def test_whichever_bar_is_missed_more_layers_are_kept_in_float(missed: str, graph: Graph, tmp_path: Path) -> None:
+    """Until it holds; a judge that no less than three layers in float please."""
+    target, held = Int8(), Parity(1.0, 1.0, 1.0, tar=0.5, tar_network=0.5, accuracy=None, accuracy_network=None)
+    far = replace(held, **{missed: 0.4})
+    judge = SimpleNamespace(compare=lambda *_: held if len(target.kept_float) >= 3 else far)
+    assert fitted(target, graph, judge, tmp_path) == held  # type: ignore[arg-type]
+    assert len(target.kept_float) == 4
 
 
 def rounded_weights(path: Path) -> int:
