@@ -71,8 +71,12 @@ def main() -> None:
             figures = {name: least_cosine(wanted, one) for name, one in rows.items()}
             found.append({"package": package, "version": version, "files": figures})
             print(json.dumps(found[-1]), flush=True)
-    facts = {"python": sys.version.split()[0], "numpy": NUMPY, "reference": "model.onnx in onnxruntime", "tried": found}
     if args.out:
+        import torch  # not beside packages of another time
+        from measure import machine
+
+        about = {**machine(torch.device("cpu")), "numpy": NUMPY, "reference": "model.onnx in onnxruntime"}
+        facts = {**about, "tried": found}
         args.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
