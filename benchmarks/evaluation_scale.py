@@ -69,11 +69,12 @@ def templates(scale: float, folder: Path) -> dict[str, Any]:
     with (meta / "x_face_tid_mid.txt").open("w") as members, (meta / "x_name_5pts_score.txt").open("w") as scores:
         members.writelines(f"{n}.jpg {t} {m}\n" for n, (t, m) in enumerate(zip(template, media, strict=True)))
         scores.writelines(f"{n}.jpg {looks} 0.99\n" for n in range(images))
-    table = np.stack([*rng.integers(0, count, (2, pairs)), np.zeros(pairs, dtype=np.int64)])
+    first = rng.integers(0, count, pairs)
+    table = np.stack([first, (first + rng.integers(1, count, pairs)) % count, np.zeros(pairs, dtype=np.int64)])
     table[1, : pairs // 800] = table[0, : pairs // 800]
     table[2, : pairs // 800] = 1
     np.savetxt(meta / "x_template_pair_label.txt", table.T, fmt="%d")
-    del table
+    del table, first
     centres, embeddings = rng.standard_normal((count, DIM), dtype=np.float32), np.empty((2, images, DIM), np.float32)
     for at in range(0, images, BLOCK):  # so that the most memory is that of scoring, not of making these
         part = slice(at, at + BLOCK)

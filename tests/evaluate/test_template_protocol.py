@@ -208,6 +208,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
     ),
     "twice": (_line("1N_gallery_G1.csv", 3, "2,0"), r"gallery_G1.csv: subject 0 has several templates"),
     "probe": (_line("1N_probe_mixed.csv", 2, "2"), r"line 2: must begin with TEMPLATE_ID,SUBJECT_ID, got '2'"),
+    "itself": (_line("template_pair_label.txt", 5, "2 2 0"), r"line 5: template 2 and itself are not two people"),
     "blank line": (
         _line("template_pair_label.txt", 5, "\n\n1 999 0"),
         r"template_pair_label.txt: line 7: template 999 has no image in",

@@ -172,6 +172,10 @@ def _pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     if len(wrong):
         line = _line_of(path, int(wrong[0]))
         raise DataError(f"{path}: line {line}: the label must be 1 (same) or 0, got {table[wrong[0], 2]}")
+    if len(alone := np.flatnonzero((table[:, 0] == table[:, 1]) & (table[:, 2] == 0))):
+        raise DataError(
+            f"{path}: line {_line_of(path, int(alone[0]))}: template {table[alone[0], 0]} and itself are not two people"
+        )
     for side in (0, 1):
         if len(strange := np.flatnonzero(~_are_known(table[:, side], known))):
             raise _unknown(path, _line_of(path, int(strange[0])), table[strange[0], side])
