@@ -28,6 +28,7 @@ OPTIONAL = {
     "formats": "LMDB, Arrow and Parquet",
     "align": "align",
 }
+PURPOSES = {"nvidia-dali-cuda130": 'data.loader = "dali"', "tensorboard": "run.tensorboard"}  # not the whole extra's
 LEAST_SHM = 1 << 30  # bytes
 LEAST_FILES = 4096
 DRIVER_OF_CUDA = {12: 525, 13: 580}  # major version of CUDA -> of the driver, as NVIDIA's compatibility table says
@@ -70,7 +71,8 @@ def packages() -> list[Finding]:
             if extra is None:
                 wrong.append(f"{requirement.name} is missing")
             else:
-                absent.setdefault(OPTIONAL[extra], []).append(requirement.name)
+                purpose = PURPOSES.get(requirement.name, OPTIONAL[extra])
+                absent.setdefault(purpose, []).append(requirement.name)
             continue
         if requirement.specifier.contains(found, prereleases=True):
             fine += 1

@@ -15,7 +15,7 @@ import torch
 
 from helpers.jobs import tree
 from helpers.ranks import run
-from partialkd.cluster import folders, machine
+from partialkd.cluster import doctor, folders, machine
 from partialkd.cluster.doctor import _clocks, _products, of_configuration, ranks_together
 from partialkd.cluster.findings import attempted, judged, lines_of, worst
 from partialkd.commands.doctor import main
@@ -25,6 +25,7 @@ from partialkd.data.packing.prepare import prepare
 from partialkd.errors import DataError
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
+from partialkd.world import links
 from partialkd.world.links import measure_links
 from partialkd.world.world import World
 
@@ -97,6 +98,9 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.verdict, first.said) == ("bad", "numpy is 1.26.4, not >=2")
     assert first.mend == "pip install -r requirements.txt"
     assert (optional.verdict, optional.said) == ("doubtful", "without deepspeed: no training")
+    asked.append('nvidia-dali-cuda130==2.4.0; extra == "train"')
+    found = machine.packages()[-1]
+    assert (found.verdict, found.said) == ("good", 'without nvidia-dali-cuda130: no data.loader = "dali"')
 
 
 @pytest.mark.parametrize(
@@ -184,20 +188,31 @@ def test_slow_ranks_and_wrong_clocks() -> None:
     assert _clocks({"a": 0.0, "b": -5.0}).said == "at most 5.00 s apart, b"
 
 
+def _hosts(world: World) -> list[tuple[str, int]]:
+    """Of three ranks, two are on one host, as far as names go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(links, "hosts_of", lambda _: ["a", "b", "b"])
+        found = measure_links(world)
+        assert all(link.latency_s > 0 and link.bandwidth > 0 for link in found)
+        return [(link.between, link.ranks) for link in found]
+
+
+@pytest.mark.distributed
+def test_links_between_hosts() -> None:
+    assert run(_hosts, 3) == [[("all ranks", 3), ("a - b", 2)]] * 3
+
+
 def _all_of_it(world: World, settings: dict[str, Any]) -> list[tuple[str, str]]:
-    links = measure_links(world)
-    assert [link.ranks for link in links] == ([world.size] if world.size > 1 else [])
-    assert all(link.latency_s > 0 and link.bandwidth > 0 for link in links)
     found = [*ranks_together(world), *of_configuration(parse_config(settings), world)]
     return [(one.name, one.verdict) for one in found]
 
 
 @pytest.mark.distributed
 def test_ranks_of_a_launch(tmp_path: Path, drawn: Path) -> None:
-    """Two of them: every rank gets the same findings, and the run's folder is not there afterwards."""
+    """Every rank gets the same findings, and the run's folder is not there afterwards."""
     shutil.copytree(drawn, tmp_path / "data")
-    found = run(_all_of_it, 2, settings_of(tmp_path))
-    assert found[0] == found[1]
+    found = run(_all_of_it, 3, settings_of(tmp_path))
+    assert found[0] == found[1] == found[2]
     names = [name for name, _ in found[0]]
     assert names == ["all-reduce", "clocks", "compute", "labels", "images", "memory"]
     assert all(verdict != "bad" for _, verdict in found[0])
@@ -234,6 +249,14 @@ def test_a_configuration_that_fits(trained_on: Path) -> None:
     assert status == 0
     assert found["verdict"] != "bad"
     assert {"data", "run folder", "labels", "images", "memory"} <= {one["name"] for one in found["findings"]}
+
+
+def test_memory_that_does_not_suffice_is_bad(trained_on: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory_here", lambda _: 1_000_000)
+    status, found = report(trained_on)
+    (bad,) = [one for one in found["findings"] if one["verdict"] == "bad"]
+    assert (status, bad["name"], bad["facts"]["free"]) == (1, "memory", 1_000_000)
+    assert "plan.py" in bad["mend"]
 
 
 def test_a_damaged_image_is_bad(trained_on: Path) -> None:
