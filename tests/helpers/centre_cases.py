@@ -94,7 +94,7 @@ def one_step(world: World, name: str, p: dense.Problem, settings: dict[str, Any]
     store = centres.store
     return {
         "loss": torch.stack(losses), "gradient": gradients, "centres": store.read(slice(None)), "seen": store.seen,
-        "values": values, "dtype": store.unit.dtype,
+        "values": values, "dtype": store.unit.dtype, "momentum": store.moments.get("momentum"),
     }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def expected(name: str, p: dense.Problem, scale: float, optimizer: OptimizerConf
         loss = dense.cross_entropy(x, w, p, scale, moved_by(name, p))
         loss.backward()
         if trainable:
-            used = p.kept if len(p.kept) else torch.ones(len(w), dtype=torch.bool)
+            used = p.kept if len(p.kept) else torch.ones(len(w), dtype=torch.bool, device=w.device)
             used = used | torch.nn.functional.one_hot(p.labels, len(w)).sum(0).bool()
             before = w.detach().clone()
             rule.step()

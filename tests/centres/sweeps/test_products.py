@@ -26,13 +26,16 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def errors(name: str, labels: str, scale: float, device: torch.device, **settings: Any) -> dict[str, float]:
-    """Of a step in float32 stores, against float64; of centres that move: of their movement."""
+    """Of a step, against float64; of centres that move: of their movement, of trained ones as their momentum has it."""
     p = dense.make_problem(2000, 48, 128, labels)
-    loss, gradient, centres, _ = (value.cpu() for value in assembled([on(device, name, p, scale, settings)]))
+    step = on(device, name, p, scale, settings)
+    loss, gradient, centres, _ = (value.cpu() for value in assembled([step]))
     wanted = expected(name, p, scale, SGD)
-    found = {"loss": relative(loss, wanted[0]), "gradient": relative(gradient, wanted[1])}
-    if not torch.equal(wanted[2], p.centres):
-        found["movement"] = relative(centres.double() - p.centres, wanted[2] - p.centres)
+    found, way = {"loss": relative(loss, wanted[0]), "gradient": relative(gradient, wanted[1])}, wanted[2] - p.centres
+    if step["momentum"] is not None:
+        found["momentum"] = relative(step["momentum"].cpu() * -SGD.lr, way)
+    if way.any():
+        found["movement"] = relative(centres.double() - p.centres, way)
     return found
 
 
@@ -55,8 +58,11 @@ def test_rounded_products_are_within_a_hundredth_of_float64(name: str, labels: s
 @pytest.mark.parametrize("store", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", METHODS)
 def test_rounded_products_on_a_gpu(name: str, store: torch.dtype, scale: float) -> None:
+    """bfloat16 rows are rounded before and after they move, whatever the products: by up to half of their way."""
     found = errors(name, "random", scale, CUDA, dtype=store)
+    movement = found.pop("movement", 0.0)
     assert all(error < 1e-2 for error in found.values()), found
+    assert movement < (1e-2 if store == torch.float32 else 0.6), found
 
 
 @pytest.mark.parametrize("settings", [{"sample_rate": 0.3}, {"chunk_rows": 7}, {"splits": 2}], ids=str)

@@ -81,10 +81,12 @@ class Stream:
 class Library:
     """The runtime library's calls that lock pages."""
 
-    def cudaHostRegister(self, *_: int) -> int:
+    def cudaHostRegister(self, address: int, *_: int) -> int:
+        LOG.pinned.add(address)
         return 0
 
-    def cudaHostUnregister(self, *_: int) -> int:
+    def cudaHostUnregister(self, address: int) -> int:
+        LOG.pinned.discard(address)
         return 0
 
 
