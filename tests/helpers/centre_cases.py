@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ NAMED: dict[str, dict[str, Any]] = {
     "ada_curricular": {"name": "adadistill", "margin": {"name": "curricular"}},
     "magface": {"name": "teacher_centres", "margin": {"name": "magface"}},
 }
+
+
+Step = Callable[[World, str, dense.Problem, dict[str, Any]], dict[str, Any]]
 
 
 def method_of(name: str, scale: float = SCALE) -> Any:
@@ -146,8 +150,11 @@ def expected(name: str, p: dense.Problem, scale: float, optimizer: OptimizerConf
     return loss.detach(), x.grad, w.detach(), seen
 
 
-def compare(name: str, p: dense.Problem, size: int, atol: float = 1e-10, **settings: Any) -> None:
-    results = run(one_step, size, name, p, settings)
+def compare(
+    name: str, p: dense.Problem, size: int, atol: float = 1e-10, step: Step = one_step, **settings: Any
+) -> list[dict[str, Any]]:
+    """Take a step on so many ranks and hold it to the dense reference -> what the ranks gave."""
+    results = run(step, size, name, p, settings)
     loss, gradient, centres, seen = assembled(results)
     want = expected(name, p, settings.get("scale", SCALE), settings.get("optimizer", SGD), settings.get("steps", 1))
     close = lambda got, wanted: torch.testing.assert_close(got.double(), wanted, atol=atol, rtol=atol * 100)
@@ -155,6 +162,7 @@ def compare(name: str, p: dense.Problem, size: int, atol: float = 1e-10, **setti
     close(gradient, want[1])
     close(centres, want[2])
     assert torch.equal(seen, want[3])
+    return results
 
 
 def problem(labels: str = "random", classes: int = 10, samples: int = 12, seed: int = 0) -> dense.Problem:

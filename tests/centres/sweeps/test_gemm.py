@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import kernel_cases
+from helpers import gemm_ranks, kernel_cases
 from helpers.kernel_cases import CASES
 from helpers.places import ROOT, TESTS
 from partialkd.centres import row_updates
@@ -69,6 +69,24 @@ def test_in_the_interpreter() -> None:
     assert max(found["int8"].values()) < 1e-5
     assert found["captured"]["all rows"] == 1
     assert found["captured"]["samples"] <= 2  # again for a list that is longer than the room
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_steps_over_ranks_equal_the_dense_reference(size: int) -> None:
+    """Gradients, losses and moved centres (helpers/gemm_ranks.py); rows are moved by their kernel, samples too."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{ROOT}"}
+    command = [sys.executable, "-m", "helpers.gemm_ranks", str(size)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    started = json.loads(done.stdout)
+    assert set(started) == set(gemm_ranks.CASES)
+    for case, kernels in started.items():
+        update = "adamw_update" if "AdamW" in case else "sgd_update"
+        assert kernels["terms_kernel"] > 0, case
+        assert set(kernels) == {"terms_kernel"} | ({update} if case not in gemm_ranks.UNTRAINED else set()), case
 
 
 @pytest.mark.gpu
