@@ -75,7 +75,8 @@ class Health:
         self.skipping = skipping(context.config)
         self.skipped = 0
         self.spikes = Spikes(self.config.spike_factor)
-        self._gradients = GradientWatch(student.engine.module)
+        self._gradients = GradientWatch(student.engine.module, dropped=student.phase.zero_stage >= 2)
+        student.before_reduction(self._gradients.finish)
         self._sweep = CentreSweep(centres.store, self.config.check_every)
         self._teacher = Frozen(teacher.network) if teacher else None
         self._micro_steps: list[MicroStep] = []  # of the step under way
@@ -87,7 +88,7 @@ class Health:
         """Return the gradient (b, D) of the embeddings to go on with: all NaN if anything is not finite."""
         kept, gradient = watched(batch, student, teacher, loss, gradient)
         self._micro_steps.append(kept)
-        self._gradients.next_into(kept.names, kept.sums)
+        self._gradients.next_into(kept)
         return gradient
 
     def stepped(self) -> None:

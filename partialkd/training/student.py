@@ -30,6 +30,7 @@ import copy
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class Student:
         self._buffers: list[Tensor] = []  # as they were before the optimiser step
         self.norm: Any = None  # of the last optimiser step, before clipping, on the device
         model = _prepared(model, phase, world)
+        self._before_reduction: Callable[[], None] | None = None
         self._taps = taps
         if taps is not None:
             taps.attach(model, world.device)
@@ -165,6 +167,10 @@ class Student:
         self.steps += 1
         return True
 
+    def before_reduction(self, call: Callable[[], None]) -> None:
+        """Let this be called after every backward pass, before what is left of its gradients is reduced over ranks."""
+        self._before_reduction = call
+
     def close(self) -> None:
         """Take DeepSpeed's hooks off the network. The student cannot be used afterwards."""
         self.engine.destroy()
@@ -236,6 +242,8 @@ class Student:
         reduce, clock = engine.allreduce_gradients, self.world.clock
 
         def timed(*arguments: Any, **options: Any) -> Any:
+            if self._before_reduction is not None:
+                self._before_reduction()
             with clock.within(COLLECTIVES):
                 return reduce(*arguments, **options)
 

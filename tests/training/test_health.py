@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import health_cases
@@ -29,7 +31,9 @@ from helpers.health_cases import (
 from helpers.ranks import run
 from partialkd import checkpoint
 from partialkd.config import Config
+from partialkd.models.compiled import compile_in_place
 from partialkd.training.health import Spikes
+from partialkd.training.nonfinite import GradientWatch, MicroStep
 from partialkd.world.world import World
 
 pytestmark = pytest.mark.distributed
@@ -66,9 +70,25 @@ def test_what_is_found_late_is_told_as_it_was_and_never_saved(method: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_gradient_that_overflows_names_rank_parameter_and_records(tmp_path: Path) -> None:
-    problem = stopped_by(config_of(tmp_path), 3, bad_gradient)
-    where = f"rank 2: the gradient of {PARAMETER}, in the backward pass of"
+@pytest.mark.parametrize(
+    ("size", "phase"),
+    [
+        (3, {"zero_stage": 0}),
+        (2, {"zero_stage": 0, "accumulation": 2}),
+        (2, {"zero_stage": 1, "accumulation": 2}),
+        (3, {"zero_stage": 2}),
+        (2, {"zero_stage": 2, "accumulation": 2}),
+        (2, {"zero_stage": 3}),
+    ],
+    ids=str,
+)
+def test_a_gradient_that_overflows_names_rank_parameter_and_records(
+    size: int, phase: dict[str, Any], tmp_path: Path
+) -> None:
+    """In the last micro-step of a step."""
+    late = phase.get("accumulation", 1) - 1
+    problem = stopped_by(config_of(tmp_path, **phase), size, bad_gradient, late=late)
+    where = f"rank {size - 1}: the gradient of {PARAMETER}, in the backward pass of"
     assert re.search(rf"step {BAD + 1} not finite: {where} synthetic image \d+, synthetic image \d+", problem)
 
 
@@ -193,6 +213,63 @@ class Waits(TorchDispatchMode):
         if name in WAITING:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+LAYERS = 75  # 150 parameters
+
+
+def watched_pass(network: nn.Module, dropped: bool | None) -> tuple[MicroStep, Counter[str]]:
+    """Watch a backward pass -> what was kept, and the operations that it took; dropped = None: nothing is watched."""
+    kept = MicroStep(torch.zeros(0), torch.zeros(0), [], [])
+    watch = GradientWatch(network, dropped) if dropped is not None else None
+    loss = network(torch.ones(2, 4)).square().sum()
+    with Operations() as seen:
+        if watch:
+            watch.next_into(kept)
+        loss.backward()
+        if watch:
+            watch.finish()
+    if watch:
+        watch.close()
+    return kept, seen.found
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_are_measured_in_a_few_calls(dropped: bool) -> None:
+    """One for all where gradients stay; a view and its share of a call for each where they are dropped."""
+    networks = [nn.Sequential(*(nn.Linear(4, 4) for _ in range(LAYERS))) for _ in range(2)]
+    _, before = watched_pass(networks[0], None)
+    kept, found = watched_pass(networks[1], dropped)
+    few = {"_foreach_norm": 3, "detach": 2 * LAYERS} if dropped else {"_foreach_norm": 1}
+    assert found - before == few
+    parameters = dict(networks[1].named_parameters())
+    assert sorted(kept.names) == sorted(parameters)
+    assert {name.split(".")[0] for name in kept.names[:2]} == {str(LAYERS - 1)}
+    for name, norm in zip(kept.names, kept.norms, strict=True):
+        gradient = parameters[name].grad
+        assert gradient is not None
+        torch.testing.assert_close(norm, gradient.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_of_a_compiled_network_are_measured(dropped: bool) -> None:
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    network.get_parameter("2.weight").register_hook(lambda gradient: gradient.masked_fill(gradient > -1e9, torch.inf))
+    compile_in_place(network, torch.device("cpu"), "student.compile")
+    kept, _ = watched_pass(network, dropped)
+    assert len(kept.names) == 10
+    assert [name for name, norm in zip(kept.names, kept.norms, strict=True) if not norm.isfinite()] == ["2.weight"]
 
 
 def test_a_healthy_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
