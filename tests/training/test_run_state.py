@@ -31,6 +31,7 @@ from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
 from partialkd.teacher.network import wrap_teacher
 from partialkd.training import trainer
+from partialkd.training.phase_plan import check_batch
 from partialkd.training.state import stream_seed
 from partialkd.world import stop_signals as stopping
 from partialkd.world.shard import shard_of
@@ -290,7 +291,7 @@ def test_the_precision_of_the_store_may_change(method: dict[str, Any], narrow: s
 def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused_with_those_that_do() -> None:
     phase = config_of(CASES[0], 1, Path("runs")).student  # accumulation 2
     with pytest.raises(ConfigError) as caught:
-        trainer.check_batch("student", phase, 4)
+        check_batch("student", phase, 4)
     assert str(caught.value) == (
         "student.global_batch must be divisible by accumulation x world size (2 x 4 = 8), got 12; "
         "with this batch and accumulation the world size may be 1, 2, 3, 6"
