@@ -267,6 +267,11 @@ class Pull:
     ids: Tensor | None  # (R,) int64 class ids; None: from `first_class` on, in order
 
 
+def parts_of(tiles: Tiles, dim: int) -> int:
+    """Into how many parts of the width a block's rows are cut. Of one the compiler keeps all for the second time."""
+    return max(2, tiles.held * width_of(dim) // PART)
+
+
 def move_sgd(
     state: dict[str, Tensor], pull: Pull, rows: Tensor | None, tiles: Tiles, lr: float, momentum: float, decay: float
 ) -> None:
@@ -295,11 +300,10 @@ def _launch(
     """Start a kernel; `rule`, `fixed`: the optimiser's own arguments."""
     samples, dim = pull.x.shape
     count = len(state["unit"]) if rows is None else len(rows)
-    parts = max(1, tiles.held * width_of(dim) // PART)
     kernel[(triton.cdiv(count, tiles.held),)](
         pull.x, state["unit"], state["length"], pull.own, pull.own if rows is None else rows, pull.weight, pull.target,
         samples, count, pull.scale * LOG2_E, pull.offset * LOG2_E, pull.tiny,
         pull.own if pull.ids is None else pull.ids, pull.first_class, *(pull.keys or (0, 0)),
         *rule, DRAWN=pull.keys is not None, NAMED=pull.ids is not None, LISTED=rows is not None,
-        PARTS=parts, **fixed, **compiled_for(dim, tiles, state["unit"].dtype != pull.x.dtype),
+        PARTS=parts_of(tiles, dim), **fixed, **compiled_for(dim, tiles, state["unit"].dtype != pull.x.dtype),
     )  # fmt: skip

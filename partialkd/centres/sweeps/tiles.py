@@ -12,9 +12,11 @@ Kind = Literal["bf16", "fp32", "rounded"]  # what is streamed and multiplied; ro
 TRIED = 4  # of those that fit
 # float32 sums that a program may hold: half of a processor's registers. Without matrix units operands need them too.
 ACCUMULATORS: dict[Kind, int] = {"bf16": 32768, "fp32": 8192, "rounded": 32768}
-ACCUMULATORS_PER_THREAD = 128  # of 255 registers
+# Sums and terms that a thread may hold, of 255 registers: with more the compiler spills.
+PER_THREAD: dict[Kind, int] = {"bf16": 160, "fp32": 96, "rounded": 160}
 LARGEST_DIM = 1024
 WIDE = 64  # held rows that Hopper's matrix instructions take; fewer are tried where so many do not fit
+NARROW_TERMS = 128  # of one matrix instruction where fewer are held: a warp without so many computes another's again
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,20 @@ class Tiles:
     def fits(self, dim: int, kind: Kind, shared_bytes: int) -> bool:
         """Whether sums of this width fit into registers, and the tiles into shared memory (an upper estimate)."""
         width = width_of(dim)
-        sums, threads = self.held * width, 32 * self.warps
-        in_registers = sums <= min(max(ACCUMULATORS[kind], 16 * width), ACCUMULATORS_PER_THREAD * threads)
+        left = PER_THREAD[kind] * 32 * self.warps - self.held * self.streamed
+        in_registers = self.held * width <= min(max(ACCUMULATORS[kind], 16 * width), left)
         return in_registers and self.shared(width, kind) <= shared_bytes
 
     def shared(self, width: int, kind: Kind) -> int:
         """Bytes of shared memory: held rows, stages of streamed ones, and terms on their way between the products."""
+        held, streamed, terms = self.held * width, self.streamed * width, self.held * self.streamed
+        if kind == "fp32":
+            return (held + self.stages * streamed + terms) * 4
+        if self.held < WIDE:  # the stage at work is in registers, rounded there too; terms are float32, and again so
+            return held * 2 + (self.stages - 1) * streamed * (4 if kind == "rounded" else 2) + terms * 8
         if kind == "rounded":  # a stage of float32 rows fewer, and two of what they are rounded to
-            return (self.held + 2 * self.streamed) * width * 2 + (self.stages - 1) * self.streamed * width * 4
-        numbers = (self.held + self.stages * self.streamed) * width + self.held * self.streamed
-        return numbers * (4 if kind == "fp32" else 2)
+            return (held + 2 * streamed) * 2 + (self.stages - 1) * streamed * 4
+        return (held + self.stages * streamed + terms) * 2
 
 
 # The first that fits is the default. Matrix units want 64 held or more, and 16 x 16 of everything. What the compiler
@@ -46,11 +52,11 @@ class Tiles:
 PINNED: dict[Kind, tuple[Tiles, ...]] = {
     "bf16": (
         Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 4),
-        Tiles(64, 32, 8, 3), Tiles(64, 32, 8, 2), Tiles(32, 32, 8, 2), Tiles(32, 16, 8, 3), Tiles(32, 16, 8, 2),
+        Tiles(64, 32, 8, 3), Tiles(64, 32, 8, 2), Tiles(32, 32, 8, 3), Tiles(32, 32, 8, 2),
     ),
     "rounded": (
         Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 64, 8, 1), Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 1),
-        Tiles(64, 32, 8, 1), Tiles(32, 16, 8, 2), Tiles(32, 16, 8, 1),
+        Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 2), Tiles(32, 16, 8, 2),
     ),
     "fp32": (Tiles(64, 16, 8, 1), Tiles(32, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1)),
 }  # fmt: skip
@@ -74,7 +80,8 @@ def candidates(dim: int, kind: Kind, shared_bytes: int) -> list[Tiles]:
     if not found:
         raise ValueError(f"no tiles for D = {dim} in {shared_bytes} bytes of shared memory")
     wide = [tiles for tiles in found if tiles.held >= WIDE]
-    return (found if kind == "fp32" else wide or found)[:TRIED]
+    shared_out = [tiles for tiles in found if tiles.held * tiles.streamed >= NARROW_TERMS * tiles.warps]
+    return (found if kind == "fp32" else wide or shared_out or found)[:TRIED]
 
 
 def splits_of(blocks: int, tiles: int, processors: int) -> int:

@@ -137,6 +137,7 @@ def test_more_than_two_to_the_31_numbers() -> None:
 
 
 REPORT = ROOT / "benchmarks" / "results" / "kernels_sm90.json"
+SWEEPS, DIMS = ("sums", "sgd", "adamw"), (64, 128, 256, 512, 1024)
 
 
 def compiled(*arguments: str) -> list[dict[str, Any]]:
@@ -156,32 +157,40 @@ def check_counts(one: dict[str, Any]) -> None:
     assert one["registers"] <= 255, one
     assert one["shared"] <= HOPPER_BYTES, one
     wide = [name for name in one["instructions"] if name.startswith("m64")]
-    assert bool(wide) == (one["kind"] != "fp32" and one["dim"] <= 512), one
+    assert bool(wide) == (one["kernel"] in SWEEPS and one["kind"] != "fp32" and one["dim"] <= 512), one
 
 
 @needs_triton
 @pytest.mark.slow
 def test_default_tiles_compile_for_hopper() -> None:
     """No device is needed. At D = 512, the width of most face networks."""
-    found = compiled("--dims", "512", "--first", "1", "--kernels", "sums", "sgd", "--kinds", "bf16", "rounded")
-    assert len(found) == 4
+    kernels = ("sums", "sgd", "sum_terms", "adamw_update")
+    found = compiled("--dims", "512", "--first", "1", "--kernels", *kernels, "--kinds", "bf16", "rounded")
+    assert len(found) == 6
     for one in found:
         check_counts(one)
 
 
 def test_every_candidate_is_in_the_report() -> None:
-    """Of every kernel and type at D = 512: no candidate computes anything twice, no default tile spills much."""
+    """Of every kernel, type and width: nothing computes or reads anything twice, no tile spills much."""
     found = json.loads(REPORT.read_text())["kernels"]
     rows = {(one["kernel"], one["kind"], one["dim"], *one["tiles"]): one for one in found}
-    for kernel, kind in itertools.product(("sums", "sgd", "adamw"), PINNED):
+    for one in found:
+        check_counts(one)
+    for kernel, kind, dim in itertools.product(SWEEPS, PINNED, DIMS):
         streamed = "bf16" if kernel != "sums" and kind == "rounded" else kind
-        for tiles in candidates(512, streamed, HOPPER_BYTES):
-            check_counts(rows[kernel, kind, 512, *astuple(tiles)])
+        for tiles in candidates(dim, streamed, HOPPER_BYTES):
+            assert (kernel, kind, dim, *astuple(tiles)) in rows
+    others = {(one["kernel"], one["kind"], one["dim"]) for one in found if one["kernel"] not in SWEEPS}
+    updates = ("sgd_update", "adamw_update", "adamw_update, by row")
+    wanted = set(itertools.product(updates, ("bf16", "fp32"), DIMS))
+    wanted |= set(itertools.product(("sum_terms", "weigh_terms"), ("bf16", "fp32"), (None,)))
+    assert others == wanted | {("sum_terms", "int8", None)}
 
 
 @needs_triton
 def test_the_report_is_of_these_kernels() -> None:
-    """Else: python benchmarks/compiled_kernels.py --dims 512 --out benchmarks/results/kernels_sm90.json"""
+    """Else: python benchmarks/compiled_kernels.py --out benchmarks/results/kernels_sm90.json"""
     ask = "import compiled_kernels; print(compiled_kernels.fingerprint())"
     paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
     done = subprocess.run([sys.executable, "-c", ask], env=paths, capture_output=True, text=True, check=True)
@@ -201,7 +210,8 @@ def test_there_are_tiles_for_every_width(dim: int, kind: Any, shared_bytes: int)
 
 
 def test_width_1024_needs_a_large_shared_memory() -> None:
-    assert candidates(1024, "bf16", HOPPER_BYTES)[0] == Tiles(32, 32, 8, 2)
+    assert candidates(1024, "bf16", HOPPER_BYTES) == [Tiles(32, 32, 8, 3), Tiles(32, 32, 8, 2)]
+    assert candidates(1024, "bf16", AMPERE_BYTES) == [Tiles(32, 32, 8, 2)]
     assert candidates(1024, "fp32", HOPPER_BYTES)
     with pytest.raises(ValueError, match="no tiles for D = 1024 in 49152 bytes"):
         candidates(1024, "fp32", 48 * 1024)
