@@ -4,9 +4,9 @@
 #   NODES=2 NODE_RANK=0 HEAD=10.0.0.1 launch/node.sh [CONFIG] [section.key=value ...] [--resume auto]
 #
 # NODES: how many machines; NODE_RANK: which one this is, from 0 on (Kubernetes says so itself); HEAD: name or address of
-# the first one; PORT: of its rendezvous (default 29400); ADDRESS: how the others reach this one (default: its name);
-# NPROC: ranks here (default: one a GPU); JOB: the same word on all machines (default: train); MAX_RESTARTS: how often
-# failed ranks are started again (default 0). Exit status: as of launch/local.sh.
+# the first one; PORT: of its rendezvous (default 29400); ADDRESS: how the others reach this one, another on each machine
+# (default: its name); NPROC: ranks here (default: one a GPU); JOB: the same word on all machines (default: train);
+# MAX_RESTARTS: how often failed ranks are started again (default 0). Exit status: as of launch/local.sh.
 set -euo pipefail
 command=$(printf ' %q' "$0" "$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
