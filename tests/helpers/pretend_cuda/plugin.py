@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m pytest -p helpers.pretend_cuda.plugin -m gpu
 
-What it cannot stand in for is skipped with the reason.
+What it cannot stand in for is skipped with the reason. --first-and-last: of every test that has many cases two.
 """
 
 from __future__ import annotations
@@ -36,8 +36,20 @@ LEFT_OUT = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--first-and-last", action="store_true", help="of the cases of each test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what is left out."""
+    if config.getoption("--first-and-last"):
+        cases: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            if not item.name.startswith(tuple(LEFT_OUT)):
+                cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        between = {item for some in cases.values() for item in some[1:-1]}
+        config.hook.pytest_deselected(items=[item for item in items if item in between])
+        items[:] = [item for item in items if item not in between]
     for item in items:
         why = next((why for name, why in LEFT_OUT.items() if item.name.startswith(name)), None)
         if why:
