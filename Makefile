@@ -109,10 +109,11 @@ gpu:
 # Wheels for Linux on x86-64 and this Python; DeepSpeed is built of its source and needs no torch for it.
 GPU_PYTHON_VERSION ?= 3.12
 PINS = $(foreach p,simplejpeg prettytable tomli-w pydantic safetensors pillow,$(shell sed -n 's/^\($(p)==[^ ]*\).*/\1/p' requirements.txt))
+LOCKED = $(foreach p,msgpack packaging psutil tqdm,$(shell sed -n 's/^\($(p)==[^ ]*\).*/\1/p' containers/requirements-cuda.txt))
 gpu-packages: $(STAMP)
 	rm -rf $(GPU_PACKAGES)
 	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --only-binary :all: --implementation cp --python-version $(GPU_PYTHON_VERSION) \
-	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(filter-out pillow%,$(PINS))
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(filter-out pillow%,$(PINS)) $(LOCKED)
 	$(BIN)/pip install --quiet --target $(GPU_PACKAGES) --no-deps $$(sed -n 's/^\(deepspeed==[^ ]*\).*/\1/p' requirements.txt) hjson==3.1.0 py-cpuinfo==9.0.0 einops==0.8.2
 	rm -rf $(GPU_PACKAGES)/numpy* $(GPU_PACKAGES)/bin
 
