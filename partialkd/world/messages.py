@@ -102,6 +102,7 @@ class Screen:
     """The last line of the terminal, where a bar stands while something is going on; empty elsewhere."""
 
     line = ""
+    begun = False  # a line of others is not at its end yet: nothing is drawn over it
     ended = False  # an error has been shown, and nothing is to stand below it
 
     @classmethod
@@ -119,11 +120,11 @@ class Screen:
     def show(cls, line: str) -> None:
         """Replace the line; "" takes it away."""
         stream = cls.stream()
-        if stream is not None and (line or cls.line):
+        if stream is not None and (line or cls.line) and not cls.begun:
             cls.line = ""
             stream.write("\r\x1b[K" + line)
             stream.flush()
-            cls.line = line
+            cls.line, cls.begun = line, False
 
     @staticmethod
     def width() -> int:
@@ -141,6 +142,8 @@ class _Guarded:
         bar, Screen.line = Screen.line, ""  # it is drawn again below what is written
         start = "\r\x1b[K" if bar and self.isatty() else ""
         self._try(lambda: self._stream.write(start + text))
+        if text:
+            Screen.begun = not text.endswith(("\n", "\r")) and self.isatty()
         return len(text)
 
     def flush(self) -> None:

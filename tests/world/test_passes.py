@@ -106,10 +106,15 @@ with passes.Pass("drawing faces", 200, "images") as going:
 """
 
 
-def _on_a_terminal(**environment: str) -> str:
+UNFINISHED = (
+    'import sys; sys.stdout.write("a line of another"); time.sleep(0.5); sys.stdout.write("\\n"); sys.stdout.flush()'
+)
+
+
+def _on_a_terminal(program: str = SHOWN, **environment: str) -> str:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", SHOWN], stdout=theirs, stderr=theirs, cwd=ROOT, env={**os.environ, **environment}
+        [sys.executable, "-c", program], stdout=theirs, stderr=theirs, cwd=ROOT, env={**os.environ, **environment}
     ) as process:
         os.close(theirs)
         said = b""
@@ -132,6 +137,14 @@ def test_a_bar_on_a_terminal_makes_way_for_lines() -> None:
     assert len(bars) > 2
     assert all(len(bar) < 60 for bar in bars)
     assert re.search(r"\d\d:\d\d:\d\d drawing faces: 50 images in 0:00:0\d, \S+ images/s\r\n$", said)
+
+
+def test_no_bar_is_drawn_over_a_line_that_is_not_at_its_end() -> None:
+    """print() writes the text and its end one after the other, and the bar is drawn by a thread of its own."""
+    said = _on_a_terminal(
+        SHOWN.replace('print("a line of another", flush=True)', UNFINISHED), TERM="xterm", COLUMNS="60"
+    )
+    assert "\r\x1b[Ka line of another\r\n" in said
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
