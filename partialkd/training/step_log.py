@@ -6,13 +6,10 @@ training is left out of it (scoring).
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import torch
 
 from partialkd.config import PhaseConfig
 from partialkd.context import RunContext
-from partialkd.evaluate.pairs import PairScores
 from partialkd.methods import Outcome
 from partialkd.training.progress import Progress, Throughput
 from partialkd.world.part_clock import peak_memory
@@ -26,7 +23,7 @@ LEFT_OUT = "scoring"
 
 
 class StepLog:
-    """`with StepLog(...) as log:` on every rank, for the steps of one phase from here on."""
+    """For the steps of one phase from here on, on every rank; `with log.progress:` its lines are written."""
 
     def __init__(
         self, name: str, phase: PhaseConfig, context: RunContext, last_step: int, done: int,
@@ -35,12 +32,8 @@ class StepLog:
         """done: steps behind us. least_seconds: of a step at the device's full rate of products, if that is known."""
         self.phase, self.world = phase, context.world
         self._live_teacher, self._least_seconds, self._told = live_teacher, least_seconds, done
-        self._progress = Progress(context.folder, name, last_step, context.world, context.config.run, done)
+        self.progress = Progress(context.folder, name, last_step, context.world, context.config.run, done)
         self._speed = Throughput(phase.global_batch, done)
-
-    def stepped(self) -> None:
-        """One optimiser step was done."""
-        self._progress.stepped()
 
     def means(self, outcomes: list[Outcome], step: int) -> dict[str, float]:
         """Loss, the method's values and the parts of a step, means over micro-steps and ranks; one collective."""
@@ -60,7 +53,7 @@ class StepLog:
         """Write a line; `values` are those of `means` and others."""
         rate = self._speed.since_last(step)
         values = values | self._shares(rate, values) | {"memory": peak_memory(self.world.device)}
-        self._progress.log(step, epoch, loss, lr, rate, values)
+        self.progress.log(step, epoch, loss, lr, rate, values)
 
     def _shares(self, images_per_s: float, values: dict[str, float]) -> dict[str, float]:
         """Of the time of a step: the teacher's part, and the part that its products need at the device's full rate."""
@@ -74,16 +67,3 @@ class StepLog:
     def leave_out(self, seconds: float) -> None:
         """Do not count these seconds as training."""
         self._speed.leave_out(seconds)
-
-    def scored(self, step: int, epoch: int, scores: dict[str, PairScores], seconds: float) -> None:
-        """Write the line of a scored checkpoint."""
-        self._progress.scored(step, epoch, scores, seconds)
-
-    def __enter__(self) -> StepLog:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)

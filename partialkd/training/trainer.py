@@ -136,7 +136,7 @@ class Trainer:
             self.resume()
         try:
             self._step_log = self._telling()
-            with self._step_log:
+            with self._step_log.progress:
                 try:
                     self._train()
                 finally:
@@ -235,7 +235,7 @@ class Trainer:
     def _after_step(self, lr: float) -> None:
         step, run, last = self.student.steps, self.config.run, self.student.steps == self.last_step
         outcomes, self._outcomes = self._outcomes, []
-        self._step_log.stepped()
+        self._step_log.progress.stepped()
         self.profiler.after(step)
         if step % run.log_every == 0 or last:
             self._tell(outcomes, lr)
@@ -295,7 +295,7 @@ class Trainer:
             self._step_log.leave_out(seconds)
             if scores is None:
                 return None
-            self._step_log.scored(step, self.loader.position[0], scores, seconds)
+            self._step_log.progress.scored(step, self.loader.position[0], scores, seconds)
             self._judged = step, shortfall(scores, self.config.evaluate.metric)
             self.patience.hear(*self._judged)
         return self._judged[1]

@@ -142,8 +142,8 @@ class _Guarded:
         bar, Screen.line = Screen.line, ""  # it is drawn again below what is written
         start = "\r\x1b[K" if bar and self.isatty() else ""
         self._try(lambda: self._stream.write(start + text))
-        if text:
-            Screen.begun = not text.endswith(("\n", "\r")) and self.isatty()
+        if text and self.isatty():  # not what goes elsewhere
+            Screen.begun = not text.endswith(("\n", "\r"))
         return len(text)
 
     def flush(self) -> None:
