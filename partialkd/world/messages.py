@@ -18,8 +18,10 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -103,28 +105,26 @@ class Screen:
 
     line = ""
     begun = False  # a line of others is not at its end yet: nothing is drawn over it
+    turn = threading.RLock()  # of who writes: the bar has a thread of its own
     ended = False  # an error has been shown, and nothing is to stand below it
 
     @classmethod
-    def stream(cls) -> TextIO | None:
+    def stream(cls) -> _Guarded | None:
         """Where progress goes, if that is a terminal that can move its cursor and this is rank 0."""
         console = next((one for one in ROOT.handlers if isinstance(one, _Console)), None)
         if console is None or cls.ended or not ROOT.isEnabledFor(logging.INFO):
             return None
         if rank() != 0 or os.environ.get("TERM") == "dumb":
             return None
-        stream = _stream(console.progress)
+        stream = _guarded.get(console.progress)
         return stream if stream is not None and stream.isatty() else None
 
     @classmethod
     def show(cls, line: str) -> None:
         """Replace the line; "" takes it away."""
         stream = cls.stream()
-        if stream is not None and (line or cls.line) and not cls.begun:
-            cls.line = ""
-            stream.write("\r\x1b[K" + line)
-            stream.flush()
-            cls.line, cls.begun = line, False
+        if stream is not None:
+            stream.draw(line)
 
     @staticmethod
     def width() -> int:
@@ -139,21 +139,35 @@ class _Guarded:
         self._stream, self._name, self._lost = stream, name, False
 
     def write(self, text: str) -> int:
-        bar, Screen.line = Screen.line, ""  # it is drawn again below what is written
-        start = "\r\x1b[K" if bar and self.isatty() else ""
-        self._try(lambda: self._stream.write(start + text))
-        if text and self.isatty():  # not what goes elsewhere
-            Screen.begun = not text.endswith(("\n", "\r"))
+        self._try(lambda: self._write(text))
         return len(text)
+
+    def draw(self, bar: str) -> None:
+        """Replace the bar, unless a line has begun where it would stand; "" takes it away."""
+        self._try(lambda: self._draw(bar))
 
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, action: Any) -> None:
+    def _write(self, text: str) -> None:
+        bar, Screen.line = Screen.line, ""  # it is drawn again below what is written
+        self._stream.write(("\r\x1b[K" if bar and self.isatty() else "") + text)
+        if text and self.isatty():  # not what goes elsewhere
+            Screen.begun = not text.endswith(("\n", "\r"))
+
+    def _draw(self, bar: str) -> None:
+        if (bar or Screen.line) and not Screen.begun:
+            self._stream.write("\r\x1b[K" + bar)
+            self._stream.flush()
+            Screen.line = bar
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Do it, one thread at a time; what fails is said afterwards, as saying takes the locks of logging."""
         if self._lost:
             return
         try:
-            action()
+            with Screen.turn:
+                action()
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._lost = True
             self._point_nowhere()
@@ -252,6 +266,7 @@ class _Early(logging.Handler):
 
 
 _guarded: dict[str, _Guarded] = {}
+os.register_at_fork(after_in_child=lambda: setattr(Screen, "turn", threading.RLock()))  # whoever had it is gone
 
 
 def _stream(name: Stream) -> Any:

@@ -147,6 +147,29 @@ def test_no_bar_is_drawn_over_a_line_that_is_not_at_its_end() -> None:
     assert "\r\x1b[Ka line of another\r\n" in said
 
 
+def test_a_bar_and_lines_never_stand_on_one_line() -> None:
+    """The bar's thread and that of the lines write in turns, wherever the one is interrupted by the other."""
+    said = _on_a_terminal(
+        """
+import sys
+from partialkd.world.messages import begin
+from partialkd.world import passes
+passes.SHORT_S, passes._REDRAW_S = 0.0, 0.00001
+begin()
+sys.setswitchinterval(1e-6)
+with passes.Pass("drawing faces", 2000, "images") as going:
+    for index in range(2000):
+        print(f"of another {index}", flush=True)
+        going.add()
+""",
+        TERM="xterm",
+        COLUMNS="60",
+    )
+    assert said.count("drawing faces") > 20
+    lines = re.findall(r"(?<=\r\n)of another \d+(?=\r\n)", "\r\n" + said.replace("\r\x1b[K", "\r\n"))
+    assert lines == [f"of another {index}" for index in range(2000)]
+
+
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     said = _on_a_terminal(TERM="dumb")
     assert "\x1b" not in said
