@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from partialkd.cluster import folders, machine
-from partialkd.cluster.findings import Finding, Verdict, judged
+from partialkd.cluster.findings import Finding, Verdict, attempted, judged
 from partialkd.config import Config
 from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import PartialKDError, RankLost, printable
@@ -52,17 +53,26 @@ def examine(config: Config | None, world: World) -> list[Finding]:
 
 def _folders(config: Config) -> list[Finding]:
     data = [Path(part.path) for part in config.data.parts] or [Path(config.data.path)]
-    found = [folders.room_and_write_speed("run folder", run_folder(config))]
+    found = [_attempted("run folder", lambda: folders.room_and_write_speed("run folder", run_folder(config)))]
     if config.data.source == "synthetic":
         return found
-    for path in data:
-        if path.exists():
-            found.append(folders.read_speed("data", path))
-        elif config.data.prepare is None:
-            found.append(judged("data", "bad", f"{path}: is not there", "data.path, or mount it on this host too"))
-        else:  # the run makes them
-            found.append(folders.room_and_write_speed("data", path, "data.path"))
-    return found
+    return found + [
+        _attempted("data", partial(_data_folder, path, made=config.data.prepare is not None)) for path in data
+    ]
+
+
+def _attempted(name: str, look: Callable[[], Finding]) -> Finding:
+    """Only the first rank of a host looks: what it meets is a finding, no error that the other ranks wait for."""
+    return attempted(name, look, "what the run would meet there, too: mend it, or name another place")
+
+
+def _data_folder(path: Path, made: bool) -> Finding:
+    """made: the run makes data that are not there."""
+    if path.exists():
+        return folders.read_speed("data", path)
+    if made:
+        return folders.room_and_write_speed("data", path, "data.path")
+    return judged("data", "bad", f"{path}: is not there", "data.path, or mount it on this host too")
 
 
 # ----------------------------------------------------------------------------------------------- all ranks

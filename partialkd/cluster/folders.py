@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import time
@@ -62,8 +63,10 @@ def read_speed(name: str, path: Path) -> Finding:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that is there. NotADirectoryError where something else is."""
     folder = folder.absolute()
     while not folder.is_dir():
+        if os.path.lexists(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(folder))
         folder = folder.parent
     return folder

@@ -21,17 +21,17 @@ NETWORKS = {
     **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
     "mbf": "mobilefacenet", "mbf_large": "mobilefacenet_large",
     **{f"vit_{size[0]}{end}": f"vit_{size}" for size in ("tiny", "small", "base") for end in ("", "_dp005_mask_0")},
-    "vit_b_dp005_mask_005": "vit_base",
+    "vit_t_dp005_mask0": "vit_tiny", "vit_b_dp005_mask_005": "vit_base",
 }  # fmt: skip
 PUBLISHED_BASE: dict[str, Any] = {
     "margin_list": (1.0, 0.5, 0.0), "network": "r50", "embedding_size": 512, "sample_rate": 1.0, "fp16": False,
     "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "frequent": 10, "dali": False,
-    "gradient_acc": 1, "seed": 2048, "num_workers": 2, "warmup_epoch": 0,
+    "gradient_acc": 1, "seed": 2048, "num_workers": 2, "warmup_epoch": 0, "verbose": 2000,
 }  # fmt: skip
 SCALE, MOMENTUM, CLIP = 64.0, 0.9, 5.0  # written into train_v2.py
 USED = {
     *PUBLISHED_BASE, "rec", "num_epoch", "num_image", "num_classes", "val_targets", "momentum", "output", "resume",
-    "save_all_states", "verbose", "loss",
+    "save_all_states", "loss",
 }  # fmt: skip
 LOSSES = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.4)}  # `loss` of 2021, before there was a margin_list
 
@@ -46,11 +46,12 @@ def _list_of(*kinds: type) -> Callable[[Any], bool]:
 
 _FLAG = "True or False", lambda value: type(value) is bool
 _TEXT = "a text", lambda value: type(value) is str
-_RATE = "a number of at least 0", lambda value: type(value) in (int, float) and value >= 0
+_RATE = "a number of at least 0", lambda value: type(value) in (int, float) and 0 <= value < float("inf")
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("batch_size", "embedding_size", "gradient_acc", "num_epoch"), _whole(1)),
-    **dict.fromkeys(("num_image", "num_workers", "seed", "frequent"), _whole(0)),
-    **dict.fromkeys(("lr", "weight_decay", "sample_rate", "warmup_epoch"), _RATE),
+    **dict.fromkeys(("num_image", "num_workers", "seed", "frequent", "verbose"), _whole(0)),
+    **dict.fromkeys(("lr", "weight_decay", "sample_rate"), _RATE),
+    "warmup_epoch": ("a number of at least 0, or -1 for none", lambda value: value == -1 or _RATE[1](value)),
     **dict.fromkeys(("rec", "network", "optimizer"), _TEXT),
     **dict.fromkeys(("fp16", "dali"), _FLAG),
     "loss": (" or ".join(map(repr, LOSSES)), lambda value: isinstance(value, str) and value in LOSSES),
@@ -89,7 +90,7 @@ def as_ours(settings: dict[str, Any], name: str, gpus: int, power: float = 1.0) 
         raise ConfigError(f"{missing[0]}: is not set, neither in the file nor in base.py")
     accumulation = int(settings["gradient_acc"])
     schedule: dict[str, Any] = {"name": "poly", "power": float(power)}
-    if settings["warmup_epoch"]:
+    if settings["warmup_epoch"] > 0:
         if not settings.get("num_image"):
             raise ConfigError("num_image: must be set where there is a warmup_epoch, whose steps it says")
         each = settings["num_image"] // (settings["batch_size"] * gpus) // accumulation
@@ -110,7 +111,8 @@ def as_ours(settings: dict[str, Any], name: str, gpus: int, power: float = 1.0) 
     data |= {"loader": "dali" if settings["dali"] else "jpeg", "workers": max(1, int(settings["num_workers"]))}
     run = {"name": name, "seed": settings["seed"], "log_every": max(1, int(settings["frequent"]))}
     sets = [] if drawn else [f"{target}.bin" for target in settings.get("val_targets", ())]
-    return {"run": run, "data": data, "student": student, "evaluate": {"sets": sets}}
+    evaluate: dict[str, Any] = {"sets": sets, "every": settings["verbose"] if sets else 0}
+    return {"run": run, "data": data, "student": student, "evaluate": evaluate}
 
 
 def unused(settings: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from helpers.jobs import tree
 from helpers.ranks import run
 from partialkd.cluster import doctor, folders, machine
-from partialkd.cluster.doctor import _clocks, _products, of_configuration, ranks_together
+from partialkd.cluster.doctor import _clocks, _folders, _products, of_configuration, ranks_together
 from partialkd.cluster.findings import attempted, judged, lines_of, worst
 from partialkd.commands.doctor import main
 from partialkd.config import ModelConfig
@@ -175,6 +175,19 @@ def test_room_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert folders.room_and_write_speed("run folder", tmp_path).verdict == "bad"
     monkeypatch.setattr(folders.os, "access", lambda *_: False)
     assert "cannot be written to" in folders.room_and_write_speed("run folder", tmp_path).said
+
+
+def test_folders_that_cannot_be_looked_at_are_findings(tmp_path: Path) -> None:
+    """Whatever the first rank of a host meets there; an error of it would take the other findings along."""
+    (tmp_path / "file").write_text("")
+    settings = settings_of(tmp_path)
+    settings["run"]["folder"] = str(tmp_path / "file" / "runs")
+    del settings["data"]["prepare"]
+    (tmp_path / "data").mkdir()
+    run_folder, data = _folders(parse_config(settings))
+    assert (run_folder.verdict, run_folder.said) == ("bad", f"{tmp_path / 'file'}: is no folder")
+    assert (data.verdict, data.said) == ("bad", f"{tmp_path / 'data'}: no file to read")
+    assert run_folder.mend == data.mend != ""
 
 
 # --------------------------------------------------------------------------------------------------- ranks

@@ -56,7 +56,7 @@ def test_a_job_over_its_base(tmp_path: Path) -> None:
     assert student.schedule.warmup_steps == 5179510 // 1024 // 2 * 2
     assert student.centres.sample_rate == 0.1
     assert (config.data.path, config.data.loader, config.run.seed) == ("/data/faces", "dali", 7)
-    assert config.evaluate.sets == ("lfw.bin", "agedb_30.bin")
+    assert (config.evaluate.sets, config.evaluate.every) == (("lfw.bin", "agedb_30.bin"), 2000)
     assert unused(settings) == ["my_own"]
 
 
@@ -69,7 +69,15 @@ def test_without_a_base_the_published_one_counts(tmp_path: Path) -> None:
         "synthetic",
     )
     assert config.student.method.name == "arcface"
-    assert config.evaluate.sets == ()
+    assert (config.evaluate.sets, config.evaluate.every) == ((), 0)
+
+
+def test_as_published_ones_write_it(tmp_path: Path) -> None:
+    """-1 for no warm-up, as in 3millions.py; the smallest ViT's name, as in wf42m_pfc03_40epoch_8gpu_vit_t.py."""
+    lines = "config.warmup_epoch = -1\nconfig.network = 'vit_t_dp005_mask0'\nconfig.verbose = 500\n"
+    config = parse_config(as_ours(read_settings(written(tmp_path, JOB + lines)), "job", gpus=8))
+    assert (config.student.schedule.warmup_steps, config.student.model.name) == (0, "vit_tiny")
+    assert config.evaluate.every == 500
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,9 @@ def test_a_base_of_an_earlier_version(tmp_path: Path) -> None:
     [
         ("config.gradient_acc = 'two'", "gradient_acc: must be a whole number of at least 1, got 'two'"),
         ("config.batch_size = 0", "batch_size: must be a whole number of at least 1, got '0'"),
+        ("config.warmup_epoch = -2", "warmup_epoch: must be a number of at least 0, or -1 for none, got '-2'"),
+        ("config.warmup_epoch = 1e999", "warmup_epoch: must be a number of at least 0, or -1 for none, got 'inf'"),
+        ("config.verbose = None", "verbose: must be a whole number of at least 0, got 'None'"),
         ("config.lr = None", "lr: must be a number of at least 0, got 'None'"),
         ("config.margin_list = (1.0, 0.5)", "margin_list: must be three numbers, got "),
         ("config.network = 50", "network: must be a text, got '50'"),
