@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(found: Comparison) -> list[str]:
-    tables = [scores_table(found) if found.sets else None, differences_table(found), settings_table(found)]
+    tables = [scores_table(found) if found.columns else None, differences_table(found), settings_table(found)]
     return [line for table in tables if table is not None for line in (f"{table.caption}:", *_lines(table))]
 
 

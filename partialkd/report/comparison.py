@@ -9,6 +9,7 @@ by seed       recipes with two or more seeds in common: the mean of the differen
               Student's interval
 
 A set's pairs must be the same in all runs, and some set must be in all of them: else a ConfigError names the runs.
+Sets of templates (template_scores.py) have columns of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from statistics import mean, stdev
 from partialkd.config import EvaluateConfig
 from partialkd.errors import ConfigError
 from partialkd.evaluate.kept_pairs import read_pairs
-from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import compared
 from partialkd.report.run_files import RunFiles, read_run
 from partialkd.report.settings import NAMES, differences, flat_settings
@@ -45,17 +45,46 @@ class Recipe:
     name: str
     runs: tuple[RunFiles, ...]
 
-    def scores(self, name: str, who: str) -> list[PairScores]:
-        """Scores of a network on a set, of the runs that have them."""
-        return [run.scores[name][who] for run in self.runs if who in run.scores.get(name, {})]
+
+@dataclass(frozen=True)
+class Column:
+    """What networks are compared by: accuracy on a set of pairs or, with a FAR, TAR on a set of templates."""
+
+    name: str  # of the set
+    far: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The set, and the FAR."""
+        return self.name if self.far is None else f"{self.name} TAR@{self.far:g}"
+
+    def value(self, run: RunFiles, who: str) -> float | None:
+        """A share in [0, 1] of a run's network; None where it was not judged so."""
+        if self.far is not None:
+            found = run.templates.get(self.name, {}).get(who)
+            return found.published.get(self.far) if found else None
+        scores = run.scores.get(self.name, {}).get(who)
+        return scores.accuracy if scores else None
+
+    def values(self, recipe: Recipe, who: str) -> list[float]:
+        """Those of the runs that have one."""
+        found = (self.value(run, who) for run in recipe.runs)
+        return [value for value in found if value is not None]
+
+    def interval(self, run: RunFiles, who: str) -> tuple[float, float] | None:
+        """Of 95 %, by identity."""
+        if self.far is not None:
+            return run.templates[self.name][who].interval[self.far]
+        limits = run.scores[self.name][who].interval.get("accuracy")
+        return (limits[0], limits[1]) if limits else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better a recipe's network is than the baseline's, in accuracy on one set; shares in [0, 1]."""
+    """How much better a recipe's network is than the baseline's, in one column; shares in [0, 1]."""
 
     mean: float
-    by_identity: tuple[float, float] | None
+    by_identity: tuple[float, float] | None  # None also of templates, whose pairs' scores are not kept
     by_seed: tuple[float, float] | None
     seeds: int  # that both have
 
@@ -65,30 +94,30 @@ class Comparison:
     """Several runs."""
 
     recipes: tuple[Recipe, ...]
-    sets: tuple[str, ...]
+    columns: tuple[Column, ...]
     networks: tuple[str, ...]
     settings: dict[str, list[str]]  # key -> its value in each recipe
+
+    @property
+    def sets(self) -> list[str]:
+        """The sets of pairs."""
+        return [column.name for column in self.columns if column.far is None]
 
     @property
     def rows(self) -> list[tuple[Recipe, str]]:
         """Every network of every recipe that was scored."""
         pairs = [(recipe, who) for recipe in self.recipes for who in self.networks]
-        return [(recipe, who) for recipe, who in pairs if any(recipe.scores(name, who) for name in self.sets)]
+        return [(recipe, who) for recipe, who in pairs if any(column.values(recipe, who) for column in self.columns)]
 
-    def best(self, name: str) -> tuple[Recipe, str] | None:
-        """Whose mean accuracy is the highest on a set."""
-        rows = [row for row in self.rows if row[0].scores(name, row[1])]
-        return max(rows, key=lambda row: accuracy(row[0].scores(name, row[1])), default=None)
-
-
-def accuracy(scores: Sequence[PairScores]) -> float:
-    """The mean over seeds."""
-    return mean(one.accuracy for one in scores)
+    def best(self, column: Column) -> tuple[Recipe, str] | None:
+        """Whose mean is the highest."""
+        rows = [row for row in self.rows if column.values(*row)]
+        return max(rows, key=lambda row: mean(column.values(*row)), default=None)
 
 
-def spread(scores: Sequence[PairScores]) -> float | None:
+def spread(values: Sequence[float]) -> float | None:
     """Standard deviation over seeds; None of one."""
-    return stdev(one.accuracy for one in scores) if len(scores) > 1 else None
+    return stdev(values) if len(values) > 1 else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
@@ -100,7 +129,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
         seen[folder.resolve()] = folder
     runs = [read_run(folder) for folder in folders]
     for run in runs:
-        if not run.scores and not run.lines:
+        if not run.scores and not run.templates and not run.lines:
             raise ConfigError(f"{run.folder}: has neither scores nor logged steps yet")
     return runs
 
@@ -110,9 +139,28 @@ def compare(runs: Sequence[RunFiles]) -> Comparison:
     recipes = _recipes(runs)
     sets = list(dict.fromkeys(name for run in runs for name in run.scores))
     _check_sets(runs, sets)
-    networks = tuple(dict.fromkeys(who for run in runs for row in run.scores.values() for who in row))
+    judged = [who for run in runs for rows in (run.scores, run.templates) for row in rows.values() for who in row]
+    networks = tuple(dict.fromkeys(judged))
     settings = differences([recipe.runs[0] for recipe in recipes], FREE)
-    return Comparison(tuple(recipes), tuple(in_paper_order(sets)), networks, settings)
+    columns = [*(Column(name) for name in sets), *_template_columns(runs)]
+    names = in_paper_order(list(dict.fromkeys(column.name for column in columns)))
+    columns.sort(key=lambda column: names.index(column.name))
+    return Comparison(tuple(recipes), tuple(columns), networks, settings)
+
+
+def _template_columns(runs: Sequence[RunFiles]) -> list[Column]:
+    """Every set of templates at every FAR; ConfigError for one name of different sets."""
+    found: dict[Column, None] = {}
+    sizes: dict[str, tuple[tuple[int, int], RunFiles]] = {}
+    for run in runs:
+        for name, row in run.templates.items():
+            for one in row.values():
+                pairs, first = sizes.setdefault(name, (one.pairs, run))
+                if pairs != one.pairs:
+                    rule = f"the set {name!r} is not of the same pairs of templates in both"
+                    raise ConfigError(f"{first.folder} and {run.folder}: {rule}")
+                found.update(dict.fromkeys(Column(name, far) for far in one.published))
+    return sorted(found, key=lambda column: (column.name, -(column.far or 0)))
 
 
 def _recipes(runs: Sequence[RunFiles]) -> list[Recipe]:
@@ -169,20 +217,21 @@ def plain(name: str) -> str:
     )
 
 
-def difference(comparison: Comparison, recipe: Recipe, who: str, name: str) -> Difference | None:
-    """Compare a network of a recipe with the baseline on a set; None of the baseline, and without scores of both."""
+def difference(comparison: Comparison, recipe: Recipe, who: str, column: Column) -> Difference | None:
+    """Compare a network of a recipe with the baseline; None of the baseline, and without numbers of both."""
     base, base_who = comparison.rows[0]
     if (recipe, who) == (base, base_who):
         return None
-    pairs = [(run, _partner(run, base)) for run in recipe.runs]
-    both = [(a, b) for a, b in pairs if who in a.scores.get(name, {}) and base_who in b.scores.get(name, {})]
+    found = [(run, other, column.value(run, who), column.value(other, base_who))
+             for run in recipe.runs for other in [_partner(run, base)]]  # fmt: skip
+    both = [(a, b, one - other) for a, b, one, other in found if one is not None and other is not None]
     if not both:
         return None
-    apart = [a.scores[name][who].accuracy - b.scores[name][base_who].accuracy for a, b in both]
-    same_seed = [x for x, (a, b) in zip(apart, both, strict=True) if a.seed == b.seed]
-    paths = [(a.pairs.get(who, {}).get(name), b.pairs.get(base_who, {}).get(name)) for a, b in both]
+    same_seed = [apart for a, b, apart in both if a.seed == b.seed]
+    paths = [(a.pairs.get(who, {}).get(column.name), b.pairs.get(base_who, {}).get(column.name)) for a, b, _ in both]
     folds = (recipe.runs[0].config.evaluate if recipe.runs[0].config else EvaluateConfig()).folds
-    return Difference(mean(apart), _by_identity(paths, folds), t_interval(same_seed), len(same_seed))
+    by_identity = _by_identity(paths, folds) if column.far is None else None
+    return Difference(mean(apart for *_, apart in both), by_identity, t_interval(same_seed), len(same_seed))
 
 
 def _partner(run: RunFiles, base: Recipe) -> RunFiles:

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from partialkd.evaluate.verification import ScoredPairs
 from partialkd.report import plots
-from partialkd.report.comparison import Comparison, Difference, Recipe, accuracy, difference, spread
+from partialkd.report.comparison import Column, Comparison, Difference, Recipe, difference, spread
 from partialkd.report.page import Figure, Table, escaped, figures_html, page_html, paragraph, table_html
 from partialkd.report.run_report import NO_DRAWINGS
 from partialkd.report.scores_section import MOST_SETS, roc_figure
-from partialkd.report.training_section import column, curve_figure, steps
+from partialkd.report.training_section import curve_figure, logged, steps
 
 PHASES_SHOWN = ("student", "alone", "teacher")
 CURVES = ("loss", "alpha", "margin", "grad_norm", "images_per_s")
 
 
 def scores_table(found: Comparison) -> Table:
-    """A line for each recipe and network: mean accuracy over seeds on each set; the best is marked."""
-    best = {name: found.best(name) for name in found.sets}
+    """A line for each recipe and network: the mean over seeds in each column; the best is marked."""
+    best = {column: found.best(column) for column in found.columns}
     rows = []
-    for recipe, who in found.rows:
+    for row in found.rows:
         cells = []
-        for name in found.sets:
-            scores = recipe.scores(name, who)
-            mark = " (best)" if scores and best[name] == (recipe, who) and len(found.rows) > 1 else ""
-            cells.append(f"{_accuracy(scores)}{mark}" if scores else "")
-        rows.append([recipe.name, who, str(len(recipe.runs)), *cells])
-    return Table("Accuracy, %: mean ± standard deviation over seeds; of one run [95 % by identity]",
-                 ["run", "network", "seeds", *found.sets], rows)  # fmt: skip
+        for column in found.columns:
+            mark = " (best)" if best[column] == row and len(found.rows) > 1 else ""
+            cells.append(f"{_mean(column, *row)}{mark}" if column.values(*row) else "")
+        rows.append([row[0].name, row[1], str(len(row[0].runs)), *cells])
+    what = "Accuracy, TAR@FAR as published, %"
+    title = f"{what}: mean ± standard deviation over seeds; of one run [95 % by identity]"
+    return Table(title, ["run", "network", "seeds", *(column.title for column in found.columns)], rows)
 
 
-def _accuracy(scores: Sequence[Any]) -> str:
-    deviation = spread(scores)
+def _mean(column: Column, recipe: Recipe, who: str) -> str:
+    values = column.values(recipe, who)
+    deviation = spread(values)
     if deviation is not None:
-        return f"{100 * accuracy(scores):.2f} ± {100 * deviation:.2f}"
-    limits = scores[0].interval.get("accuracy")
-    return f"{100 * scores[0].accuracy:.2f}" + (f" [{100 * limits[0]:.1f}, {100 * limits[1]:.1f}]" if limits else "")
+        return f"{100 * mean(values):.2f} ± {100 * deviation:.2f}"
+    limits = next(column.interval(run, who) for run in recipe.runs if column.value(run, who) is not None)
+    return f"{100 * values[0]:.2f}" + (f" [{100 * limits[0]:.1f}, {100 * limits[1]:.1f}]" if limits else "")
 
 
-def differences_of(found: Comparison) -> list[tuple[Recipe, str, str, Difference]]:
-    """Every network on every set against the baseline."""
-    rows = [
-        (recipe, who, name, difference(found, recipe, who, name)) for recipe, who in found.rows for name in found.sets
-    ]
-    return [(recipe, who, name, one) for recipe, who, name, one in rows if one is not None]
+def differences_of(found: Comparison) -> list[tuple[Recipe, str, Column, Difference]]:
+    """Every network in every column against the baseline."""
+    cells = [(*row, column) for row in found.rows for column in found.columns]
+    rows = [(*cell, difference(found, *cell)) for cell in cells]
+    return [(recipe, who, column, one) for recipe, who, column, one in rows if one is not None]
 
 
 def differences_table(found: Comparison) -> Table | None:
@@ -56,13 +56,13 @@ def differences_table(found: Comparison) -> Table | None:
         [
             recipe.name,
             who,
-            name,
+            column.title,
             f"{100 * one.mean:+.2f}",
             _points(one.by_identity),
             _points(one.by_seed),
             str(one.seeds),
         ]
-        for recipe, who, name, one in differences_of(found)
+        for recipe, who, column, one in differences_of(found)
     ]
     if not rows:
         return None
@@ -91,7 +91,7 @@ def curve_figures(found: Comparison) -> list[Figure]:
         for name in CURVES:
             lines = [(run.name, run.lines.get(phase, ())) for run in runs]
             curves = [
-                plots.Series(run, steps(own), column(own, name))
+                plots.Series(run, steps(own), logged(own, name))
                 for run, own in lines
                 if any(name in line for line in own)
             ]
@@ -120,7 +120,7 @@ def difference_figure(found: Comparison) -> Figure | None:
     table = differences_table(found)
     if not rows or table is None:
         return None
-    names = [f"{recipe.runs[0].name}: {who}, {name}" for recipe, who, name, _ in rows]
+    names = [f"{recipe.runs[0].name}: {who}, {column.title}" for recipe, who, column, _ in rows]
     places = np.arange(len(rows), dtype=float)
     middle = np.array([100 * one.mean for *_, one in rows])
     limits = np.array([one.by_identity for *_, one in rows], dtype=float) * 100
@@ -140,7 +140,7 @@ def difference_figure(found: Comparison) -> Figure | None:
 
 def comparison_html(found: Comparison) -> str:
     """The page."""
-    scores = [table_html(scores_table(found))] if found.sets else []
+    scores = [table_html(scores_table(found))] if found.columns else []
     if (table := differences_table(found)) is not None:
         scores.append(table_html(table))
     figures = [figure for figure in [difference_figure(found), *roc_figures(found)] if figure is not None]
@@ -172,21 +172,28 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
             for recipe in found.recipes
         ],
         "scores": [
-            {
-                "recipe": recipe.name, "network": who, "set": name, "accuracy": accuracy(scores), "std": spread(scores),
-                "seeds": [one.accuracy for one in scores],
-            }
-            for recipe, who in found.rows for name in found.sets if (scores := recipe.scores(name, who))
+            {**_cell(recipe, who, column), _measure(column): mean(values), "std": spread(values), "seeds": values}
+            for recipe, who in found.rows for column in found.columns if (values := column.values(recipe, who))
         ],
         "differences": [
             {
-                "recipe": recipe.name, "network": who, "set": name, "accuracy": one.mean,
+                **_cell(recipe, who, column), _measure(column): one.mean,
                 "by_identity": one.by_identity, "by_seed": one.by_seed, "seeds": one.seeds,
             }
-            for recipe, who, name, one in differences_of(found)
+            for recipe, who, column, one in differences_of(found)
         ],
         "best": {
-            name: {"recipe": best[0].name, "network": best[1]} for name in found.sets if (best := found.best(name))
+            column.title: {"recipe": best[0].name, "network": best[1]}
+            for column in found.columns if (best := found.best(column))
         },
         "settings": found.settings,
     }  # fmt: skip
+
+
+def _cell(recipe: Recipe, who: str, column: Column) -> dict[str, Any]:
+    far = {} if column.far is None else {"far": column.far}
+    return {"recipe": recipe.name, "network": who, "set": column.name, **far}
+
+
+def _measure(column: Column) -> str:
+    return "accuracy" if column.far is None else "tar_published"

@@ -4,7 +4,8 @@
     differences.csv                            against the baseline, with both intervals
     roc_<set>.pdf .png    loss_<phase>.pdf .png
 
-LFW, CFP-FP, AgeDB-30, CALFW, CPLFW (accuracy), IJB-B, IJB-C come first, under their printed names; other sets follow.
+LFW, CFP-FP, AgeDB-30, CALFW, CPLFW (accuracy), IJB-B, IJB-C (TAR as published, template_scores.py) come first, under
+their printed names; other sets follow.
 Foreign strings are escaped for each format. In a CSV a cell that a spreadsheet would take for a formula begins with '.
 """
 
@@ -14,15 +15,17 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from partialkd.errors import ConfigError, printable
 from partialkd.report import plots
-from partialkd.report.comparison import PAPER_SETS, Comparison, accuracy, plain, spread
+from partialkd.report.comparison import PAPER_SETS, Column, Comparison, plain, spread
 from partialkd.report.comparison_page import PHASES_SHOWN, differences_of
 from partialkd.report.scores_section import MOST_SETS, roc_curve
-from partialkd.report.training_section import column, steps
+from partialkd.report.training_section import logged, steps
 from partialkd.storage.atomic_files import new_folder, refuse_existing
 
 INKS = ("#1d5fc4", "#b93a06", "#0b6e62", "#9b1fb0", "#57606f", "#8a6100")
@@ -39,7 +42,7 @@ _LATEX = {
 
 def write_paper(out: Path, found: Comparison) -> None:
     """Write the folder, which must not be there; ConfigError without scores."""
-    if not found.sets:
+    if not found.columns:
         raise ConfigError("--paper: none of these runs has scores yet")
     refuse_existing(out)
     with new_folder(out) as hidden:
@@ -52,22 +55,22 @@ def write_paper(out: Path, found: Comparison) -> None:
             _draw_all(hidden, found)
 
 
-def printed(name: str) -> str:
-    """A set's name as papers print it."""
-    return PAPER_SETS.get(plain(name), name)
+def printed(column: Column) -> str:
+    """A column's title as papers print it."""
+    return replace(column, name=PAPER_SETS.get(plain(column.name), column.name)).title
 
 
 def _cells(found: Comparison, bold: Callable[[str], str]) -> list[list[str]]:
-    """Recipe, network, and a mean (± deviation) for each set."""
+    """Recipe, network, and a mean (± deviation) for each column."""
     rows = []
     for recipe, who in found.rows:
         cells = []
-        for name in found.sets:
-            scores = recipe.scores(name, who)
-            deviation = spread(scores) if scores else None
-            text = f"{100 * accuracy(scores):.2f}" if scores else ""
+        for column in found.columns:
+            values = column.values(recipe, who)
+            deviation = spread(values)
+            text = f"{100 * mean(values):.2f}" if values else ""
             text += f" ± {100 * deviation:.2f}" if deviation is not None else ""
-            cells.append(bold(text) if text and found.best(name) == (recipe, who) and len(found.rows) > 1 else text)
+            cells.append(bold(text) if text and found.best(column) == (recipe, who) and len(found.rows) > 1 else text)
         rows.append([recipe.name, who, *cells])
     return rows
 
@@ -75,11 +78,11 @@ def _cells(found: Comparison, bold: Callable[[str], str]) -> list[list[str]]:
 def latex(found: Comparison) -> str:
     """A tabular that wants booktabs."""
     rows = _cells(found, lambda text: f"\x02{text}\x03")
-    head = " & ".join(["Run", "Network", *(_for_latex(printed(name)) for name in found.sets)])
+    head = " & ".join(["Run", "Network", *(_for_latex(printed(column)) for column in found.columns)])
     body = "\n".join(" & ".join(map(_for_latex, row)) + r" \\" for row in rows)
     body = body.replace("\x02", r"\textbf{").replace("\x03", "}").replace("±", r"$\pm$")
     return (
-        f"\\begin{{tabular}}{{ll{'c' * len(found.sets)}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
+        f"\\begin{{tabular}}{{ll{'c' * len(found.columns)}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
 
@@ -91,7 +94,7 @@ def _for_latex(text: str) -> str:
 
 def markdown(found: Comparison) -> str:
     """A table of GitHub's kind."""
-    rows = [["run", "network", *(printed(name) for name in found.sets)], ["---"] * (2 + len(found.sets))]
+    rows = [["run", "network", *(printed(column) for column in found.columns)], ["---"] * (2 + len(found.columns))]
     rows += [[_for_markdown(row[0]), *row[1:]] for row in _cells(found, lambda text: f"**{text}**")]
     rows[0] = [_for_markdown(cell) for cell in rows[0]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -104,16 +107,16 @@ def _for_markdown(text: str) -> str:
 def accuracy_csv(found: Comparison) -> str:
     """Means and deviations in columns of their own."""
     head = ["run", "network", "seeds"]
-    for name in found.sets:
-        head += [printed(name), f"{printed(name)} std"]
+    for column in found.columns:
+        head += [printed(column), f"{printed(column)} std"]
     rows = []
     for recipe, who in found.rows:
         row = [recipe.name, who, str(len(recipe.runs))]
-        for name in found.sets:
-            scores = recipe.scores(name, who)
-            deviation = spread(scores) if scores else None
+        for column in found.columns:
+            values = column.values(recipe, who)
+            deviation = spread(values)
             row += [
-                f"{100 * accuracy(scores):.4f}" if scores else "",
+                f"{100 * mean(values):.4f}" if values else "",
                 "" if deviation is None else f"{100 * deviation:.4f}",
             ]
         rows.append(row)
@@ -128,13 +131,13 @@ def differences_csv(found: Comparison) -> str:
         [
             recipe.name,
             who,
-            printed(name),
+            printed(column),
             f"{100 * one.mean:.4f}",
             *limits(one.by_identity),
             *limits(one.by_seed),
             str(one.seeds),
         ]
-        for recipe, who, name, one in differences_of(found)
+        for recipe, who, column, one in differences_of(found)
     ]
     return _csv([head, *rows])
 
@@ -167,7 +170,7 @@ def _draw_all(folder: Path, found: Comparison) -> None:
     runs = [run for recipe in found.recipes for run in recipe.runs][: plots.MOST_SERIES]
     for phase in PHASES_SHOWN:
         curves = [
-            plots.Series(run.name, steps(run.lines[phase]), column(run.lines[phase], "loss"))
+            plots.Series(run.name, steps(run.lines[phase]), logged(run.lines[phase], "loss"))
             for run in runs if run.lines.get(phase)
         ]  # fmt: skip
         if curves:

@@ -22,6 +22,7 @@ from partialkd.evaluate.kept_pairs import kept_pairs, read_pairs
 from partialkd.evaluate.pairs import PairScores
 from partialkd.evaluate.verification import ScoredPairs
 from partialkd.evaluate.verification_tables import Results
+from partialkd.report.template_scores import TemplateScores, read_template_scores
 from partialkd.world.messages import LOGS
 
 NETWORKS = ("student", "alone", "teacher")  # in the order of tables and colours
@@ -72,6 +73,11 @@ class RunFiles:
                 for name, path in sets.items():
                     found.setdefault(name, {})[who] = read_pairs(path).scores(self.config.evaluation)
         return {name: dict(sorted(row.items(), key=lambda item: _order(item[0]))) for name, row in found.items()}
+
+    @cached_property
+    def templates(self) -> dict[str, dict[str, TemplateScores]]:
+        """Set -> network -> scores by templates."""
+        return read_template_scores(self.folder)
 
     def pairs_of(self, name: str) -> dict[str, ScoredPairs]:
         """Network -> its pairs of a set, in the order of `NETWORKS`."""

@@ -31,7 +31,7 @@ TITLES = {
 }  # fmt: skip
 
 
-def column(lines: Sequence[Line], name: str) -> np.ndarray:
+def logged(lines: Sequence[Line], name: str) -> np.ndarray:
     """A number over the lines (n,), NaN where it is missing or was not finite."""
     return np.array([np.nan if line.get(name) is None else float(line[name]) for line in lines])
 
@@ -82,14 +82,14 @@ def number(value: float) -> str:
 
 def training_figures(run: RunFiles) -> list[Figure]:
     """Curves of all phases together: loss, learning rate, what the methods report, gradient norms, speed."""
-    logged = {phase: lines for phase, lines in run.lines.items() if lines}
-    names = list(dict.fromkeys(name for lines in logged.values() for line in lines for name in line))
+    phases = {phase: lines for phase, lines in run.lines.items() if lines}
+    names = list(dict.fromkeys(name for lines in phases.values() for line in lines for name in line))
     own = [name for name in names if name not in OWN and not name.startswith(TIME)]
     figures = []
     for name in ("loss", "lr", *own, "grad_norm", "images_per_s"):
         curves = [
-            plots.Series(phase, steps(lines), column(lines, name))
-            for phase, lines in logged.items()
+            plots.Series(phase, steps(lines), logged(lines, name))
+            for phase, lines in phases.items()
             if any(name in line for line in lines)
         ]
         if curves:
@@ -115,7 +115,7 @@ def judged_figures(run: RunFiles) -> list[Figure]:
     figures = []
     for phase, lines in run.judged.items():
         names = [name for name in lines[0] if name.startswith("accuracy/")][: plots.MOST_SERIES]
-        curves = [plots.Series(name.partition("/")[2], steps(lines), column(lines, name)) for name in names]
+        curves = [plots.Series(name.partition("/")[2], steps(lines), logged(lines, name)) for name in names]
         if curves:
             figures.append(curve_figure(f"Accuracy while training: {phase}", curves, "accuracy", f"judged {phase}"))
     return figures

@@ -16,9 +16,11 @@ from partialkd.commands.compare import main
 from partialkd.errors import ConfigError
 from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.pairs import fold_accuracies, right_pairs
-from partialkd.report.comparison import compare, difference, in_paper_order, read_runs, t_interval
+from partialkd.report.comparison import Column, compare, difference, in_paper_order, read_runs, t_interval
 from partialkd.report.comparison_page import comparison_html, comparison_json
 from partialkd.report.paper import accuracy_csv, latex, markdown
+
+LFW = Column("lfw")
 
 
 def recipes(folder: Path, seeds: int = 3) -> list[Path]:
@@ -38,8 +40,8 @@ def test_seeds_of_a_recipe_and_what_differs(tmp_path: Path) -> None:
         ["arc0", "arc1", "arc2"], ["cos0", "cos1", "cos2"],
     ]  # fmt: skip
     assert found.settings == {"student.method.kind": ['"arc"', '"cos"'], "student.method.margin": ["0.45", "0.2"]}
-    assert found.sets == ("lfw", "agedb_30", "own")
-    best = found.best("lfw")
+    assert found.sets == ["lfw", "agedb_30", "own"]
+    best = found.best(LFW)
     assert best is not None
     assert (best[0].name, best[1]) == ("arc0 and 2 more seeds", "teacher")
 
@@ -47,7 +49,7 @@ def test_seeds_of_a_recipe_and_what_differs(tmp_path: Path) -> None:
 def test_differences_are_paired_by_seed_and_by_identity(tmp_path: Path) -> None:
     found = compare(read_runs(recipes(tmp_path)))
     base, other = found.recipes
-    one = difference(found, other, "student", "lfw")
+    one = difference(found, other, "student", LFW)
     assert one is not None
     apart = [
         a.scores["lfw"]["student"].accuracy - b.scores["lfw"]["student"].accuracy
@@ -66,8 +68,8 @@ def test_differences_are_paired_by_seed_and_by_identity(tmp_path: Path) -> None:
         half = kept.people.spread(apart_pairs - apart_pairs.mean()) / len(apart_pairs)
         limits.append((apart_pairs.mean() - half, apart_pairs.mean() + half))
     assert one.by_identity == pytest.approx(tuple(np.mean(limits, axis=0)))
-    assert difference(found, base, "student", "lfw") is None  # of itself
-    within = difference(found, base, "alone", "lfw")
+    assert difference(found, base, "student", LFW) is None  # of itself
+    within = difference(found, base, "alone", LFW)
     assert within is not None
     assert within.mean < 0
 
