@@ -30,6 +30,7 @@ from partialkd.errors import CheckpointError, ConfigError, PartialKDError
 from partialkd.models.build import build_empty
 from partialkd.models.saved import FORMAT, MODEL, read_description, read_metadata
 from partialkd.models.weights import put_weights, read_weights
+from partialkd.models.wrapped import own_part
 from partialkd.storage.finite import not_finite
 from partialkd.storage.tensor_file import read_bytes
 from partialkd.teacher.classifier import file_digest
@@ -70,7 +71,10 @@ def look_at_start(context: RunContext, name: str, key: str, phase: PhaseConfig, 
 
 
 def read_network(path: Path, config: ModelConfig, image_size: int) -> dict[str, Tensor]:
-    """Read the state_dict of a network from a file, a checkpoint or a run's folder, if it fits and is finite."""
+    """Read the state_dict of a network from a file, a checkpoint or a run's folder, if it fits and is finite.
+
+    In files of other programs it may stand under a prefix, with other modules beside it (models/wrapped.py).
+    """
     found = chosen(path)
     if is_checkpoint(found):
         state = checkpoint_network(found)[0].state_dict()
@@ -81,7 +85,7 @@ def read_network(path: Path, config: ModelConfig, image_size: int) -> dict[str, 
     if problem := not_finite(state):
         raise CheckpointError(f"{found}: {problem}")
     network = build_empty(config, image_size)
-    put_weights(network, state, str(found), assign=True)
+    put_weights(network, own_part(network, state, str(found)), str(found), assign=True)
     return network.state_dict()
 
 
