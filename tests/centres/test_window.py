@@ -5,7 +5,6 @@ Sweeps of single rows take the same products in the same order in both, so every
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -17,40 +16,21 @@ import torch
 from torch import Tensor
 
 from helpers import centre_cases as test_centres
-from helpers import dense, kernel_cases
-from helpers.centre_cases import ADAMW, SCALE, SEED, SGD, method_of, problem, sampled
+from helpers import kernel_cases
+from helpers.centre_cases import ADAMW, SGD, problem, sampled
 from helpers.places import TESTS
 from helpers.processor import products_depend_on_place
 from helpers.ranks import run
-from helpers.window_cases import BATCH, CLASSES, DIM, RATE, Settings, go_on, made
+from helpers.window_cases import BATCH, CASES, CLASSES, DIM, RATE, Settings, go_on, made
 from partialkd.centres import Centres, CentresState
-from partialkd.centres import host_memory as window
-from partialkd.centres.host_memory import RowsInWindows, Window
-from partialkd.centres.row_optimizers import make_row_optimizer
-from partialkd.centres.sampling import Sampling
-from partialkd.centres.store import CentreStore
-from partialkd.config import CentresConfig
-from partialkd.errors import PartialKDError
+from partialkd.centres.host_memory import Window
 from partialkd.training.silent_changes import CentreSweep
-from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 STEPS = range(6)  # over more than a cycle
 sizes = pytest.mark.parametrize("size", [1, 3])
 
 Told = tuple[list[Tensor], dict[str, Tensor]]  # losses and gradients in order; the store at the end
-
-CASES: dict[str, tuple[str, Settings]] = {
-    "fixed, fp32": ("arcdistill", {}),
-    "fixed, int8": ("margindistillation", {"store": "int8"}),
-    "ema, fp32": ("ada_weighted", {}),
-    "ema, bf16": ("ada_weighted", {"store": "bf16"}),
-    "ema, int8": ("ada_weighted", {"store": "int8"}),
-    "SGD, fp32": ("arcface", {"optimizer": SGD}),
-    "SGD, all bf16": ("arcface", {"optimizer": SGD, "store": "bf16", "moments": "bf16"}),
-    "AdamW": ("cosface", {"optimizer": ADAMW}),
-    "AdamW, row, bf16": ("cosface", {"optimizer": ADAMW, "second_moment": "row", "moments": "bf16"}),
-}
 
 
 def state_of(centres: Centres) -> dict[str, Tensor]:
@@ -210,71 +190,6 @@ def test_the_search_for_nan_looks_at_the_window(where: str) -> None:
     assert sweep.problem(everything=True) == said
 
 
-class Runtime:
-    """Of CUDA: refuses to page-lock after so many tensors."""
-
-    def __init__(self, room: int) -> None:
-        self.room, self.locked = room, list[int]()
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        if len(self.locked) == self.room:
-            return 2
-        self.locked.append(address)
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:
-        self.locked.remove(address)
-        return 0
-
-    def check(self, status: int) -> None:
-        if status:
-            raise RuntimeError(f"out of memory ({status})")
-
-
-@pytest.mark.parametrize("room", [4, 2])
-def test_what_was_page_locked_is_unlocked(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four tensors, all of which the system locks, or the first two."""
-    runtime = Runtime(room)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch.cuda, "check_error", runtime.check)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(window, "LOCKED_FROM", 0)
-    centres = made(World(), *CASES["SGD, fp32"], "host")
-    owner, store = centres._rows, centres.store
-    assert isinstance(owner, RowsInWindows)
-    if room == 4:
-        window._lock_pages(owner, store)
-    else:
-        rule = r'centres.memory must be "device" where .*, got "host": seen, 32 bytes: out of memory \(2\)'
-        with pytest.raises(PartialKDError, match=rule):
-            window._lock_pages(owner, store)
-    assert len(runtime.locked) == room
-    del centres, owner
-    gc.collect()
-    assert not runtime.locked
-
-
-def test_a_larger_batch_makes_more_room() -> None:
-    centres = [made(World(), "arcface", {"exact": True}, memory) for memory in ("device", "host")]
-    found = []
-    for one in centres:
-        one.optimizer = None
-        for samples in (3, 30):
-            p = dense.make_problem(CLASSES, samples, DIM)
-            found.append(one.contrast(p.student, p.labels).negative)
-        one.step(0.1)
-    torch.testing.assert_close(found[2:], found[:2])
-
-
-@pytest.mark.parametrize(("classes", "rate"), [(61, 0.3), (1000, 0.1), (10_007, 0.37), (3, 0.5)])
-def test_no_step_takes_more_rows_than_a_window_has_room_for(classes: int, rate: float) -> None:
-    sampling = Sampling(classes, rate, seed=2)
-    for rank in range(3):
-        shard = shard_of(classes, rank, 3)
-        most = max(sum(map(len, sampling.runs(shard, step))) for step in range(40))
-        assert most <= sampling.most_rows(shard) <= min(len(shard), rate * 1.1 * len(shard) + 20 * sampling.block)
-
-
 def by_kernels() -> None:
     """In a process that interprets them."""
     kernel_cases.loop_bounds()
@@ -302,30 +217,6 @@ def test_the_fused_kernels_work_on_a_window_as_on_a_store() -> None:
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_large_tensors_on_a_gpu() -> None:
-    """Rows and momentum are page-locked as they lie, the rest is moved to memory of its own."""
-    classes, dim = 140_000, 64
-    world, method = World(device=torch.device("cuda", 0)), method_of("arcface")
-    told = []
-    for memory in ("device", "host"):
-        device = torch.device("cpu") if memory == "host" else world.device
-        store = CentreStore.random(range(classes), classes, dim, torch.float32, device, SEED)
-        config = CentresConfig.model_validate({"sample_rate": 0.1, "memory": memory})
-        centres = Centres(store, world, SCALE, config, SEED, make_row_optimizer(store, SGD, config))
-        assert memory == "device" or all(value.is_pinned() for value in store.state().values())
-        for step in range(12):
-            torch.manual_seed(step)
-            x, labels = torch.randn(64, dim).cuda().requires_grad_(), torch.randint(classes, (64,)).cuda()
-            loss = method.loss(centres, x, labels, x.detach()).loss
-            loss.backward()
-            centres.step(0.1)
-            told.append(loss.detach())
-    assert store.unit.nbytes >= window.LOCKED_FROM
-    torch.testing.assert_close(told[12:], told[:12], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from partialkd.centres.store import CentreStore
 from partialkd.centres.sweeps import fastest as measured
 from partialkd.centres.sweeps.base import Queries
 from partialkd.centres.sweeps.chunked import ChunkedSweep
+from partialkd.centres.sweeps.fastest import FastestSweep
 from partialkd.centres.sweeps.fused import FusedSweep
+from partialkd.centres.sweeps.tuner import Tuner
 
 CPU = torch.device("cpu")
 ROWS = 64  # measured with
@@ -52,3 +56,21 @@ def moved(store: CentreStore, queries: Queries, rows: Any = None) -> tuple[Any, 
     """Arguments of `move`."""
     weight = torch.full_like(queries.embeddings[:, 0], 1e-28)
     return store, [(queries, weight, torch.full_like(weight, -0.1))], rows or RowSGD(store, 0.9, 0.01), 0.1
+
+
+class Clock:
+    """Runs, and says that chunked took one second and fused as long as asked."""
+
+    def __init__(self, fused: float) -> None:
+        self.fused, self.measured = fused, 0
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        run()
+        self.measured += 1
+        return 1.0 if self.measured % 2 else self.fused
+
+
+def made(path: Path, fused_seconds: float, factor: float = 1.0) -> tuple[FastestSweep, FakeKernels, Clock]:
+    kernels, clock = FakeKernels(), Clock(fused_seconds)
+    kernels.factor = factor
+    return FastestSweep(ChunkedSweep(64.0), {"fused": kernels}, Tuner(path / "tuning.json"), clock), kernels, clock

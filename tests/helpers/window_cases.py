@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from helpers import dense
-from helpers.centre_cases import SCALE, SEED, SGD, method_of, problem, store_of
+from helpers.centre_cases import ADAMW, SCALE, SEED, SGD, method_of, problem, store_of
 from partialkd.centres import Centres
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
@@ -57,3 +57,16 @@ def go_on(centres: Centres, name: str, steps: range, splits: int = 1, skip: bool
         else:
             centres.step(0.05)
     return told
+
+
+CASES: dict[str, tuple[str, Settings]] = {
+    "fixed, fp32": ("arcdistill", {}),
+    "fixed, int8": ("margindistillation", {"store": "int8"}),
+    "ema, fp32": ("ada_weighted", {}),
+    "ema, bf16": ("ada_weighted", {"store": "bf16"}),
+    "ema, int8": ("ada_weighted", {"store": "int8"}),
+    "SGD, fp32": ("arcface", {"optimizer": SGD}),
+    "SGD, all bf16": ("arcface", {"optimizer": SGD, "store": "bf16", "moments": "bf16"}),
+    "AdamW": ("cosface", {"optimizer": ADAMW}),
+    "AdamW, row, bf16": ("cosface", {"optimizer": ADAMW, "second_moment": "row", "moments": "bf16"}),
+}

@@ -1,50 +1,22 @@
-"""Frozen teachers: what they are fed, what they must not do, which ones are refused; a real one on real faces."""
+"""Frozen teachers: what they are fed, what they must not do, what tells them apart."""
 
 from __future__ import annotations
 
-import csv
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers.places import FACES
-from partialkd.config import InputConfig, ModelConfig, TeacherConfig
-from partialkd.data.images.decode import decode, resize, to_tensor
+from helpers.teacher_cases import CONFIG, CPU, checkpoint, pictures
+from partialkd.config import InputConfig, TeacherConfig
+from partialkd.data.images.decode import resize, to_tensor
 from partialkd.errors import TeacherError
 from partialkd.models import build_model
-from partialkd.models.saved import save_model
-from partialkd.teacher.network import Teacher, open_teacher, orthonormal, wrap_teacher
-
-CPU = torch.device("cpu")
-CONFIG = ModelConfig(name="mobilefacenet_gdc", width=0.125, depth=0.3, embedding_dim=16)
-
+from partialkd.teacher.network import Teacher, open_teacher, wrap_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def pictures(count: int, size: int = 32, seed: int = 0) -> Tensor:
-    return torch.rand((count, 3, size, size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    """With running statistics of its own, in eval mode."""
-    torch.manual_seed(0)
-    model = build_model(CONFIG, 32)
-    with torch.no_grad():
-        model(pictures(8, seed=9))
-    return model.eval()
-
-
-def checkpoint(path: Path, **changes: object) -> TeacherConfig:
-    settings = {"source": "checkpoint", "path": str(path), "model": CONFIG, "input": InputConfig(size=32)}
-    return TeacherConfig.model_validate({**settings, **changes})
 
 
 # ------------------------------------------------------------------------------------------------- its input
@@ -160,46 +132,6 @@ def test_an_embedding_does_not_depend_on_its_batch(network: nn.Module, threads: 
     assert torch.equal(teacher.embed(images[order]), alone[order])
 
 
-# ------------------------------------------------------------------------------------------------ projection
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(16, 4), (4, 16), (8, 8)])
-def test_projection_is_orthonormal_and_fixed(rows: int, columns: int) -> None:
-    basis = orthonormal(rows, columns)
-    assert basis.shape == (rows, columns)
-    assert basis.dtype == torch.float32
-    product = basis.T @ basis if rows >= columns else basis @ basis.T
-    torch.testing.assert_close(product, torch.eye(min(rows, columns)), rtol=0, atol=1e-6)
-    assert torch.equal(basis, orthonormal(rows, columns))
-
-
-def test_projection_has_the_written_down_values() -> None:
-    """Gram-Schmidt in plain Python over the same normal numbers: what any machine must arrive at."""
-    numbers = np.random.RandomState(20240701).standard_normal((5, 3)).tolist()
-    columns: list[list[float]] = []
-    for column in zip(*numbers, strict=True):
-        rest = list(column)
-        for _ in range(2):
-            for done in columns:
-                overlap = sum(a * b for a, b in zip(rest, done, strict=True))
-                rest = [a - overlap * b for a, b in zip(rest, done, strict=True)]
-        length = sum(a * a for a in rest) ** 0.5
-        columns.append([a / length for a in rest])
-    torch.testing.assert_close(orthonormal(5, 3), torch.tensor(columns).T, rtol=0, atol=1e-6)
-
-
-def test_embeddings_and_classifier_rows_are_projected_alike(network: nn.Module) -> None:
-    plain, projected, wider = (wrap_teacher(network, 32, CPU, to) for to in (None, 8, 64))
-    raw = plain.embed(pictures(5))
-    assert (projected.embedding_dim, wider.embedding_dim) == (8, 64)
-    torch.testing.assert_close(projected.embed(pictures(5)), raw @ orthonormal(16, 8))
-    torch.testing.assert_close(projected.project(raw), projected.embed(pictures(5)))
-    assert plain.project(raw) is raw
-    torch.testing.assert_close(wider.project(raw) @ wider.project(raw).T, raw @ raw.T, rtol=1e-4, atol=1e-4)
-    with pytest.raises(TeacherError, match=r"rows must be \(n, 16\).*\(3, 8\)"):
-        projected.project(torch.zeros(3, 8))
-
-
 def test_fingerprint_tells_teachers_apart(network: nn.Module, tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "a.pt")
     changed = {key: value + (key == "conv1.bn.running_mean") for key, value in network.state_dict().items()}
@@ -215,124 +147,3 @@ def test_fingerprint_tells_teachers_apart(network: nn.Module, tmp_path: Path) ->
     assert open_teacher(configs[0], 32, CPU).fingerprint == fingerprints[0]
     assert open_teacher(configs[0], 48, CPU).fingerprint != fingerprints[0]  # other images reach the network
     assert all(len(fingerprint) == 64 for fingerprint in fingerprints)
-
-
-# ----------------------------------------------------------------------------------------------- checkpoints
-
-
-def test_checkpoint_teachers_open(network: nn.Module, tmp_path: Path) -> None:
-    expected = network(pictures(3))
-    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "t.pth")
-    save_model(tmp_path / "t.safetensors", network, CONFIG, 32)
-    described = TeacherConfig(source="checkpoint", path=str(tmp_path / "t.safetensors"))
-    for config in (checkpoint(tmp_path / "t.pth"), checkpoint(tmp_path / "t.safetensors"), described):
-        teacher = open_teacher(config, 32, "cpu")
-        # The same weights; a product's last bits hang on memory layout and threads, on some processors.
-        torch.testing.assert_close(teacher.embed(pictures(3)), expected, rtol=1e-5, atol=1e-6)
-        teacher.check(pictures(3))
-    assert open_teacher(described, 48, CPU).embed(pictures(2, 48)).shape == (2, 16)  # the file knows its 32 pixels
-
-
-def test_checkpoints_that_do_not_fit_are_refused(network: nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    save_model(path, network, CONFIG, 32)
-    other = CONFIG.model_copy(update={"name": "iresnet18"})
-    bare = tmp_path / "bare.safetensors"
-    save_file(network.state_dict(), bare)
-    cases = [
-        (checkpoint(tmp_path / "absent.pt"), "no such file"),
-        (checkpoint(path, model=other), "does not fit the network"),
-        (checkpoint(path, input=InputConfig(size=64)), "instead of"),
-        (checkpoint(path, model=None, input=InputConfig(size=64)), "32 pixels, but teacher.input.size is 64"),
-        (checkpoint(path, embedding_dim=32), "teacher.embedding_dim is 32, but the network emits 16"),
-        (checkpoint(bare, model=None), "does not describe its network"),
-        (TeacherConfig(), "teacher.source must be"),
-    ]
-    for config, message in cases:
-        with pytest.raises(TeacherError, match=message):
-            open_teacher(config, 32, CPU)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("output_layer.linear.weight", float("nan"), "2 of 2 embeddings hold NaN or infinity"),
-        ("output_layer.linear.weight", float("inf"), "NaN or infinity"),
-        ("conv1.bn.weight", 0.0, "same embedding for every image"),
-        ("output_layer.linear.weight", 0.0, "same embedding|zeros"),
-    ],
-)
-def test_useless_teachers_are_refused(network: nn.Module, tmp_path: Path, key: str, value: float, message: str) -> None:
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state[key].fill_(value)
-    torch.save(state, tmp_path / "t.pt")
-    with pytest.raises(TeacherError, match=message):
-        open_teacher(checkpoint(tmp_path / "t.pt"), 32, CPU)
-
-
-class Fragile(nn.Module):
-    """Breaks on dark images only."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        means = images.mean((2, 3))
-        return torch.where(means < -0.9, torch.nan, means)
-
-
-class Shifting(nn.Module):
-    """Emits another dimension for dark images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, : 10 if images.amin() < -1 else 4]
-
-
-def test_check_sees_what_the_data_does_to_the_teacher() -> None:
-    fragile = wrap_teacher(Fragile(), 32, CPU)
-    fragile.check(pictures(2))
-    with pytest.raises(TeacherError, match="1 of 5 embeddings hold NaN"):
-        fragile.check(torch.cat([pictures(2), -torch.ones(1, 3, 32, 32)]))
-    with pytest.raises(TeacherError, match=r"shape \(3, 4\), got \(3, 10\)"):
-        wrap_teacher(Shifting(), 32, CPU).check(-2 * torch.ones(1, 3, 32, 32))
-    with pytest.raises(TeacherError, match=r"must emit \(b, D\) embeddings, got \(16, 3, 32, 32\) for 16"):
-        wrap_teacher(nn.Identity(), 32, CPU)
-
-
-# ------------------------------------------------------------------------------------------------ real faces
-
-
-@pytest.mark.slow
-@pytest.mark.faces
-def test_real_teacher_tells_real_people_apart() -> None:
-    if not (FACES / "sface_128d.onnx").is_file():
-        pytest.skip(f"no real faces in {FACES}")
-    with (FACES / "lfw_pairs.csv").open() as file:
-        pairs = list(csv.DictReader(file))
-    same = [pair for pair in pairs if pair["same"] == "1"][:12]
-    different = [pair for pair in pairs if pair["same"] == "0"][:12]
-    names = sorted({pair[side] for pair in same + different for side in "ab"})
-    images = lfw_images(set(names))
-    config = TeacherConfig(
-        source="onnx",
-        path=str(FACES / "sface_128d.onnx"),
-        embedding_dim=128,
-        input=InputConfig(size=112, mean=0.0, std=1.0),
-    )
-    teacher = open_teacher(config, 112, CPU)
-    batch = to_tensor([decode(images[name], name) for name in names], 112)
-    teacher.check(batch[:4])
-    rows = dict(zip(names, nn.functional.normalize(teacher.embed(batch)), strict=True))
-    scores = [[float(rows[pair["a"]] @ rows[pair["b"]]) for pair in group] for group in (same, different)]
-    assert np.mean(scores[0]) > np.mean(scores[1]) + 0.3
-    assert sum(high > low for high in scores[0] for low in scores[1]) >= 0.95 * 144
-
-
-def lfw_images(names: set[str]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    with tarfile.open(FACES / "lfw112.tar.gz") as archive:
-        for member in archive:
-            key = member.name.removeprefix("./")
-            match = next((name for name in (key, key.partition("/")[2]) if name in names), None)
-            if match is not None:
-                content = archive.extractfile(member)
-                assert content is not None
-                found[match] = io.BytesIO(content.read()).getvalue()
-    return found
