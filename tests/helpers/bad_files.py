@@ -6,35 +6,28 @@ identities, 32 x 32 pixels, with header and identity records; record 3 is the on
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import shutil
 import struct
-import tarfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from partialkd.config import ArchiveConfig, DataConfig
+from helpers.bad_images import SIZE, picture
+from partialkd.config import DataConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import RecordWriter, open_writer, pack_payload
 from partialkd.data.images.decode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, TrainingPlan
-from partialkd.data.packing.archive import pack_archive
 from partialkd.data.sources.open import open_source
 from partialkd.errors import DataError, PartialKDError
 from partialkd.training.outlets import drop_later_lines
 
-SIZE, IMAGES, CLASSES = 32, 6, 2
+IMAGES, CLASSES = 6, 2
 Action = Callable[[], Any]
 Maker = Callable[[Path], Action]
 RECORD = r"train\.rec: key 3 at byte \d+: "
@@ -75,82 +68,6 @@ def file(name: str, content: bytes, read: Callable[[Path], object]) -> Maker:
         return lambda: read(path)
 
     return make
-
-
-# ------------------------------------------------------------------------------------------------- images
-
-
-def picture(number: int, size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def encoded(form: str, mode: str = "RGB", size: int = SIZE, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture(0, size)).convert(mode).save(file, form, **options)
-    return file.getvalue()
-
-
-def lying(number: int, how: int, form: str = "JPEG") -> bytes:
-    """A picture with a note in EXIF on how to turn it."""
-    exif, file = Image.Exif(), io.BytesIO()
-    exif[0x0112] = how
-    Image.fromarray(picture(number)).save(file, form, exif=exif)
-    return file.getvalue()
-
-
-def oblong(height: int, width: int) -> bytes:
-    return encode_jpeg(np.zeros((height, width, 3), np.uint8))
-
-
-def many_scans(count: int, side: int = SIZE) -> bytes:
-    """A valid progressive JPEG, grey all over, in at most 896 scans: coefficient by coefficient, bit by bit."""
-    segment = lambda marker, content: b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
-    table = bytes([1, *[0] * 15, 0])  # one code of one bit: nothing follows
-    jpeg = b"\xff\xd8" + segment(b"\xdb", b"\0" + b"\1" * 64) + segment(b"\xc4", b"\0" + table + b"\x10" + table)
-    jpeg += segment(b"\xc2", b"\x08" + struct.pack(">HH", side, side) + b"\1\1\x11\0")
-    coefficients = ((at, bit) for at in range(64) for bit in range(13, -1, -1))
-    for (at, bit), _ in zip(coefficients, range(count), strict=False):
-        before = 0 if bit == 13 else bit + 1
-        jpeg += segment(b"\xda", bytes([1, 1, 0, at, at, before << 4 | bit])) + bytes((((side + 7) // 8) ** 2 + 7) // 8)
-    return jpeg + b"\xff\xd9"
-
-
-def animated(form: str) -> bytes:
-    return encoded(form, save_all=True, append_images=[Image.fromarray(picture(1))])
-
-
-def png(width: int, height: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    chunks = (head, *extra, (b"IDAT", zlib.compress(data)), (b"IEND", b""))
-    body = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-def sized_jpeg(side: int) -> bytes:
-    """A JPEG of SIZE x SIZE pixels whose header says another size."""
-    jpeg = encoded("JPEG")
-    at = jpeg.index(b"\xff\xc0") + 5
-    return jpeg[:at] + struct.pack(">HH", side, side) + jpeg[at + 4 :]
-
-
-def damaged_middle() -> bytes:
-    jpeg = encoded("JPEG", quality=95)
-    return jpeg[: len(jpeg) // 2] + bytes(30) + jpeg[len(jpeg) // 2 + 30 :]
-
-
-def deep() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture(0)[..., 0].astype(np.uint16) * 257).save(file, "PNG")
-    return file.getvalue()
-
-
-def transparent() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.dstack([picture(0), picture(1)[..., 0]])).save(file, "PNG")
-    return file.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------- records
 
 
 def training_set(folder: Path, third: bytes | None = None) -> Path:
@@ -275,96 +192,6 @@ def spoil_index(path: Path, at: int) -> Action:
     index = path / "train.idx"
     index.write_bytes(index_line(3, lambda _: at)(index.read_bytes()))
     return train(path)
-
-
-# ------------------------------------------------------------------------------------------------- folders, archives
-
-
-def photographs(change: Callable[[Path], object]) -> Maker:
-    """`<identity>/<image>` files, read as they are."""
-
-    def make(folder: Path) -> Action:
-        for number in range(IMAGES):
-            put(folder / "set" / f"person{number // 3}" / f"{number}.jpg", encode_jpeg(picture(number)))
-        change(folder / "set")
-        return train(folder / "set", source="folder")
-
-    return make
-
-
-def emptied(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-def archive(*members: tuple[str, bytes] | tarfile.TarInfo, tail: bytes | None = None) -> Maker:
-    """Prepared for training. tail: follows in place of the archive's end."""
-
-    def make(folder: Path) -> Action:
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for member in (("anna/1.jpg", encode_jpeg(picture(0))), *members):
-                if isinstance(member, tarfile.TarInfo):
-                    tar.addfile(member)
-                else:
-                    info = tarfile.TarInfo(member[0])
-                    info.size = len(member[1])
-                    tar.addfile(info, io.BytesIO(member[1]))
-            end = tar.offset
-        put(folder / "faces.tar", file.getvalue() if tail is None else file.getvalue()[:end] + tail)
-        return prepare(folder)
-
-    return make
-
-
-def compressed_archive(kind: bytes, megabytes: int = 64) -> Maker:
-    """A .tar.gz of some kilobytes whose second member has a header of so many megabytes."""
-
-    def make(folder: Path) -> Action:
-        with gzip.open(folder / "faces.tar", "wb") as file:
-            info, content = tarfile.TarInfo("anna/1.jpg"), encode_jpeg(picture(0))
-            info.size = len(content)
-            file.write(info.tobuf() + content + bytes(-len(content) % 512))
-            file.write(member("././@LongLink", kind, megabytes << 20).tobuf(tarfile.GNU_FORMAT))
-            for _ in range(megabytes):
-                file.write(bytes(1 << 20))
-        return prepare(folder)
-
-    return make
-
-
-def prepare(folder: Path) -> Action:
-    config = ArchiveConfig(kind="archive", images=str(folder / "faces.tar"))
-    data = DataConfig(path=str(folder / "made"), image_size=SIZE)
-    return lambda: pack_archive(config, data, folder / "made")
-
-
-def archive_file(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        put(folder / "faces.tar", content)
-        return prepare(folder)
-
-    return make
-
-
-def member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, "/etc/passwd" if kind in b"12" else "", size
-    return info
-
-
-# ------------------------------------------------------------------------------------------------- text
-
-
-def pairs_csv(content: bytes) -> Maker:
-    def make(folder: Path) -> Action:
-        put(folder / "pairs.csv", content)
-        put(folder / "faces" / "anna" / "1.jpg", encode_jpeg(picture(0)))
-        faces, pairs = str(folder / "faces"), str(folder / "pairs.csv")
-        config = ArchiveConfig(kind="archive", images=faces, pairs_images=faces, pairs=pairs)
-        return lambda: pack_archive(config, DataConfig(path=str(folder / "made"), image_size=SIZE), folder / "made")
-
-    return make
 
 
 def identities_map(content: bytes) -> Maker:

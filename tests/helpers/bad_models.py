@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from helpers.arcface_torch_files import MODEL, Dense
-from helpers.bad_files import CPU, SIZE, Action, Maker, Run, file, put
+from helpers.bad_files import CPU, Action, Maker, Run, file, put
+from helpers.bad_images import SIZE
 from partialkd.config import InputConfig, ModelConfig, PhaseConfig, TeacherConfig
 from partialkd.config.arcface_torch import read_settings
 from partialkd.data.formats.verification_bin import read_bin

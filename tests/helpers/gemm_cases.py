@@ -8,6 +8,7 @@ import sys
 import torch
 
 from helpers import kernel_cases as cases
+from helpers import kernel_checks
 from helpers.kernel_cases import CASES, Case
 from partialkd.centres import row_updates
 from partialkd.centres.row_optimizers import RowAdamW, RowSGD
@@ -18,10 +19,10 @@ CPU = torch.device("cpu")
 
 def check(case: Case) -> list[dict[str, float]]:
     return [
-        cases.check_sums(case, CPU, sweep=cases.gemm),
-        cases.check_move(case, CPU, sweep=cases.gemm),
-        cases.check_adamw(case, CPU, sweep=cases.gemm),
-        cases.check_adamw(case, CPU, sweep=cases.gemm, second="full"),
+        kernel_checks.check_sums(case, CPU, sweep=cases.gemm),
+        kernel_checks.check_move(case, CPU, sweep=cases.gemm),
+        kernel_checks.check_adamw(case, CPU, sweep=cases.gemm),
+        kernel_checks.check_adamw(case, CPU, sweep=cases.gemm, second="full"),
     ]
 
 
@@ -63,7 +64,7 @@ def updates() -> dict[str, str]:
 
 def main() -> None:
     cases.loop_bounds()
-    cases.poisoned()
+    kernel_checks.poisoned()
     row_updates.DEVICES = ("cpu",)
     found = {
         "updates": updates(),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import gemm_ranks, kernel_cases
+from helpers import gemm_ranks, kernel_cases, kernel_checks
 from helpers.kernel_cases import CASES
 from helpers.places import ROOT, TESTS
 from partialkd.centres import row_updates
@@ -94,9 +94,9 @@ def test_steps_over_ranks_equal_the_dense_reference(size: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_on_a_gpu(name: str) -> None:
     cuda = torch.device("cuda")
-    check(kernel_cases.check_sums(CASES[name], cuda, sweep=kernel_cases.gemm), name)
-    check(kernel_cases.check_move(CASES[name], cuda, sweep=kernel_cases.gemm), name)
-    check(kernel_cases.check_adamw(CASES[name], cuda, sweep=kernel_cases.gemm), name)
+    check(kernel_checks.check_sums(CASES[name], cuda, sweep=kernel_cases.gemm), name)
+    check(kernel_checks.check_move(CASES[name], cuda, sweep=kernel_cases.gemm), name)
+    check(kernel_checks.check_adamw(CASES[name], cuda, sweep=kernel_cases.gemm), name)
 
 
 def test_it_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

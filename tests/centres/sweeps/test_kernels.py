@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import kernel_cases
+from helpers import kernel_cases, kernel_checks
 from helpers.kernel_cases import CASES, Case
 from helpers.places import ROOT, TESTS
+from partialkd.centres.row_optimizers import RowSGD
 from partialkd.centres.sweeps.chunked import ChunkedSweep
 from partialkd.centres.sweeps.fused import FusedSweep
 
@@ -43,7 +44,7 @@ def check(found: dict[str, float], case: Case) -> None:
 def interpreted() -> dict[str, dict[str, float]]:
     """Every case, run once by the interpreter in a process of its own."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{ROOT}"}
-    command = [sys.executable, "-m", "helpers.kernel_cases"]
+    command = [sys.executable, "-m", "helpers.kernel_checks"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -74,9 +75,9 @@ def test_case_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        check(kernel_cases.check_sums(CASES[name], torch.device("cuda")), CASES[name])
-        check(kernel_cases.check_move(CASES[name], torch.device("cuda")), CASES[name])
-        check(kernel_cases.check_adamw(CASES[name], torch.device("cuda")), CASES[name])
+        check(kernel_checks.check_sums(CASES[name], torch.device("cuda")), CASES[name])
+        check(kernel_checks.check_move(CASES[name], torch.device("cuda")), CASES[name])
+        check(kernel_checks.check_adamw(CASES[name], torch.device("cuda")), CASES[name])
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -92,17 +93,19 @@ def test_large_case_on_a_gpu(
     """Tiles measured first, at 32768 rows and more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     case = Case(samples=samples, rows=rows, dim=dim, scale=scale, dtype=dtype)
-    check(kernel_cases.check_sums(case, torch.device("cuda")), case)
-    check(kernel_cases.check_move(case, torch.device("cuda")), case)
-    check(kernel_cases.check_adamw(case, torch.device("cuda")), case)
+    check(kernel_checks.check_sums(case, torch.device("cuda")), case)
+    check(kernel_checks.check_move(case, torch.device("cuda")), case)
+    check(kernel_checks.check_adamw(case, torch.device("cuda")), case)
     assert (tmp_path / "partialkd" / "tuning.json").exists() == (rows >= 32768)
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("check_it", [kernel_cases.check_tiles, kernel_cases.check_repeats, kernel_cases.check_engine])
+@pytest.mark.parametrize(
+    "check_it", [kernel_checks.check_tiles, kernel_checks.check_repeats, kernel_checks.check_engine]
+)
 def test_all_of_it_on_a_gpu(check_it: Any) -> None:
-    assert max(check_it(torch.device("cuda")).values()) < (1e-4 if check_it is kernel_cases.check_engine else 1e-5)
+    assert max(check_it(torch.device("cuda")).values()) < (1e-4 if check_it is kernel_checks.check_engine else 1e-5)
 
 
 @pytest.mark.gpu
@@ -118,6 +121,6 @@ def test_more_than_two_to_the_31_numbers() -> None:
         assert float((a - b).norm() / b.norm()) < 2e-2
     old = store.unit[-4:].clone()
     weight, target = torch.zeros(256, device="cuda"), torch.full((256,), -0.25, device="cuda")
-    FusedSweep(64.0).move(store, [(queries, weight, target)], kernel_cases.RowSGD(store, 0.0, 0.0), 10.0)
+    FusedSweep(64.0).move(store, [(queries, weight, target)], RowSGD(store, 0.0, 0.0), 10.0)
     assert torch.equal(store.unit[-4:-1], old[:-1])
     assert float((store.unit[-1].float() - old[-1].float()).norm()) > 0.1

@@ -1,7 +1,7 @@
 """Ways in which files are wrong: what is said, that nothing is written or run, and whether the run stops or goes on.
 
 The tables of docs/errors.md, "What each error means", have a line for each of these, which says what is said. The
-ways are in faults_of_data.py and faults_of_models.py; bad_files.py and bad_models.py make the files.
+ways are in faults_of_*.py; bad_files.py, bad_images.py, bad_archives.py and bad_models.py make the files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from helpers import bad_files as make
-from helpers import error_table
+from helpers import bad_images, error_table
 from helpers.bad_files import RECORD, Fault
-from helpers.faults_of_data import FOLDERS_AND_TEXT, GOOD, IMAGES, RECORDS
+from helpers.faults_of_bins import BINS
+from helpers.faults_of_folders import FOLDERS_AND_TEXT
 from helpers.faults_of_formats import FORMATS
-from helpers.faults_of_models import BINS, TEACHERS
+from helpers.faults_of_models import TEACHERS
+from helpers.faults_of_records import GOOD, IMAGES, RECORDS
 from partialkd.errors import DataError
 from partialkd.world.messages import begin
 
@@ -98,5 +100,5 @@ def test_odd_but_good(what: str, tmp_path: Path) -> None:
 
 def test_more_identities_than_float32_counts_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must be in 1\.\.16777216 \(labels are float32\), got 16777217"):
-        make.pack_records(tmp_path / "set", [(b"x", 0)], (1 << 24) + 1, make.SIZE)
+        make.pack_records(tmp_path / "set", [(b"x", 0)], (1 << 24) + 1, bad_images.SIZE)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.bad_files import lying, many_scans, picture
+from helpers.bad_images import lying, many_scans, picture
 from helpers.fuzzing import CHANGES, Change, bounded, changed, read_or_refuse
 from partialkd.data.formats.image_list_file import read_lst
 from partialkd.data.formats.image_tree import list_images, read_images

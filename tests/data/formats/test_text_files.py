@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.bad_files import picture
+from helpers.bad_images import picture
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.pair_lists import read_csv, read_pair_list

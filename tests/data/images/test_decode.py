@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from helpers.bad_files import many_scans
+from helpers.bad_images import many_scans
 from partialkd.data.images.decode import Wanted, decode, encode_jpeg, image_size, sized, to_pixels, to_tensor
 from partialkd.data.images.orientation import orientation
 from partialkd.errors import DataError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.bad_files import lying
+from helpers.bad_images import lying
 from helpers.source_cases import contents, write_part
 from partialkd.config import DataConfig
 from partialkd.data.formats import recordio
