@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from partialkd.config import ModelConfig
 from partialkd.models import edgeface, facelivt, ghostfacenet, mixfacenet
@@ -35,8 +40,19 @@ def build_model(config: ModelConfig, image_size: int) -> Network:
 
 def build_empty(config: ModelConfig, image_size: int) -> Network:
     """Build the network on the meta device: names and shapes, no memory, no random numbers drawn."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         return build_model(config, image_size)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Draws no normal numbers: on the meta device torch would import its compiler for them, and fill nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def in_memory_format(model: Network) -> Network:

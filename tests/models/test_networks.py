@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from helpers.network_cases import ONE_OF_EACH, pictures, small, warmed
+from helpers.places import ROOT
 from helpers.same_network import assert_same_outputs
 from partialkd.config import ModelConfig
 from partialkd.errors import ConfigError
@@ -103,3 +107,17 @@ def test_autocast_reaches_the_trunk_but_not_the_head() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert model(pictures(2, 32)).dtype == torch.float32
     assert seen == {"trunk": torch.bfloat16, "head": torch.float32}
+
+
+def test_no_compiler_is_imported_to_build_an_empty_network() -> None:
+    """It takes seconds. Every network that can be configured, in a process that has not imported it yet."""
+    code = (
+        "import sys\n"
+        "from partialkd.config import ModelConfig\n"
+        "from partialkd.models.build import FAMILIES, build_empty\n"
+        "empty = [build_empty(ModelConfig(name=name), 112) for name in FAMILIES]\n"
+        "assert all(x.is_meta for network in empty for x in network.parameters())\n"
+        "raise SystemExit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
