@@ -29,7 +29,7 @@ WARM_UP = 3
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--backend", nargs="+", default=["chunked", "graphed", "fused", "auto"])
+    parser.add_argument("--backend", nargs="+", default=["chunked", "graphed", "gemm", "fused", "auto"])
     parser.add_argument("--store", default="bf16")
     parser.add_argument("--classes", type=int, default=200_000)
     parser.add_argument("--batch", type=int, default=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from helpers.places import ROOT, TESTS
 from helpers.pretend_cuda.hooks import COMPILER
+from partialkd.centres.sweeps.choose import BACKENDS
 
 FACTS = {
     "device": "NVIDIA H200",
@@ -60,6 +62,15 @@ def results(**changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "job": {"stage 0": accuracy, "stage 2": accuracy},
     }
     return {name: {**FACTS, "found": changed.get(name, value)} for name, value in found.items()}
+
+
+def test_every_backend_that_auto_may_choose_is_measured(gpu: Any) -> None:
+    competing = [name for name, kind in BACKENDS.items() if kind.competes]
+    wanted = {"chunked", *competing, "auto"}
+    items = {item.name: item.command for item in gpu.gpu.items(small=False)}
+    for name in ("125k", "1m", "1m_fp32_products", "waits", "rivals"):
+        words = items[name][items[name].index("--backend") + 1 :]
+        assert wanted == set(itertools.takewhile(lambda word: not word.startswith("--"), words)), name
 
 
 def test_a_page_says_which_targets_are_met(gpu: Any) -> None:
