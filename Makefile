@@ -94,7 +94,7 @@ test: $(STAMP) .torch
 NUMERIC := tests/centres tests/methods tests/models tests/teacher tests/training tests/export
 test-portable: $(STAMP) .torch
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(NUMERIC) $(ARGS)
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(NUMERIC) $(ARGS)
 
 # On a machine with a GPU. Its own torch is used, of 2.11 or newer, by GPU_PYTHON; nothing is installed, for such a machine
 # may reach nothing. What its Python lacks is taken from GPU_PACKAGES, which `make gpu-packages` fills on another machine.

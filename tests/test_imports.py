@@ -193,6 +193,7 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
         assert module in LAZY_MODULES or not lazy, f"{module} imports a lazy module at its top"
 
 
+@pytest.mark.slow
 def test_importing_everything_loads_nothing_heavy() -> None:
     ours = ["partialkd", *(f"partialkd.{name}" for name in MODULES if name and name.split(".")[0] != "launch")]
     light = [name for name in ours if name.removeprefix("partialkd.") not in LAZY_MODULES]

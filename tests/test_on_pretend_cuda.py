@@ -91,6 +91,7 @@ def test_stages_1_and_3_and_further_cases_on_two_ranks(tmp_path: Path) -> None:
     check(trained(tmp_path, "1", "3", "further"), [*names, *(f"1, {case}" for case in phases.FURTHER)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, whose interpreter runs the kernels")
 def test_the_device_refuses_what_cuda_does_and_notes_what_waits() -> None:
     """On it: a batch in one copy, no kernel compiled after the first steps, a zero embedding named, what is set."""

@@ -72,6 +72,7 @@ def test_what_cannot_be_measured_is_named_and_loses_nothing(tmp_path: Path) -> N
     assert got.stdout.count("left out: ") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fused", "graphed"])
 def test_kernels_and_graphs_need_a_gpu(backend: str) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -81,6 +82,7 @@ def test_kernels_and_graphs_need_a_gpu(backend: str) -> None:
     assert f"--backend {backend}: needs a GPU; use chunked" in got.stderr
 
 
+@pytest.mark.slow
 def test_unknown_backend_is_refused() -> None:
     got = subprocess.run(
         [sys.executable, str(SCRIPT), "--backend", "magic"], capture_output=True, text=True, check=False

@@ -125,6 +125,7 @@ def test_only_what_is_done_and_of_this_commit_is_not_run_again(gpu: Any, tmp_pat
     assert not gpu.gpu.found_before(path, "abc")
 
 
+@pytest.mark.slow
 def test_an_item_that_is_cut_off_keeps_what_it_wrote(gpu: Any, tmp_path: Path) -> None:
     code = "import sys, time; open(sys.argv[1], 'w').write('{\"a\": 1}'); time.sleep(60)"
     item = gpu.gpu.Item("slow", 1, 3.0, ("-c", code, "{out}"))
@@ -137,6 +138,7 @@ def test_an_item_that_is_cut_off_keeps_what_it_wrote(gpu: Any, tmp_path: Path) -
     assert "no luck" in found["said"]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so() -> None:
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

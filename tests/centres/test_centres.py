@@ -34,6 +34,7 @@ pytestmark = pytest.mark.distributed
 sizes = pytest.mark.parametrize("size", [1, 2, 3])
 
 
+@pytest.mark.slow
 @sizes
 @pytest.mark.parametrize("labels", ["random", "duplicates", "last"])
 @pytest.mark.parametrize("name", METHODS)
@@ -198,6 +199,7 @@ def _bad_label(world: World, label: Any) -> None:
     Centres(store, world, SCALE, CentresConfig()).contrast(p.student[:3], labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "said"),
     [
@@ -241,6 +243,7 @@ def test_a_teacher_that_is_not_finite_spoils_one_margin() -> None:
     assert method.margins(centres, certainty).isnan().nonzero().squeeze(1).tolist() == [3]
 
 
+@pytest.mark.slow
 @sizes
 @pytest.mark.parametrize("name", ["arcface", "ada_weighted"])
 def test_lists_with_gaps_as_on_cuda(name: str, size: int) -> None:

@@ -184,6 +184,7 @@ def test_correction_is_the_exact_share_of_the_other_classes(backend: str, unseen
         torch.testing.assert_close(slope, same)
 
 
+@pytest.mark.slow
 def test_corrected_sum_is_unbiased() -> None:
     """Mean over steps and batches of Z of one fixed sample, the other samples' classes drawn anew."""
     p = dense.make_problem(600, 1, 8, seed=1)

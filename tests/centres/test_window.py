@@ -65,6 +65,7 @@ def compare(size: int, cases: dict[str, tuple[str, Settings]], tolerance: float,
                 torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance, msg=f"{case}: {got} {wanted}")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_everything_is_equal_bit_for_bit() -> None:
     """On three ranks, with uneven shards. What is rounded least is covered by what is rounded more.
@@ -85,6 +86,7 @@ def test_chunks_of_many_rows_and_several_micro_steps() -> None:
     compare(3, cases, tolerance=1e-9, splits=2)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @sizes
 def test_classes_not_seen_yet_and_the_correction(size: int) -> None:

@@ -210,6 +210,7 @@ def _hosts(world: World) -> list[tuple[str, int]]:
         return [(link.between, link.ranks) for link in found]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_links_between_hosts() -> None:
     assert run(_hosts, 3) == [[("all ranks", 3), ("a - b", 2)]] * 3
@@ -220,6 +221,7 @@ def _all_of_it(world: World, settings: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one.name, one.verdict) for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_of_a_launch(tmp_path: Path, drawn: Path) -> None:
     """Every rank gets the same findings, and the run's folder is not there afterwards."""
@@ -257,6 +259,7 @@ def report(config: Path) -> tuple[int, dict[str, Any]]:
     return status, json.loads(result.read_text())
 
 
+@pytest.mark.slow
 def test_a_configuration_that_fits(trained_on: Path) -> None:
     status, found = report(trained_on)
     assert status == 0

@@ -118,6 +118,7 @@ def test_the_list_is_there_at_once() -> None:
         assert f"'{slow}'" not in loaded
 
 
+@pytest.mark.slow
 def test_it_works_from_any_folder(tmp_path: Path) -> None:
     """Paths are those of the folder where it is called; the status is the command's."""
     program = [sys.executable, "-m", "partialkd"]

@@ -30,6 +30,7 @@ def _dry(world: World, settings: dict[str, Any]) -> None:
     dry_run(parse_config(settings), world)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_run_that_is_there_stays_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Also where a run of that name would be moved aside; on one rank, and on two."""

@@ -35,6 +35,7 @@ def test_every_quotation_names_its_test() -> None:
     assert len(ENTRIES) == PAGE.count("\n```\n") / 2 >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry[0][:40])
 def test_the_message_is_the_programs_and_tested(entry: tuple[str, str, str]) -> None:
     message, file, name = entry
@@ -67,6 +68,7 @@ def test_every_message_is_raised_for_real() -> None:
     assert {trigger_of(message) for message in messages} - {None} == TRIGGERS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("message", [m for m, *_ in ENTRIES if trigger_of(m)], ids=lambda message: message[:40])

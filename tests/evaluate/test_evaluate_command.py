@@ -181,6 +181,7 @@ def test_errors_are_one_line(
     assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_networks_on_the_same_pairs(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = _network()
     save_model(tmp_path / "one.safetensors", network, MODEL, SIZE)

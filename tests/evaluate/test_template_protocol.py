@@ -69,6 +69,7 @@ def _results(world: World, folder: Path, keep: Path | None) -> dict[str, Any]:
     return score_templates(embed_images(_network(), faces_of(found, SIZE), SIZE, 5, world, kept), found, Asked())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")  # as ranks have: sums are rounded otherwise with more
 def test_the_same_numbers_on_any_number_of_ranks(made: Path, tmp_path: Path) -> None:
     expected = _results(World(), made, None)
@@ -308,6 +309,7 @@ def test_cvlfaces_layout_gives_the_same_numbers(made: Path, tmp_path: Path) -> N
         assert results == {"verification": scored[0][setting]["verification"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

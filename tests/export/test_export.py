@@ -54,6 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Expor
     return model, done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_onnxruntime_gives_the_networks_embeddings(exported: tuple[nn.Module, Exported], batch: int) -> None:
     model, done = exported
@@ -65,6 +66,7 @@ def test_onnxruntime_gives_the_networks_embeddings(exported: tuple[nn.Module, Ex
     assert done.difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_both_files_describe_the_network(exported: tuple[nn.Module, Exported]) -> None:
     model, done = exported
     assert sorted(path.name for path in done.onnx.parent.iterdir()) == [
@@ -85,6 +87,7 @@ def test_both_files_describe_the_network(exported: tuple[nn.Module, Exported]) -
     assert_same_network(opened, model, pictures(2))
 
 
+@pytest.mark.slow
 def test_the_file_is_one_that_older_runtimes_read(exported: tuple[nn.Module, Exported]) -> None:
     """onnxruntime 1.17 and onnx 1.15 take IR 9 and opset 20, and nothing newer."""
     model = onnx.load(exported[1].onnx)
@@ -93,6 +96,7 @@ def test_the_file_is_one_that_older_runtimes_read(exported: tuple[nn.Module, Exp
     onnx.checker.check_model(model)
 
 
+@pytest.mark.slow
 def test_an_exported_network_can_teach(exported: tuple[nn.Module, Exported]) -> None:
     model, done = exported
     config = TeacherConfig(source="onnx", path=str(done.onnx), embedding_dim=16, input=InputConfig(size=32))
@@ -112,6 +116,7 @@ def test_the_other_families_export(name: str, tmp_path: Path) -> None:
     assert done.difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_the_difference_is_that_of_the_embeddings(exported: tuple[nn.Module, Exported]) -> None:
     model, done = exported
     content = done.onnx.read_bytes()

@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_holds_and_says_what_does_not(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             target.check(112)
 
 
+@pytest.mark.slow
 def test_an_operator_that_a_runtime_lacks_is_said(tmp_path: Path) -> None:
     """A real one: onnxruntime has no kernel of this name."""
     made = network()

@@ -80,6 +80,7 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_nothing_but_the_packages_own_needs_is_imported(run: Path, tmp_path: Path) -> None:
     """Those of training, export and alignment are absent. `make alone` does the same where they are not installed."""
     assert main([str(run), str(tmp_path / "out")]) == 0

@@ -64,6 +64,7 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in ("insightface", "litert")])
 def test_a_target_gives_the_networks_embeddings(name: str, made: Network, graph: Graph, tmp_path: Path) -> None:
     """At batches of changing size, those of one among them."""
@@ -77,6 +78,7 @@ def test_a_target_gives_the_networks_embeddings(name: str, made: Network, graph:
         assert cosines(torch_run(made)(pictures), run(pictures)).min() > 1 - bar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "fp16", "int8", "openvino", "opencv"])
 def test_a_file_may_take_a_fixed_number_of_pictures(name: str, made: Network, graph: Graph, tmp_path: Path) -> None:
     """It refuses others, and is run on any number with repeats that are dropped."""
@@ -114,6 +116,7 @@ def test_insightface_takes_the_file_and_normalises_itself(tmp_path: Path) -> Non
         target.check(32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ENGINE_CLASSIC", "ENGINE_NEW"])
 def test_opencv_takes_pixels_as_they_are(engine: str, made: Network, graph: Graph, tmp_path: Path) -> None:
     """Both engines, batches of changing size; and a file without the normalisation would be wrong."""
@@ -181,6 +184,7 @@ print([name for name in ("openvino_telemetry",) if sys.modules.get(name)])
 # ---------------------------------------------------------------------------------------------- what is caught
 
 
+@pytest.mark.slow
 def test_a_planted_collapse_is_caught_wherever_it_is(made: Network, graph: Graph, place: Path, tmp_path: Path) -> None:
     """In each layer in turn, and the layer that is named is the one. Residual branches change little: also caught."""
     judge = Judge(made, place / "set", 32)
@@ -196,6 +200,7 @@ def test_a_planted_collapse_is_caught_wherever_it_is(made: Network, graph: Graph
         assert fault.before < 1e-4 < fault.error
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_all_the_same_are_caught(made: Network, graph: Graph, place: Path) -> None:
     """However near to the network's their mean is; and so is a network that is constant itself."""
     judge = Judge(made, place / "set", 32)
@@ -224,6 +229,7 @@ def lax_bar(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setitem(__import__("partialkd.export.base", fromlist=["x"]).LEAST_COSINE, "int8", 0.0)
 
 
+@pytest.mark.slow
 def test_half_precision_that_overflows_names_its_layer(place: Path, tmp_path: Path) -> None:
     """A real collapse: maps beyond 65504, which float32 does not mind."""
     made = network()
@@ -240,6 +246,7 @@ def test_half_precision_that_overflows_names_its_layer(place: Path, tmp_path: Pa
     assert fault.of > 15
 
 
+@pytest.mark.slow
 def test_int8_keeps_layers_in_float_by_its_rule(made: Network, graph: Graph, tmp_path: Path,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     target = Int8()

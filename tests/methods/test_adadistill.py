@@ -47,6 +47,7 @@ def cosines(p: dense.Problem) -> tuple[Tensor, Tensor]:
     return (dense.unit(p.student) * f_t).sum(1), (dense.unit(p.centres)[p.labels] * f_t).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", ["ada", "ada_weighted", "ada_poster"])

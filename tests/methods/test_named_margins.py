@@ -140,6 +140,7 @@ def all_steps(world: World, count: int) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("count", [STEPS, 1], ids=["all rows", "sampled"])
 @pytest.mark.parametrize("size", [1, 2, 3])

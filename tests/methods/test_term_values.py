@@ -85,6 +85,7 @@ def close(got: list[Tensor], want: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(mean.double(), want, atol=tolerance * float(want.abs().max()), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("case", list(CASES))

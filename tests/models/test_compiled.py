@@ -236,6 +236,7 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_made(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize(
     ("cache", "sets", "wanted"),

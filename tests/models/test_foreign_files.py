@@ -91,6 +91,7 @@ def empty(name: str, image_size: int = 112, **changes: Any) -> dict[str, Tensor]
     return build_empty(ModelConfig.model_validate({"name": name, **changes}), image_size).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_published_network_is_recognised(name: str) -> None:
     assert name in str(looks_like(empty(name), 112)).split(" or ")

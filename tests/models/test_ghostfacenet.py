@@ -14,6 +14,7 @@ from partialkd.models.build import build_empty
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_ghostfacenet_v2_has_the_published_counts() -> None:
     """HamadYA/GhostFaceNets, Flops.ipynb: GhostFaceNetV2-1.3-1, operations as TensorFlow's profiler counts them."""
     model = build_empty(ModelConfig(name="ghostfacenet_v2_s1", width=1.3), 112).eval()

@@ -246,6 +246,7 @@ def test_parameters_that_do_not_fit(tmp_path: Path, name: str, value: np.ndarray
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_image_size_must_fit_the_last_layer(tmp_path: Path) -> None:
     files = write(tmp_path, nodes(), PARAMETERS)
     assert read_checkpoint(*files, image_size=17).image_size == 17

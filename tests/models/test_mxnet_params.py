@@ -88,6 +88,7 @@ def test_no_beginning_of_a_file_is_a_file(tmp_path: Path) -> None:
     assert len(read_params(write(tmp_path, data))) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_damaged_bytes_are_read_or_refused(tmp_path: Path) -> None:
     """No other exception, no hang, no memory beyond the file: 2000 files with a few bytes replaced."""
     rng, refused = random.Random(5), 0

@@ -38,6 +38,7 @@ print(session.run(["y"], {"x": np.array([[-1.0, 2.0]], dtype=np.float32)})[0].to
 """
 
 
+@pytest.mark.slow
 def test_it_reports_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Not a file in the user's home or cache: onnxruntime would leave a device id and what it is to send."""
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}

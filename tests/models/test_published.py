@@ -70,6 +70,7 @@ def test_state_dict_has_the_published_keys_and_shapes(name: str) -> None:
     assert {key: "x".join(map(str, value.shape)) or "scalar" for key, value in state.items()} == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "entries", "parameters", "digest"), DIGESTS, ids=[name for name, *_ in DIGESTS])
 def test_keys_shapes_and_parameters_are_those_of_the_authors_definition(
     name: str, entries: str, parameters: str, digest: str
@@ -82,6 +83,7 @@ def test_keys_shapes_and_parameters_are_those_of_the_authors_definition(
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_published_size_and_cost(name: str) -> None:
     entries, parameters, cost = FIGURES[name]

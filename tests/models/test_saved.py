@@ -24,6 +24,7 @@ from partialkd.models.weights import read_weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_saved_model_opens_as_it_was(name: str, tmp_path: Path) -> None:
     config = small(name, channels_last=True)

@@ -40,6 +40,7 @@ def test_the_examples_of_its_help(
     assert re.search(r"^room for [1-9]\d+ identities in all", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -71,6 +72,7 @@ def test_identities_are_asked_for_where_none_are_known(tmp_path: Path, capsys: p
     assert "student: 8 identities, and not even these fit, on " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sample_in_the_hosts_memory_is_advised(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(CONFIG), *SMALL, "--identities", "600000000", "--ranks", "8"]) == 1
     output = capsys.readouterr().out

@@ -33,6 +33,7 @@ def phase_of(config: str, *overrides: str) -> PhaseConfig:
     return load_config(CONFIGS / config, [f"student.{key}" for key in keys]).student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "overrides"),
     [

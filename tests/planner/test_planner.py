@@ -158,6 +158,7 @@ def plan_of(classes: int, ranks: int = 8, **changes: Any) -> Plan:
     return plan_phase(phase, load_config(CONFIGS / "ms1mv2_arcface.toml").data, classes, Ranks(ranks, cuda=True))
 
 
+@pytest.mark.slow
 def test_a_network_is_counted_as_its_tensors_are() -> None:
     model = ModelConfig(name="iresnet18", embedding_dim=16, width=0.25)
     cost = network_cost(model, 32, 4, "fp32", training=True)
@@ -173,6 +174,7 @@ def test_a_network_is_counted_as_its_tensors_are() -> None:
 KINDS = ["ir_se50", "edgeface_xs", "facelivtv2_xs", "ghostfacenet_v1_s1", "ghostfacenet_v2_s2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_network_is_counted(name: str) -> None:
     model = ModelConfig(name=name, embedding_dim=16, width=0.125, depth=0.1)
@@ -185,6 +187,7 @@ def test_every_kind_of_network_is_counted(name: str) -> None:
     assert cost.peak > cost.kept > 0
 
 
+@pytest.mark.slow
 def test_centres_are_planned_to_the_byte() -> None:
     plan = plan_of(1_000_001)
     rows, dim = 125_001, 512
@@ -239,6 +242,7 @@ SMALL = ["student.model.name=iresnet18", "student.model.depth=0.25", "student.mo
          "student.centres.chunk_rows=256", "data.image_size=32"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_advice_keeps_two_images_a_rank() -> None:
     """BatchNorm does not train with one."""
     overrides = [*SMALL, "student.method.per_rank_maximum=true", "student.global_batch=4"]
@@ -248,6 +252,7 @@ def test_advice_keeps_two_images_a_rank() -> None:
     assert not any("accumulation" in change or "ranks" in change for change in found)
 
 
+@pytest.mark.slow
 def test_advice_names_only_what_the_configuration_allows() -> None:
     """MarginDistillation's largest confidence is that of the global batch, which must be there at once."""
     path, overrides = CONFIGS / "ms1mv2_margindistillation.toml", [*SMALL, "student.global_batch=8"]
@@ -271,6 +276,7 @@ def test_bytes_of_a_row_are_those_of_the_store(store: str, optimizer: dict[str, 
     assert 7 * bytes_a_row(phase) == sum(value.nbytes for value in real.state().values())
 
 
+@pytest.mark.slow
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "ms1mv2_arcface.toml")
     assert main([config, "--identities", "85742", "--ranks", "2"]) == 0
@@ -305,6 +311,7 @@ def test_sizes() -> None:
         parse_size("eighty")
 
 
+@pytest.mark.slow
 def test_several_teachers_and_generations_are_counted() -> None:
     """Parameters of all teachers together, the largest forward of them; then a student that teaches the next."""
     config = load_config(CONFIGS / "ms1mv2_adadistill.toml")

@@ -34,6 +34,7 @@ def plan_of(phase: PhaseConfig, cuda: bool = False, ranks: int = 1) -> Plan:
     return plan_phase(phase, DATA, CLASSES, Ranks(ranks, cuda), Beside.of(TEACHER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "term", "products"),
     [
@@ -57,6 +58,7 @@ def test_what_is_sent_does_not_grow_with_the_classes() -> None:
     assert wire["gkd"] - wire["logit_kd"] == 32 * 4 * (DIM + 2 + 5 + 1 + 2 * 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "term"), [("arcdistill", "logit_kd"), ("arcface", "logit_kd"), ("arcface", "gkd")])
 def test_the_memory_of_a_pass_is_about_that_of_the_plan(method: str, term: str) -> None:
     phase = phase_of(method, term)

@@ -23,6 +23,7 @@ def phase_of(*terms: dict[str, object]) -> PhaseConfig:
     return PhaseConfig.model_validate({"model": model, **rest})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rkd", "sp", "cckd", "darkrank", "ekd", "triplet"])
 def test_terms_hold_what_is_planned(name: str) -> None:
     phase = phase_of({"name": name})

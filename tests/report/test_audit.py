@@ -196,6 +196,7 @@ def test_several_teachers_audit_too(teacher_caches: Path, tmp_path: Path) -> Non
         run(audit_of, 1, teacher_caches, str(tmp_path / "kept"), [], tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_configurations_data(teacher_caches: Path, tmp_path: Path) -> None:
     """On drawn faces and two ranks; a teacher of random weights suspects as it likes, but all is written."""
     sets = [path.name for path in (teacher_caches / "data").glob("*.bin")]

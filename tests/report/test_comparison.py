@@ -86,6 +86,7 @@ def test_papers_order_whatever_the_files_are_called() -> None:
     assert in_paper_order(sets) == ["lfw", "cfp_fp", "agedb30", "CALFW", "cplfw", "IJB-B", "ijbc", "own"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_is_asked_for(tmp_path: Path, draws: None, capsys: pytest.CaptureFixture[str]) -> None:
     runs = recipes(tmp_path, seeds=2)
     out, numbers, paper = tmp_path / "c.html", tmp_path / "c.json", tmp_path / "paper"

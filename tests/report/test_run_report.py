@@ -28,6 +28,7 @@ from partialkd.report.scores_section import hardest, histogram_figure, roc_curve
 from partialkd.report.training_section import step_times
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_it_all(tmp_path: Path, draws: None) -> None:
     run = made_run(tmp_path)
     faces_bin(tmp_path / "data" / "faces.bin")

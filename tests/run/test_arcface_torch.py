@@ -128,6 +128,7 @@ def goes_on(gpus: int, ranks: int, files: Files) -> None:
     assert losses == pytest.approx(expected, rel=2e-5)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_begun(files: Files, tmp_path: Path) -> None:
     folder, settings, *_ = files
     settings = named(settings, "refused")

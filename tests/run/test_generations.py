@@ -74,6 +74,7 @@ def said(place: Path, name: str, phase: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- who teaches whom
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_each_student_learns_from_the_one_before(case: str, place: Path) -> None:
@@ -140,6 +141,7 @@ def test_ranks_and_resumes_change_nothing(place: Path) -> None:
         assert many[key] == pytest.approx(loss, rel=1e-4), key
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_resumed_on_as_many_ranks_it_is_the_same_run_bit_for_bit(place: Path) -> None:
     run(job, 2, chain(place, "whole", "ema"))
@@ -152,6 +154,7 @@ def test_resumed_on_as_many_ranks_it_is_the_same_run_bit_for_bit(place: Path) ->
     assert all(torch.equal(x, whole[key]) for key, x in student(place, "whole", "student").items())
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_cache_of_another_generation_is_not_used(place: Path) -> None:
     """Each generation has one of its own, of its own teacher; another one in its place is made anew."""
@@ -171,6 +174,7 @@ def test_a_cache_of_another_generation_is_not_used(place: Path) -> None:
     assert all(torch.equal(x, last[key]) for key, x in student(place, "cached", "student").items())
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_changed_generation_is_not_gone_on_from(place: Path) -> None:
     run(job, 1, chain(place, "changed", "fixed"))
@@ -180,6 +184,7 @@ def test_a_changed_generation_is_not_gone_on_from(place: Path) -> None:
         start(chain(place, "changed", "fixed"), "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_longer_students_begin_with_the_first_of_them(place: Path) -> None:
     """And going back to a checkpoint of a generation moves aside what has followed from it."""
@@ -227,6 +232,7 @@ def test_only_the_student_has_generations(place: Path) -> None:
         parse_config(settings)
 
 
+@pytest.mark.slow
 def test_a_block_that_only_the_first_teacher_has_is_named_at_once(place: Path) -> None:
     other = ModelConfig(name="iresnet18", embedding_dim=16, width=0.125, depth=0.3)
     save_model(place / "other.safetensors", build_model(other, 32).eval(), other, 32)

@@ -32,6 +32,7 @@ def test_devices_by_the_name_that_torch_has_for_them(name: str, key: str | None)
     assert device_named(name) is (DEVICES[key] if key else None)
 
 
+@pytest.mark.slow
 def test_least_seconds_are_the_plans_products_at_the_full_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     config, world = parse_config(tree(tmp_path)), SimpleNamespace(device=torch.device("cuda"), size=2)

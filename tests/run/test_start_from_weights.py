@@ -64,6 +64,7 @@ def class_mean(place: Path, name: str) -> Tensor:
         return torch.nn.functional.normalize(network(images)).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_rows_that_stay_are_bit_equal_and_new_ones_class_means(size: int, place: Path) -> None:
@@ -162,6 +163,7 @@ def test_a_run_goes_on_without_the_files_it_started_from(place: Path) -> None:
         run(job, 1, without, "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_factor_on_the_rate_of_centres_is_of_centres_alone(place: Path) -> None:
     """After one step of plain SGD, decay included, a row has moved by as much more; at 0 none has moved at all."""

@@ -71,6 +71,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_weights_that_do_not_fit_are_one_line(kind: str, place: Path) -> None:
     make, said = NETWORKS[kind]

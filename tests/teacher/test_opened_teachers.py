@@ -40,6 +40,7 @@ def test_checkpoint_teachers_open(network: nn.Module, tmp_path: Path) -> None:
     assert open_teacher(described, 48, CPU).embed(pictures(2, 48)).shape == (2, 16)  # the file knows its 32 pixels
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit_are_refused(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     save_model(path, network, CONFIG, 32)

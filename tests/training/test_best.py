@@ -18,6 +18,7 @@ from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_best_is_kept_and_training_does_not_notice(tmp_path: Path) -> None:
     """Scored, written in the background, with live BatchNorm and dropout: the same losses, bit for bit."""

@@ -85,6 +85,7 @@ def test_the_chain_learns_what_an_undisturbed_run_learns(
     torch.testing.assert_close(broken.centres, straight.centres, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_every_record_is_read_once_an_epoch(runs: dict[str, dict[str, Told]]) -> None:
     """Each record is a class of its own here: over resumes in mid-epoch at other world sizes and accumulations."""

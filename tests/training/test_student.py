@@ -75,6 +75,7 @@ def test_deepspeed_is_quiet() -> None:  # the first test here: warnings are show
 # ------------------------------------------------------------------------------------------- stages and ranks
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_stage_equals_plain_torch(size: int) -> None:
@@ -93,6 +94,7 @@ def test_every_stage_equals_plain_torch(size: int) -> None:
             assert_close(got, references[case.optimizer["name"]])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_variants_equal_plain_torch() -> None:
     """Warm-up from the first step on; no clipping; SGD without momentum; a channels_last network."""
@@ -111,6 +113,7 @@ def train_in_small_buckets(world: World, cases: list[Case]) -> list[Outcome]:
         return train(world, cases)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_gradients_in_several_buckets() -> None:
     """Also a parameter larger than a bucket, as the last layer of a real network can be."""
@@ -119,6 +122,7 @@ def test_gradients_in_several_buckets() -> None:
         assert_close(got, reference(Case()))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_bfloat16_stays_near_float32() -> None:
     """Losses within 2 %, and every parameter's movement within 5 % of float32's; the same at every stage."""
@@ -139,6 +143,7 @@ def test_bfloat16_stays_near_float32() -> None:
 # ------------------------------------------------------------------------------------------------- BatchNorm
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_synchronised_batchnorm_equals_the_whole_batch() -> None:
     cases = [Case(stage, phase={"sync_batchnorm": True}) for stage in STAGES]
@@ -148,6 +153,7 @@ def test_synchronised_batchnorm_equals_the_whole_batch() -> None:
             assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 3])
 def test_batchnorm_is_per_rank_and_averaged_in_the_network(stage: int) -> None:

@@ -84,6 +84,7 @@ def resume_from(world: World, case: Case, saved: Saved, first: int) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_state_moves_between_stages_and_world_sizes(optimizer: dict[str, Any]) -> None:

@@ -187,6 +187,7 @@ def test_a_run_goes_on_at_another_number_of_ranks_and_stage(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------------------- what is named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_network_names_its_stages(name: str) -> None:
     network = build_empty(ModelConfig(name=name, embedding_dim=8, width=0.125, depth=0.1), 32)  # type: ignore[arg-type]

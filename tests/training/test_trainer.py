@@ -312,6 +312,7 @@ def test_another_teacher_is_refused(tmp_path: Path) -> None:
         run(train, 1, config, False, True, 4)
 
 
+@pytest.mark.slow
 def test_a_term_is_learned_logged_and_part_of_the_run(tmp_path: Path) -> None:
     """A method that asks for no teacher, with a term that does: the student comes to look like the teacher."""
     terms = ({"name": "embedding", "distance": "cosine", "weight": 20.0},)

@@ -190,6 +190,7 @@ def frozen_steps(world: World, stage: int) -> list[bool]:
     return [same, buffers, moved, not torch.equal(after["bn.running_mean"], start["bn.running_mean"])]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_frozen_network_does_not_move_and_then_does() -> None:
     for stage in STAGES:
@@ -213,6 +214,7 @@ def skip_a_step(world: World, stage: int, freeze: int) -> list[bool]:
     return [equal, all(x.isfinite().all() for x in student.network().state_dict().values())]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("freeze", [0, 2])
 def test_a_step_that_is_left_out_leaves_the_average(freeze: int) -> None:

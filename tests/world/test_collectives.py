@@ -146,6 +146,7 @@ def centres_on(world: World, method: Method, optimizer: str, kept: str, settings
     return Centres(store, world, method.config.scale, config, optimizer=rule, accumulation=2, undoable=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize(("name", "optimizer", "kept", "settings"), STEPS)
 def test_a_step_asks_the_device_nothing(

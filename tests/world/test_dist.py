@@ -80,6 +80,7 @@ def _on_main(world: World) -> str:
     return world.on_main(lambda: f"made by {world.rank}")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_on_main_gives_everybody_the_result() -> None:
     assert run(_on_main, 3) == ["made by 0"] * 3

@@ -129,6 +129,7 @@ def _on_a_terminal(program: str = SHOWN, **environment: str) -> str:
     return said.decode()
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal_makes_way_for_lines() -> None:
     said = _on_a_terminal(TERM="xterm", COLUMNS="60")
     assert re.search(r"\r\x1b\[Kdrawing faces \d+/200 \[#*-+\] left 0:00:\d\d", said)
@@ -139,6 +140,7 @@ def test_a_bar_on_a_terminal_makes_way_for_lines() -> None:
     assert re.search(r"\d\d:\d\d:\d\d drawing faces: 50 images in 0:00:0\d, \S+ images/s\r\n$", said)
 
 
+@pytest.mark.slow
 def test_no_bar_is_drawn_over_a_line_that_is_not_at_its_end() -> None:
     """print() writes the text and its end one after the other, and the bar is drawn by a thread of its own."""
     said = _on_a_terminal(
@@ -170,6 +172,7 @@ with passes.Pass("drawing faces", 2000, "images") as going:
     assert lines == [f"of another {index}" for index in range(2000)]
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     said = _on_a_terminal(TERM="dumb")
     assert "\x1b" not in said

@@ -75,6 +75,7 @@ def test_every_candidate_is_in_the_report() -> None:
     assert others == wanted | {("sum_terms", "int8", None)}
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_report_is_of_these_kernels() -> None:
     """Else: python benchmarks/compiled_kernels.py --out benchmarks/results/kernels_sm90.json"""

@@ -69,6 +69,7 @@ def test_a_row_that_says_something_else_is_noticed(tmp_path: Path) -> None:
     assert error_table.says(library, "train.rec: broken JPEG: early end", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FAULTS)
 def test_it_stops_with_the_file_named_and_nothing_written(what: str, tmp_path: Path) -> None:
     _refused(FAULTS[what], tmp_path)

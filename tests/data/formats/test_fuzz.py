@@ -77,6 +77,7 @@ def _bin(place: Path, content: bytes) -> None:
     read_or_refuse(lambda: read_bin(place / "fuzzed.bin"))
 
 
+@pytest.mark.slow
 @bounded
 @given(st.sampled_from(["rec", "many.rec"]), CHANGES)
 def test_changed_records(place: Path, valid: dict[str, bytes], name: str, changes: list[Change]) -> None:
@@ -134,6 +135,7 @@ ARGUMENTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from(OPCODES), ARGUMENTS), max_size=30))
 def test_any_opcodes_as_bin(place: Path, program: list[tuple[bytes, bytes]]) -> None:

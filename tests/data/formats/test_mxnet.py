@@ -113,6 +113,7 @@ def read(folder: Path, stem: str) -> dict[int, dict[str, Any]]:
     return {record["key"]: record for record in json.loads((folder / "read.json").read_text())[stem]}
 
 
+@pytest.mark.slow
 def test_we_write_what_mxnet_writes(exchanged: Path) -> None:
     for suffix in (".rec", ".idx"):
         theirs = (exchanged / "theirs" / "a").with_suffix(suffix).read_bytes()
@@ -120,6 +121,7 @@ def test_we_write_what_mxnet_writes(exchanged: Path) -> None:
         assert theirs
 
 
+@pytest.mark.slow
 def test_mxnet_reads_what_we_write(exchanged: Path) -> None:
     found = read(exchanged, "ours/a")
     assert list(found) == [case["key"] for case in RECORDS]
@@ -130,6 +132,7 @@ def test_mxnet_reads_what_we_write(exchanged: Path) -> None:
         assert record["flag"] == (len(label) if isinstance(label, list) else 0)
 
 
+@pytest.mark.slow
 def test_we_read_what_mxnet_writes(exchanged: Path) -> None:
     reader = RecordReader(exchanged / "theirs" / "a.rec", exchanged / "theirs" / "a.idx")
     assert reader.keys.tolist() == [case["key"] for case in RECORDS]
@@ -139,6 +142,7 @@ def test_we_read_what_mxnet_writes(exchanged: Path) -> None:
         assert labels.tolist() == (case["label"] if isinstance(case["label"], list) else [case["label"]])
 
 
+@pytest.mark.slow
 def test_images_that_mxnet_packed(exchanged: Path) -> None:
     """PNG pixels are exact; JPEG pixels equal those of MXNet's own decoder to one level of its rounding."""
     (exchanged / "theirs" / "property").write_text("2,12,16\n")
@@ -153,6 +157,7 @@ def test_images_that_mxnet_packed(exchanged: Path) -> None:
     assert (decode(source.read(0)[0], "here") == PICTURE).all()
 
 
+@pytest.mark.slow
 def test_mxnet_finds_the_images_of_our_folder(exchanged: Path) -> None:
     """As InsightFace's dataset does: key 0 gives the range of identity records, each of them a range of images."""
     found, expected = read(exchanged, "ours/train"), encoded(6)
@@ -176,6 +181,7 @@ def saved_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain.params", "numpy.params"])
 def test_arrays_of_all_types(saved_arrays: Path, name: str) -> None:
     found = read_params(saved_arrays / name)
@@ -186,6 +192,7 @@ def test_arrays_of_all_types(saved_arrays: Path, name: str) -> None:
             assert (found[f"arg:{kind}"] == values[kind]).all()
 
 
+@pytest.mark.slow
 def test_sparse_arrays_are_refused(saved_arrays: Path) -> None:
     with pytest.raises(CheckpointError, match=r"sparse\.params: byte \d+: array 1: must be dense .* storage type 1"):
         read_params(saved_arrays / "sparse.params")
@@ -217,6 +224,7 @@ def check_embeddings(folder: Path, classes: int) -> None:
         assert read_label_map("identity", classes, classes).tolist() == list(range(classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 10])  # a deployed network; a training checkpoint with its classifier
 def test_small_teacher(tmp_path: Path, classes: int) -> None:
     size = 48 if classes else 32  # maps of 3 x 3 and 2 x 2 reach the fully connected layer
@@ -230,6 +238,7 @@ def test_full_r50(tmp_path: Path) -> None:
     check_embeddings(tmp_path, 100)
 
 
+@pytest.mark.slow
 def test_r100_has_our_layers_and_uses_every_name(tmp_path: Path) -> None:
     folder = make_network(tmp_path, units=[3, 13, 30, 3], channels=64, dim=512, size=112, images=0, classes=10)
     graph = read_graph(folder / "model-symbol.json")

@@ -80,6 +80,7 @@ def read(data: DataConfig, epoch: int, steps: range, world_size: int, accumulati
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["jpeg", "dali"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_epoch_stopped_at_four_ranks_and_gone_on_with(kind: str, loader: str, folders: list[str]) -> None:

@@ -85,6 +85,7 @@ def _settled() -> int:
     return counts[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("end", ["closed", "loader closed", "dropped", "failed"])

@@ -166,6 +166,7 @@ def _means(world: World, folder: Path) -> torch.Tensor:
     return torch.where(store.seen[:, None], store.unit * store.length[:, None], torch.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_class_means_are_of_the_records_that_can_be_read(tmp_path: Path) -> None:
     bad = (0, 1, 2, 3, 4, 11)  # class 0 has none left

@@ -20,6 +20,7 @@ from partialkd.data.packing.pack import PackError, PackOptions, pack
 from partialkd.errors import DataError
 
 
+@pytest.mark.slow
 def test_class_ids_without_images_are_refused_or_renumbered(tmp_path: Path) -> None:
     files = make_folder(tmp_path)
     ids = {"anna": 3, "bob": 3, "zoë": 6900307}

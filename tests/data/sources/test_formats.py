@@ -131,6 +131,7 @@ def _opened_together(world: World, data: DataConfig) -> tuple[str, list[str]]:
     return source.fingerprint, sorted(path.name for path in Path(data.index_cache or "").glob("parquet-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_parquet_is_written_out_once_by_all_ranks(paths: dict[str, Path], tmp_path: Path) -> None:
     found = run(_opened_together, 2, data_of(paths, "parquet", tmp_path))

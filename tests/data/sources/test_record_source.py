@@ -148,6 +148,7 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "mixed", "held_bytes"),
     [
