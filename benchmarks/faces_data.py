@@ -29,7 +29,9 @@ from partialkd.data.formats.image_tree import list_images, read_images
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.pair_lists import read_csv
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import Wanted, decode, sized, to_tensor
+from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.encode import sized
+from partialkd.data.images.tensors import to_tensor
 from partialkd.storage.atomic_files import replacing, write_json
 from partialkd.teacher.ensemble import open_teacher
 

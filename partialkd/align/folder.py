@@ -30,7 +30,8 @@ from partialkd.align.detector import Detector, Face, the_one_meant
 from partialkd.align.landmark_file import LandmarkFile
 from partialkd.align.template import aligned
 from partialkd.data.formats.image_tree import IMAGE_SUFFIXES, is_hidden, read_file
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError, printable
 from partialkd.storage.atomic_files import naming, write_bytes, write_json

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialkd.data.images.decode import to_tensor
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.storage.atomic_files import write_bytes

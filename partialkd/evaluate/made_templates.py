@@ -19,7 +19,8 @@ from PIL import Image, ImageFilter
 
 from partialkd.align.template import TEMPLATE, moved, warped
 from partialkd.data.formats.image_tree import list_images, read_images
-from partialkd.data.images.decode import Wanted, decode, encode_jpeg
+from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.errors import DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing, write_bytes, write_text
 from partialkd.world.passes import counted

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from partialkd.config import EvaluateConfig
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin
-from partialkd.data.images.decode import RESIZE, Wanted, decode, to_tensor
+from partialkd.data.images.decode import RESIZE, Wanted, decode
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError
 from partialkd.evaluate import intervals

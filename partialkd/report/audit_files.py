@@ -19,7 +19,9 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from partialkd.data.images.decode import decode, encode_jpeg, to_pixels
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
+from partialkd.data.images.tensors import to_pixels
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError, printable
 from partialkd.report.audit import KINDS, Finding

@@ -11,7 +11,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from partialkd.data.images.decode import decode, encode_jpeg, to_pixels
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
+from partialkd.data.images.tensors import to_pixels
 from partialkd.errors import DataError, printable
 
 THUMB = 96  # pixels per side of a photograph

@@ -37,7 +37,7 @@ from helpers.run_folders import made_run
 from partialkd.config import ModelConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.packing.face_drawing import draw_jpegs
 from partialkd.models import build_model
 from partialkd.models.saved import save_model

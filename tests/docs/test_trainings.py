@@ -22,7 +22,7 @@ from partialkd.config import ModelConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.models import build_model
 from partialkd.run import job as module
 from partialkd.world.world import World

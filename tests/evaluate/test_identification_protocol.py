@@ -15,7 +15,7 @@ from partialkd.commands.evaluate import main
 from partialkd.commands.export import main as export
 from partialkd.config import ModelConfig
 from partialkd.data.formats.identification_folder import read_identification_set
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.cvlface_tinyface import read_cvlface_identification
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.all_pair_intervals import threshold_interval

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from helpers.ranks import run
 from partialkd.align.template import TEMPLATE
 from partialkd.data.formats.ijb_folder import TemplateSet, read_template_set
-from partialkd.data.images.decode import encode_jpeg, encode_png
+from partialkd.data.images.encode import encode_jpeg, encode_png
 from partialkd.data.sources.cvlface_templates import read_cvlface
 from partialkd.errors import CheckpointError, ConfigError, DataError
 from partialkd.evaluate import embedding as embedding_module

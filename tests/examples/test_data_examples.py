@@ -11,7 +11,7 @@ import pytest
 
 from helpers.examples import copy_with, python
 from partialkd.config import DataConfig, PartConfig
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import LOADERS
 from partialkd.data.sources.open import SOURCES
 

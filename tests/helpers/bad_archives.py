@@ -12,7 +12,7 @@ from pathlib import Path
 from helpers.bad_files import IMAGES, Action, Maker, put, train
 from helpers.bad_images import SIZE, picture
 from partialkd.config import ArchiveConfig, DataConfig
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.packing.archive import pack_archive
 
 

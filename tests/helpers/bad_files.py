@@ -20,7 +20,7 @@ from partialkd.config import DataConfig
 from partialkd.config.load import load_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import RecordWriter, open_writer, pack_payload
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.open import open_source

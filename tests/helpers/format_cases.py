@@ -14,7 +14,7 @@ import pyarrow.parquet
 import webdataset
 
 from partialkd.data.formats.recordio import open_writer, pack_payload
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 
 SIZE, CLASSES = 16, 5
 Images = list[tuple[bytes, int]]

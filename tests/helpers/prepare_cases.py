@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from partialkd.config import ArchiveConfig, DataConfig
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 
 SIZE = 24
 TRAINING = {"anna": 3, "berta": 1, "carl": 2, "dora": 4, "emil": 2}

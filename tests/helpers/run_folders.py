@@ -12,7 +12,7 @@ from helpers.jobs import tree
 from partialkd.config import RunConfig
 from partialkd.config.load import parse_config, save_config
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.evaluate.intervals import People
 from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.verification import ScoredPairs

@@ -20,7 +20,8 @@ from partialkd.align.folder import AlignOptions, align_folder
 from partialkd.config import DataConfig, EvaluateConfig, ModelConfig, PhaseConfig
 from partialkd.config.load import load_config, parse_config
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import Wanted, decode, encode_jpeg
+from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.packing.pack import pack

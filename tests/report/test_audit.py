@@ -15,7 +15,7 @@ from partialkd.commands.audit import audit
 from partialkd.config import DataConfig
 from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.open import open_source
 from partialkd.report import audit as audit_module
 from partialkd.report.audit import KINDS, Audit, Finding, halves, nearest_rows, unit

@@ -13,7 +13,7 @@ import pytest
 from helpers.jobs import job
 from helpers.ranks import RankFailure, run
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 
 SIZE = 32
 

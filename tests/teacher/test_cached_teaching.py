@@ -18,7 +18,7 @@ from partialkd.config import DataConfig
 from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.augment import NAMES
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import BatchCut, TrainingPlan

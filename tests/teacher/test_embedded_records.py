@@ -11,7 +11,8 @@ import torch
 
 from partialkd.config import DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import DECODING, encode_jpeg
+from partialkd.data.images.decode import DECODING
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.orders import make_order
 from partialkd.data.order.plan import BatchCut

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.places import FACES
 from partialkd.config import InputConfig, TeacherConfig
-from partialkd.data.images.decode import to_tensor
+from partialkd.data.images.tensors import to_tensor
 from partialkd.errors import TeacherError
 from partialkd.teacher.network import open_teacher
 from partialkd.teacher.onnx_network import OnnxNetwork

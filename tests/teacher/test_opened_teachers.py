@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from helpers.places import FACES
 from helpers.teacher_cases import CONFIG, CPU, checkpoint, pictures
 from partialkd.config import InputConfig, TeacherConfig
-from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.tensors import to_tensor
 from partialkd.errors import TeacherError
 from partialkd.models.saved import save_model
 from partialkd.teacher.network import open_teacher, wrap_teacher

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.teacher_cases import CONFIG, CPU, checkpoint, pictures
 from partialkd.config import InputConfig, TeacherConfig
-from partialkd.data.images.decode import resize, to_tensor
+from partialkd.data.images.tensors import resize, to_tensor
 from partialkd.errors import TeacherError
 from partialkd.models import build_model
 from partialkd.teacher.network import Teacher, open_teacher, wrap_teacher

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.packing.verification_sets import extract_bin
 from partialkd.teacher import classifier
 from partialkd.teacher.classifier import own_rows

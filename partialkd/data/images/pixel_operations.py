@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from partialkd.data.images.decode import resize, to_grey
+from partialkd.data.images.tensors import resize, to_grey
 
 Values = dict[str, np.ndarray]
 

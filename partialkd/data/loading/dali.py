@@ -31,8 +31,10 @@ from torch import Tensor
 
 from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
-from partialkd.data.images.decode import JPEG, check_jpeg, decode, encode_png, made_grey, normalised, rows_of, stacked
+from partialkd.data.images.decode import JPEG, check_jpeg, decode
+from partialkd.data.images.encode import encode_png
 from partialkd.data.images.orientation import UPRIGHT, orientation
+from partialkd.data.images.tensors import made_grey, normalised, rows_of, stacked
 from partialkd.data.loading.ordered import Finish, SourceLoader, read_record
 from partialkd.data.order.plan import Plan
 from partialkd.data.ordered_threads import in_order

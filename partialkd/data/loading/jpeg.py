@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from partialkd.data.batch import FaceBatch
-from partialkd.data.images.decode import normalised, rows_of, stacked, write_planes
+from partialkd.data.images.tensors import normalised, rows_of, stacked, write_planes
 from partialkd.data.loading.ordered import SourceLoader, read_record
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import DataError

@@ -17,7 +17,8 @@ from partialkd.config import DataConfig
 from partialkd.data.batch import FaceBatch
 from partialkd.data.images import augment
 from partialkd.data.images.carry import carry
-from partialkd.data.images.decode import GREY, Wanted, decode
+from partialkd.data.images.decode import Wanted, decode
+from partialkd.data.images.tensors import GREY
 from partialkd.data.loading.unreadable import Unreadable
 from partialkd.data.order.plan import Plan
 from partialkd.data.sources.source import Source

@@ -27,7 +27,8 @@ from partialkd.data.formats.name_lookup import NameLookup
 from partialkd.data.formats.pair_lists import ListedPair, read_csv
 from partialkd.data.formats.text_file import read_lines
 from partialkd.data.formats.verification_bin import write_bin
-from partialkd.data.images.decode import DECODING, RESIZE, Wanted, decode, sized
+from partialkd.data.images.decode import DECODING, RESIZE, Wanted, decode
+from partialkd.data.images.encode import sized
 from partialkd.data.packing.inputs import fingerprints, input_changes
 from partialkd.data.packing.pack import PackOptions, pack
 from partialkd.errors import ConfigError, DataError

@@ -25,17 +25,10 @@ from partialkd.config import DataConfig, PartConfig
 from partialkd.config.data import PartSource
 from partialkd.data.formats.insightface_folder import NAMES, pack_records, read_names
 from partialkd.data.formats.webdataset_writer import write_shards
-from partialkd.data.images.decode import (
-    Wanted,
-    decode,
-    encode_jpeg,
-    encode_png,
-    encode_upright,
-    image_size,
-    image_suffix,
-    to_pixels,
-)
+from partialkd.data.images.decode import Wanted, decode, image_size, image_suffix
+from partialkd.data.images.encode import encode_jpeg, encode_png, encode_upright
 from partialkd.data.images.orientation import UPRIGHT, orientation
+from partialkd.data.images.tensors import to_pixels
 from partialkd.data.ordered_threads import in_order
 from partialkd.data.packing.image_list import Gaps, Problem, SourceToPack, ToPack, files_to_pack
 from partialkd.data.sources.insightface import RecordIOSource

@@ -21,7 +21,8 @@ from partialkd.data.formats.image_tree import list_images, read_file, read_image
 from partialkd.data.formats.pair_lists import ListedPair
 from partialkd.data.formats.pixel_arrays import PixelArray, read_answers
 from partialkd.data.formats.verification_bin import VerificationSet, read_bin, write_bin
-from partialkd.data.images.decode import Wanted, encode_png, image_suffix, sized
+from partialkd.data.images.decode import Wanted, image_suffix
+from partialkd.data.images.encode import encode_png, sized
 from partialkd.data.ordered_threads import in_order
 from partialkd.errors import ConfigError, DataError
 from partialkd.storage.atomic_files import new_folder, refuse_existing

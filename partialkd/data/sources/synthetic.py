@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.identities import Names
 from partialkd.data.sources.source import Source, check_index, digest_of
 

@@ -22,7 +22,8 @@ from partialkd.data.formats.image_tree import list_images, read_images
 from partialkd.data.formats.insightface_folder import read_names
 from partialkd.data.formats.pair_lists import FORMS, read_pair_list
 from partialkd.data.formats.property_file import read_property
-from partialkd.data.images.decode import Wanted, check_jpeg, decode, encode_jpeg, image_size
+from partialkd.data.images.decode import Wanted, check_jpeg, decode, image_size
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.images.orientation import orientation
 from partialkd.data.packing.image_list import files_to_pack
 from partialkd.data.sources.identities import Names, excluded, mapped

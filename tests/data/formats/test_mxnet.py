@@ -20,7 +20,8 @@ from helpers.places import ROOT, TESTS
 from partialkd.config import TeacherConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import MAGIC, RecordReader, open_writer, pack_payload
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import CheckpointError
 from partialkd.models.build import build_empty

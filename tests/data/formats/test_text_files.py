@@ -15,7 +15,7 @@ from partialkd.data.formats.property_file import read_property
 from partialkd.data.formats.record_index import read_index
 from partialkd.data.formats.recordio import open_writer, pack_payload
 from partialkd.data.formats.text_file import read_lines, read_text
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import CheckpointError, DataError
 from partialkd.models.mxnet.graph import read_graph

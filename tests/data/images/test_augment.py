@@ -16,7 +16,7 @@ from helpers.places import ROOT
 from partialkd.config import AugmentConfig, DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.images.augment import NAMES, RAND, Step, apply, draw
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources.open import open_source

@@ -13,8 +13,10 @@ import torch
 from PIL import Image, ImageOps
 
 from helpers.bad_images import many_scans
-from partialkd.data.images.decode import Wanted, decode, encode_jpeg, image_size, sized, to_pixels, to_tensor
+from partialkd.data.images.decode import Wanted, decode, image_size
+from partialkd.data.images.encode import encode_jpeg, sized
 from partialkd.data.images.orientation import orientation
+from partialkd.data.images.tensors import to_pixels, to_tensor
 from partialkd.errors import DataError
 
 

@@ -10,7 +10,8 @@ import torch
 
 from partialkd.config import DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import encode_jpeg, to_tensor
+from partialkd.data.images.encode import encode_jpeg
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.loading.jpeg import Job, JpegLoader
 from partialkd.data.order.plan import BatchCut, TrainingPlan
 from partialkd.data.sources.open import open_source

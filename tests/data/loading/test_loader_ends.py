@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.loader_cases import CLASSES, LOADERS, RECORDS, SIZE, open_one, pack, picture
-from partialkd.data.images.decode import encode_jpeg
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.order.plan import SequentialPlan
 from partialkd.data.sources.synthetic import SyntheticSource
 from partialkd.errors import DataError

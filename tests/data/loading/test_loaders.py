@@ -15,7 +15,9 @@ from PIL import Image, ImageOps
 from helpers.loader_cases import CLASSES, LOADERS, RECORDS, SIZE, assert_equal, open_one, pack, picture
 from partialkd.config import DataConfig
 from partialkd.data.formats.recordio import open_writer, pack_payload
-from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, SequentialPlan, TrainingPlan
 from partialkd.data.sources.insightface import RecordIOSource

@@ -16,7 +16,9 @@ from partialkd.centres.store import CentreStore
 from partialkd.config import DataConfig
 from partialkd.counter_random import hash64
 from partialkd.data.formats.insightface_folder import pack_records
-from partialkd.data.images.decode import decode, encode_jpeg, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.loading.loader import open_loader
 from partialkd.data.loading.ordered import Loader
 from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from partialkd.config import ProceduralConfig
 from partialkd.data.formats.verification_bin import read_bin
-from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.packing import drawn_faces as faces
 from partialkd.data.packing.drawn_faces import HELD_OUT, make_faces, verification_pairs
 from partialkd.data.packing.face_drawing import draw_face, draw_jpegs

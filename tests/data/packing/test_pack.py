@@ -17,7 +17,8 @@ from helpers.places import ROOT
 from partialkd.data.formats import insightface_folder as layout
 from partialkd.data.formats.insightface_folder import pack_records, read_names
 from partialkd.data.formats.recordio import RecordReader
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.packing.pack import PackError, PackOptions, pack, unpack
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.errors import ConfigError, DataError

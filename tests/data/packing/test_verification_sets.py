@@ -16,7 +16,8 @@ from partialkd.commands.make_bin import main
 from partialkd.config import ArchiveConfig, DataConfig
 from partialkd.data.formats.pair_lists import read_pair_list
 from partialkd.data.formats.verification_bin import read_bin, write_bin
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.packing.verification_sets import build_bin, extract_bin
 from partialkd.errors import DataError

@@ -12,7 +12,8 @@ from helpers.source_cases import Labels, contents, write_plain, write_with_heade
 from partialkd.config import DataConfig, PartConfig
 from partialkd.data.formats.insightface_folder import pack_records
 from partialkd.data.formats.recordio import open_writer, pack_payload
-from partialkd.data.images.decode import decode, encode_jpeg
+from partialkd.data.images.decode import decode
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.data.sources.folder import FolderSource
 from partialkd.data.sources.insightface import RecordIOSource
 from partialkd.data.sources.open import open_source

@@ -82,7 +82,7 @@ def check_batches() -> None:
     LOG.clear()
     apply(there, steps)  # with the channels' weights, once
     assert dict(LOG.copies) == {"page-locked, not waited for": 1}
-    assert dict(LOG.waits) == {"torch.tensor(numbers, device) at data/images/decode.py:_luma": 1}
+    assert dict(LOG.waits) == {"torch.tensor(numbers, device) at data/images/tensors.py:_luma": 1}
     there.copy_(here)
     LOG.clear()
     apply(there, steps)
