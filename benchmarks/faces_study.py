@@ -35,7 +35,8 @@ from measure import machine
 
 from partialkd.context import METRICS
 from partialkd.evaluate.verification import pairs_of_sets
-from partialkd.run.job import make_teacher, prepare_job, run_phase
+from partialkd.run.begin import prepare_job
+from partialkd.run.job import make_teacher, run_phase
 from partialkd.storage.atomic_files import remove_folder, replacing, write_bytes, write_json
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -48,7 +48,8 @@ from partialkd.config.load import load_config, parse_config
 from partialkd.context import METRICS
 from partialkd.errors import PartialKDError
 from partialkd.models.saved import MODEL
-from partialkd.run.job import Job, evaluate, make_teacher, prepare_job, run_phase
+from partialkd.run.begin import Job, prepare_job
+from partialkd.run.job import evaluate, make_teacher, run_phase
 from partialkd.storage.atomic_files import remove_folder, write_json
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

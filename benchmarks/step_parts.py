@@ -25,8 +25,8 @@ from typing import Any
 from measure import STUDENT_T, machine
 
 from partialkd.config.load import load_config
+from partialkd.run.begin import prepare_job
 from partialkd.run.first_centres import make_store
-from partialkd.run.job import prepare_job
 from partialkd.training.start import Start
 from partialkd.training.trainer import Trainer
 from partialkd.world.part_clock import PartClock

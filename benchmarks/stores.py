@@ -42,7 +42,8 @@ from partialkd.context import METRICS
 from partialkd.data.packing.prepare import prepare
 from partialkd.data.sources.open import open_source
 from partialkd.models.saved import MODEL
-from partialkd.run.job import Job, evaluate, make_teacher, prepare_job, run_phase
+from partialkd.run.begin import Job, prepare_job
+from partialkd.run.job import evaluate, make_teacher, run_phase
 from partialkd.storage.atomic_files import write_json
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

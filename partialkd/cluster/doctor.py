@@ -25,8 +25,8 @@ from partialkd.data.images.decode import Wanted, decode
 from partialkd.errors import PartialKDError, RankLost, printable
 from partialkd.planner.advice import phases
 from partialkd.planner.plan import Ranks, plan_phase
+from partialkd.run.begin import Looked, look_at_job
 from partialkd.run.folder import run_folder
-from partialkd.run.job import Looked, look_at_job
 from partialkd.world.links import clock_skew, hosts_of, measure_links, product_seconds
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -17,7 +17,8 @@ import torch
 
 from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
-from partialkd.run.job import dry_run, run_job
+from partialkd.run.begin import dry_run
+from partialkd.run.job import run_job
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
 from partialkd.world.messages import output

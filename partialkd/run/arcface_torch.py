@@ -27,9 +27,9 @@ from partialkd.config import Config, PhaseConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.models.build import build_empty
 from partialkd.models.foreign_files import why_unreadable
+from partialkd.run.begin import look_at_job, prepare_job
 from partialkd.run.first_centres import make_store
 from partialkd.run.folder import owned_run
-from partialkd.run.job import look_at_job, prepare_job
 from partialkd.teacher.classifier import read_shards, taken
 from partialkd.training.start import read_network
 from partialkd.training.trainer import Trainer

@@ -15,7 +15,7 @@ from partialkd.config import ModelConfig
 from partialkd.config.load import parse_config, save_config
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
-from partialkd.run.job import dry_run
+from partialkd.run.begin import dry_run
 from partialkd.world.world import World
 
 

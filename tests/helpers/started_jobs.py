@@ -19,7 +19,7 @@ from partialkd.config.load import parse_config
 from partialkd.data.formats.verification_bin import write_bin
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
-from partialkd.run.job import Job, prepare_job
+from partialkd.run.begin import Job, prepare_job
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
 

@@ -21,7 +21,8 @@ from partialkd.data.sources.open import open_source
 from partialkd.errors import PartialKDError
 from partialkd.models import build_model
 from partialkd.models.saved import save_model
-from partialkd.run.job import make_teacher, prepare_job, run_phase
+from partialkd.run.begin import prepare_job
+from partialkd.run.job import make_teacher, run_phase
 from partialkd.teacher.cache_writer import CacheWriter
 from partialkd.teacher.network import Teacher, open_teacher
 from partialkd.training.progress import MEASURED

@@ -31,7 +31,8 @@ from partialkd.errors import ConfigError
 from partialkd.models import compiled
 from partialkd.run import checks
 from partialkd.run import job as module
-from partialkd.run.job import prepare_job, run_job
+from partialkd.run.begin import prepare_job
+from partialkd.run.job import run_job
 from partialkd.teacher.network import GROUP, LARGEST_PART, part_of, wrap_teacher
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World

@@ -33,7 +33,7 @@ NEW = {"anew", "person03b", "zed"}
 def whole_store(world: World, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Centres of all ranks and the network before the first step, and the names of the classes."""
     from partialkd.config.load import parse_config
-    from partialkd.run.job import prepare_job
+    from partialkd.run.begin import prepare_job
     from partialkd.world.stop_signals import StopSignals
 
     with StopSignals() as stop:

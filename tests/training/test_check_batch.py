@@ -11,7 +11,7 @@ from helpers.jobs import tree
 from partialkd.config import PhaseConfig
 from partialkd.config.load import parse_config
 from partialkd.errors import ConfigError
-from partialkd.run import job
+from partialkd.run import begin
 from partialkd.training.phase_plan import check_batch
 from partialkd.world.stop_signals import StopSignals
 from partialkd.world.world import World
@@ -61,9 +61,9 @@ def test_the_numbers_of_ranks_that_are_named_would_do() -> None:
 
 
 def test_nothing_is_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "prepare", lambda _: pytest.fail("data were made"))
+    monkeypatch.setattr(begin, "prepare", lambda _: pytest.fail("data were made"))
     settings = tree(tmp_path)
     settings["student"]["global_batch"] = 1
     with StopSignals() as stop, pytest.raises(ConfigError, match=r"^student\.global_batch must be at least 2"):
-        job.prepare_job(parse_config(settings), World(), "never", stop)
+        begin.prepare_job(parse_config(settings), World(), "never", stop)
     assert list(tmp_path.iterdir()) == []

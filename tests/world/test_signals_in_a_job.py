@@ -15,8 +15,7 @@ import torch
 from helpers.jobs import job, tree
 from helpers.ranks import run
 from partialkd.errors import Preempted
-from partialkd.run import first_centres, scores
-from partialkd.run import job as job_module
+from partialkd.run import begin, first_centres, scores
 from partialkd.world import stop_signals as stopping
 from partialkd.world.stop_signals import SIGNALS, StopSignals
 from partialkd.world.world import World
@@ -75,7 +74,7 @@ def _slow(world: World) -> list[int]:
 
 def _stopped_in(world: World, settings: dict[str, Any], name: str, after: int) -> str:
     """A signal to the last rank at the call of a function of run/ that takes a network, or of its `prepare`."""
-    place = next(module for module in (job_module, first_centres, scores) if hasattr(module, name))
+    place = next(module for module in (begin, first_centres, scores) if hasattr(module, name))
     original = getattr(place, name)
 
     def hit() -> None:
