@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from partialkd.config import AugmentConfig
 from partialkd.data.images.augment import NAMES, apply, draw
-from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.tensors import to_tensor
 from partialkd.data.packing.face_drawing import draw_jpegs
 
 SIZE, COLUMNS, GAP, MARGIN = 68, 7, 4, 120  # pixels; the margin holds the rows' names

@@ -24,7 +24,6 @@ the target cosine is computed in float32 where its gradient is needed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from partialkd.centres.contrast import Bending, Contrast, Look, with_slope
-from partialkd.centres.device_io import to_host
 from partialkd.centres.gathered import OwnRows, where_finite
 from partialkd.centres.host_memory import RowsInWindows
+from partialkd.centres.labels import LabelCheck
 from partialkd.centres.rounding import Draw
 from partialkd.centres.row_memory import RowMemory, RowsInStore
 from partialkd.centres.row_optimizers import RowOptimizer
@@ -110,10 +109,10 @@ class Centres:
         self.soft_targets = soft
         self._soft = SoftPass(soft, world, scale, products, config.chunk_rows) if soft else None
         self.softened: SoftContrast | None = None  # of the last `contrast`, where there are soft targets
+        self._labels = LabelCheck(store.num_classes, world.rank)
         self._steps, self._undoable = 0, undoable
         self._begun: _Begun | None = None
         self._pending: list[_Pending] = []
-        self._asked: deque[tuple[Tensor, Callable[[], bool]]] = deque()  # (2, b) wrong or not, labels; once there
         self._micro_steps = 0  # since the last optimiser step
 
     @property
@@ -129,9 +128,7 @@ class Centres:
 
     def settle(self) -> None:
         """Wait until the store has what the last step changed, and all labels are known to be right."""
-        if self._asked and self._rows.device.type == "cuda":
-            torch.cuda.synchronize(self._rows.device)
-        self._raise_wrong_label()
+        self._labels.settle(self._rows.device)
         self._rows.settle()
 
     @property
@@ -196,7 +193,7 @@ class Centres:
             correction = _correction(more.pop()) if self.corrected else torch.zeros_like(partition)
             slope = self.scale * sums / partition.clamp_min(torch.finfo(partition.dtype).tiny)[:, None]
             value = partition.log() + offset_with(self.scale, bend) + correction
-            value = value.masked_fill_(self._wrong(labels), torch.nan)  # CUDA has not told yet
+            value = value.masked_fill_(self._labels.wrong(labels), torch.nan)  # CUDA has not told yet
         first = (self._micro_steps * self.world.size + self.world.rank) * len(x)
         self._micro_steps += 1
         found = Contrast((x * target_centre).sum(1), with_slope(value, x, slope), looked, target_centre, first)
@@ -212,7 +209,7 @@ class Centres:
 
     def step(self, lr: float) -> None:
         """Move trainable centres by all micro-steps since the last call; once per optimiser step, after backward."""
-        self._raise_wrong_label()
+        self._labels.answer()
         if self.optimizer:
             with torch.no_grad():
                 batches = [self._row_weights(pending) for pending in self._pending]
@@ -264,7 +261,7 @@ class Centres:
         return pending.queries, weights[:, 0].contiguous(), weights[:, 1].contiguous()
 
     def _begin(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> _Begun:
-        self._check_labels(labels)
+        self._labels.ask(labels)
         x = F.normalize(student.to(self._rows.store.length.dtype))
         return _Begun(student, x, self._send(x.detach(), labels, teacher))
 
@@ -296,27 +293,6 @@ class Centres:
         mine = self.world.reduce_scatter(torch.cat(columns, dim=1))
         pieces = mine.split([column.shape[1] for column in columns], dim=1)
         return [piece if part.dim() == 2 else piece.squeeze(1) for piece, part in zip(pieces, parts, strict=True)]
-
-    def _check_labels(self, labels: Tensor) -> None:
-        """Refuse wrong labels: on the CPU at once, on CUDA when the device has answered; until then N is NaN."""
-        self._raise_wrong_label()
-        if labels.dtype != torch.int64:
-            raise ValueError(f"rank {self.world.rank}: labels must be int64, got {labels.dtype}")
-        self._asked.append(to_host(torch.stack([self._wrong(labels).long(), labels])))
-        if not labels.is_cuda:
-            self._raise_wrong_label()
-
-    def _raise_wrong_label(self) -> None:
-        """Raise ValueError for a wrong label that the device has told of by now."""
-        while self._asked and self._asked[0][1]():
-            found, _ = self._asked.popleft()
-            if found[0].any():
-                sample = int(found[0].argmax())
-                rule = f"label must be in [0, {self._rows.store.num_classes})"
-                raise ValueError(f"rank {self.world.rank}, sample {sample}: {rule}, got {int(found[1, sample])}")
-
-    def _wrong(self, labels: Tensor) -> Tensor:
-        return (labels < 0) | (labels >= self._rows.store.num_classes)
 
 
 def _row_memory(

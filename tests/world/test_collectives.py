@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from helpers import dense
 from helpers.centre_cases import METHODS, NAMED, method_of, store_of
 from helpers.ranks import run
-from partialkd.centres import Centres, CentreStore, engine, row_filter
+from partialkd.centres import Centres, CentreStore, row_filter
+from partialkd.centres import labels as label_check
 from partialkd.centres import store as store_module
 from partialkd.centres.row_optimizers import make_row_optimizer
 from partialkd.centres.store import DTYPES
@@ -153,7 +154,7 @@ def test_a_step_asks_the_device_nothing(
     name: str, optimizer: str, kept: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors without content: whatever would depend on it, be it a number of rows, is an error. Two micro-steps."""
-    for module in (engine, store_module):  # as on CUDA, with an answer that does not come
+    for module in (label_check, store_module):  # as on CUDA, with an answer that does not come
         monkeypatch.setattr(module, "to_host", lambda x: (x, lambda: False))
     monkeypatch.setattr(row_filter, "without_gaps", lambda rows, valid: (rows, valid))
     method = method_of(name)
@@ -191,7 +192,7 @@ def test_no_host_synchronisation_in_a_step(
 
 def test_the_last_wrong_label_is_named_when_the_store_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([False, True])
-    monkeypatch.setattr(engine, "to_host", lambda found: (found, lambda: next(answers)))
+    monkeypatch.setattr(label_check, "to_host", lambda found: (found, lambda: next(answers)))
     store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
     centres = Centres(store, World(), 16.0, CentresConfig())
     centres.contrast(torch.randn(3, 8), torch.tensor([1, 40, 2]))
@@ -202,7 +203,7 @@ def test_the_last_wrong_label_is_named_when_the_store_is_asked_for(monkeypatch: 
 def test_a_wrong_label_is_named_once_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, whose event is said to happen at the fourth call; nobody waits for it, and nothing is overlooked."""
     happened = False
-    monkeypatch.setattr(engine, "to_host", lambda found: (found, lambda: happened))
+    monkeypatch.setattr(label_check, "to_host", lambda found: (found, lambda: happened))
     store = CentreStore.random(range(40), 40, 8, torch.float32, torch.device("cpu"), 0)
     centres = Centres(store, World(), 16.0, CentresConfig())
     for labels in ([1, 40, 2], [3, 4, 5]):
