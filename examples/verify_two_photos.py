@@ -12,7 +12,8 @@ import partialkd
 from partialkd.align.detector import the_one_meant
 from partialkd.align.open import detector_maker
 from partialkd.align.template import aligned
-from partialkd.data.images.decode import decode, to_tensor
+from partialkd.data.images.decode import decode
+from partialkd.data.images.tensors import to_tensor
 from partialkd.errors import PartialKDError
 from partialkd.models.model_folder import read_config
 
