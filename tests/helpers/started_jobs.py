@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from helpers.jobs import job
-from helpers.ranks import run
 from partialkd.config import ModelConfig
 from partialkd.config.load import parse_config
 from partialkd.data.formats.verification_bin import write_bin
@@ -65,19 +61,6 @@ def start(settings: dict[str, Any], resume: str = "never") -> Job:
     """All of a start but the work: everything is checked, the run's folder is open."""
     with StopSignals() as stop:
         return prepare_job(parse_config(settings), World(), resume, stop)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run over 12 identities, and data in which one is gone and three are new, at other class ids."""
-    folder = tmp_path_factory.mktemp("start")
-    made(folder)
-    shutil.copytree(folder / "data", folder / "more")
-    shutil.rmtree(folder / "more" / "person04")
-    for name, source in (("anew", "person00"), ("person03b", "person05"), ("zed", "person07")):
-        shutil.copytree(folder / "more" / source, folder / "more" / name)
-    run(job, 2, alone(folder, "done"))
-    return folder
 
 
 ARCFACE = {"name": "arcface", "scale": 16.0}
