@@ -96,7 +96,7 @@ def main() -> None:
         "targets": found,
         "left_out": left_out,
     }
-    facts["torch"] = {name: {"tar": judge.tar, "accuracy": judge.accuracy} for name, judge in judges.items()}
+    facts["of_the_network"] = {name: {"tar": judge.tar, "accuracy": judge.accuracy} for name, judge in judges.items()}
     text = json.dumps(facts, indent=2)
     print(text)
     if args.out:

@@ -45,7 +45,10 @@ BLOCK = 1 << 16  # rows read at a time
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: that of launch/train.py."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if not -1 <= options.duplicate <= 1:
+        parser.error(f"--duplicate must be a cosine, in [-1, 1], got {options.duplicate:g}")
     config = configured(lambda: _checked(load_config(options.config, options.overrides), options.cache))
     return launched(config.dist, lambda world: audit(config, world, options.out, options.duplicate, options.json))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,6 +30,7 @@ from partialkd.commands.protocols import (
     make_card,
     opened,
 )
+from partialkd.commands.results import unwritable
 from partialkd.config import DistConfig, EvaluateConfig, InputConfig, ModelConfig, TeacherConfig
 from partialkd.errors import CheckpointError, ConfigError
 from partialkd.evaluate.verification import compare_sets, evaluate_sets, look_at_sets, open_sets
@@ -100,8 +100,8 @@ def _show(tables: Sequence[PrettyTable]) -> None:
 def _opened(options: argparse.Namespace, world: World) -> tuple[EvaluateConfig, Teacher, Teacher | None, list[Any]]:
     """Everything that can be wrong before the first image is embedded; what costs least is looked at first."""
     config = _evaluate_config(options)
-    if options.json and not os.access(Path(options.json).parent, os.W_OK):
-        raise ConfigError(f"--json {options.json}: its folder must exist and be writable")
+    if options.json and (problem := unwritable(Path(options.json))):
+        raise ConfigError(f"--json {options.json}: {problem}")
     if not Path(options.file).exists():
         raise ConfigError(f"{options.file}: no such file")
     options.file = str(chosen(Path(options.file), options.checkpoint, options.phase))

@@ -18,7 +18,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from partialkd.checkpoint.network import CONFIG, checkpoint_network, chosen, is_checkpoint
-from partialkd.commands.networks import add_network, check_there
+from partialkd.commands.networks import add_network, check_folder, check_there
 from partialkd.commands.results import add_json, show
 from partialkd.config import Config, ModelConfig
 from partialkd.config.load import load_config
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     check_there(parser, args.model)
+    check_folder(parser, args.folder)
     if args.batch is not None and not 1 <= args.batch <= MOST_IMAGES:
         parser.error(f"--batch must be in 1..{MOST_IMAGES}, got {args.batch}")
     try:

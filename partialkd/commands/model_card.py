@@ -13,7 +13,7 @@ from typing import Any
 
 from partialkd.checkpoint.network import chosen
 from partialkd.commands.export import described, run_config
-from partialkd.commands.networks import add_network, check_there
+from partialkd.commands.networks import add_network, check_folder, check_there
 from partialkd.commands.results import add_json, show
 from partialkd.errors import CheckpointError, PartialKDError
 from partialkd.evaluate.card import read_card
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     check_there(parser, args.model)
+    check_folder(parser, args.folder)
     try:
         refuse_existing(args.folder)
         path = chosen(args.model, args.checkpoint, args.phase)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def check_there(parser: argparse.ArgumentParser, model: Path) -> None:
     """End with a wrong argument's status if there is no such file or folder."""
     if not model.exists():
         parser.error(f"{model}: no such file")
+
+
+def check_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """End with a wrong argument's status for a folder that cannot be made or written to, before any work."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        parser.error(f"{folder}: must be a folder that can be written to, or made; {there} is not")
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from prettytable import PrettyTable
 from torch import Tensor
 
+from partialkd.commands.results import unwritable
 from partialkd.data.formats.identification_folder import read_identification_set
 from partialkd.data.formats.ijb_folder import read_template_set
 from partialkd.data.images.decode import DECODING
@@ -25,7 +25,7 @@ from partialkd.errors import ConfigError
 from partialkd.evaluate import card
 from partialkd.evaluate import identification_protocol as identification
 from partialkd.evaluate import template_protocol as templates
-from partialkd.evaluate.embedding import Embed, Images, Kept, embed_images, look_at
+from partialkd.evaluate.embedding import Embed, Held, Images, Kept, embed_images, look_at
 from partialkd.storage.atomic_files import write_json
 from partialkd.storage.checksum import crc32, hexadecimal
 from partialkd.world.world import World
@@ -83,7 +83,17 @@ def opened(options: argparse.Namespace) -> list[_Opened]:
     found += [_Templates(Path(folder), options) for folder in options.templates]
     found += [_Identification(Path(folder), options) for folder in options.identify]
     found += [_Everything(Path(folder), options) for folder in options.all_pairs]
+    _check_names(found)
     return found
+
+
+def _check_names(sets: list[_Opened]) -> None:
+    """ConfigError for two sets of a kind whose results would have one name."""
+    seen: dict[tuple[str, str], Path] = {}
+    for one in sets:
+        if (other := seen.setdefault((one.kind, one.name), one.folder)) is not one.folder:
+            rule = "results are named by the folder's last part, rename one or judge by them one after the other"
+            raise ConfigError(f"{other} and {one.folder} are both called {one.name!r}: {rule}")
 
 
 def _kept_name(folder: Path, kind: str, network: Network) -> str:
@@ -100,8 +110,8 @@ def check_card(options: argparse.Namespace) -> None:
     if set(options.precision) != {"fp32"} and str(options.file).endswith(".onnx"):
         named = " ".join(options.precision)
         raise ConfigError(f"--precision {named}: an ONNX file computes as it was written; make a card of each file")
-    if not os.access(Path(options.card).parent, os.W_OK):
-        raise ConfigError(f"--card {options.card}: its folder must exist and be writable")
+    if problem := unwritable(Path(options.card)):
+        raise ConfigError(f"--card {options.card}: {problem}")
 
 
 class _Opened(ABC):
@@ -111,6 +121,7 @@ class _Opened(ABC):
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
+        self.name = folder.resolve().name if folder.name in ("", "..") else folder.name
 
     @abstractmethod
     def images(self, image_size: int) -> Images:
@@ -120,25 +131,29 @@ class _Opened(ABC):
     def of(self) -> dict[str, Any]:
         """Say what kept embeddings are of, beside the network."""
 
+    def held(self, embeddings: np.ndarray) -> np.ndarray:
+        """Make what is scored, (k, b, D), of the embeddings (2, b, D) of some images and their mirror images."""
+        return embeddings
+
     @abstractmethod
     def score(self, embeddings: Any, name: str, world: World) -> Judged:
-        """Score embeddings (2, n, D) of the images and their mirror images."""
+        """Score what is held of all images, (k, n, D)."""
 
     def judge(self, network: Network, world: World) -> Judged | None:
         """Collective. Embed the images, and score them on rank 0 -> the results there, None elsewhere."""
-        rows = self.embedded(network, world)
+        rows = self.embedded(network, world, self.held)
         scored: list[Judged] = []
         world.on_main(lambda: scored.append(self.score(rows, network.name, world)))
         return scored[0] if scored else None
 
-    def embedded(self, network: Network, world: World) -> np.ndarray:
-        """Collective -> (2, n, D) on every rank."""
+    def embedded(self, network: Network, world: World, held: Held = np.asarray) -> np.ndarray:
+        """Collective -> what is held of all images on every rank: (2, n, D), or (k, n, D) of what `held` makes."""
         keep = self.options.keep
         facts = {"network": network.fingerprint, "image_size": network.image_size, "decoding": DECODING}
         described = {**facts, **self.of()}
         kept = Kept(Path(keep) / _kept_name(self.folder, self.kind, network), described) if keep else None
         images = self.images(network.image_size)
-        return embed_images(network.embed, images, network.image_size, self.options.batch, world, kept)
+        return embed_images(network.embed, images, network.image_size, self.options.batch, world, kept, held)
 
 
 class _Templates(_Opened):
@@ -162,7 +177,7 @@ class _Templates(_Opened):
         results = templates.score_templates(embeddings, self.found, self._asked())
         tables = [templates.verification_table(results, name)] if self.found.pairs is not None else []
         tables += [templates.identification_table(results, name)] if self.found.probes is not None else []
-        return Judged(self.kind, self.folder.name, results, tables)
+        return Judged(self.kind, self.name, results, tables)
 
 
 class _Listed(_Opened):
@@ -181,11 +196,14 @@ class _Listed(_Opened):
     def of(self) -> dict[str, Any]:
         return {"images": len(self.names), "list": hexadecimal(crc32("\n".join(self.names).encode()))}
 
+    def held(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit rows (1, b, D): of a million images half the memory."""
+        return identification.unit_rows(embeddings, self.options.flip)[None]
+
     def score(self, embeddings: Any, name: str, world: World) -> Judged:
-        rows = identification.unit_rows(embeddings, self.options.flip)
-        results = self.scored(rows, world)
+        results = self.scored(embeddings[0], world)
         shown = results if self.kind == "all_pairs" else {name: results}
-        return Judged(self.kind, self.folder.name, results, [identification.shares_table(shown, self.folder.name)])
+        return Judged(self.kind, self.name, results, [identification.shares_table(shown, self.name)])
 
     @abstractmethod
     def scored(self, rows: Any, world: World) -> dict[str, Any]:
@@ -247,6 +265,6 @@ def make_card(sets: list[_Opened], options: argparse.Namespace, network: Network
         make = lambda rows=rows: card.thresholds(rows, folder.identities, folder.groups, world.device)
         found[precision] = world.on_main(make)
     facts = {"format": card.FORMAT, "model": network.name, "fingerprint": network.fingerprint}
-    whole = {**facts, "faces": {"folder": folder.folder.name, **folder.of()}, "thresholds": found}
+    whole = {**facts, "faces": {"folder": folder.name, **folder.of()}, "thresholds": found}
     world.on_main(lambda: write_json(Path(options.card), whole))
     return card.table_of(whole) if world.is_main else None

@@ -33,7 +33,14 @@ def show(json_to: str | None, facts: Mapping[str, Any], *lines: object) -> None:
 
 def _writable(text: str) -> str:
     """Refuse a file that could not be written once the work is done."""
-    folder = Path(text).parent
-    if text != STANDARD_OUTPUT and not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise argparse.ArgumentTypeError(f"{text}: its folder must exist and be writable")
+    if text != STANDARD_OUTPUT and (problem := unwritable(Path(text))):
+        raise argparse.ArgumentTypeError(f"{text}: {problem}")
     return text
+
+
+def unwritable(path: Path) -> str | None:
+    """Say why a file could not be written, if it could not."""
+    if path.is_dir():
+        return "must be a file, is a folder"
+    there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    return None if there else "its folder must exist and be writable"

@@ -102,16 +102,28 @@ def read_card(path: Path, fingerprint: str) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] != FORMAT:
             raise ValueError(f"its format is {card['format']!r}")
-        compact(card)
+        _check(card)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a threshold card (evaluate.py --card writes one): {error}") from error
     if card["fingerprint"] != fingerprint:
         raise ConfigError(
             f"{path}: the card of another network ({card.get('model')!r}): its thresholds do not hold here"
         )
     return card
+
+
+def _check(card: dict[str, Any]) -> None:
+    """Raise what a card lacks of what is made of it."""
+    if not card["thresholds"]:
+        raise ValueError("it has no thresholds")
+    compact(card)
+    for settings in card["thresholds"].values():
+        for parts in (settings[setting] for setting in SETTINGS):
+            for part in (parts["all"], *parts.values()):
+                for far in FARS:
+                    _cell(part["at_far"][f"{far:g}"], far, part["impostors"])
 
 
 def table_of(card: dict[str, Any]) -> PrettyTable:

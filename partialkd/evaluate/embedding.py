@@ -29,6 +29,7 @@ from partialkd.world.shard import shard_of
 from partialkd.world.world import World
 
 Embed = Callable[[Tensor], Tensor]
+Held = Callable[[np.ndarray], np.ndarray]
 PIECE = 1024  # images
 LOOK_AHEAD = 256  # images
 
@@ -73,10 +74,14 @@ class Kept:
     def read(self, piece: int) -> np.ndarray:
         """Read a piece (2, n, D)."""
         head, _, content = self.path(piece).read_bytes().partition(b"\n")
-        expected, *shape = head.split()
+        try:
+            expected, count, width = head.split()
+            rows = np.frombuffer(content, np.float32).reshape(2, int(count), int(width))
+        except ValueError as error:  # cut short, or its first line is another
+            raise CheckpointError(f"{self.path(piece)}: damaged: {error}; remove it") from error
         if hexadecimal(crc32(content)).encode() != expected:
             raise CheckpointError(f"{self.path(piece)}: damaged: its checksum is another; remove it")
-        return np.frombuffer(content, np.float32).reshape(2, *map(int, shape))
+        return rows
 
 
 def look_at(images: Images, world: World) -> None:
@@ -96,9 +101,18 @@ def look_at(images: Images, world: World) -> None:
 
 @torch.no_grad()
 def embed_images(
-    embed: Embed, images: Images, image_size: int, batch: int, world: World, kept: Kept | None = None
+    embed: Embed,
+    images: Images,
+    image_size: int,
+    batch: int,
+    world: World,
+    kept: Kept | None = None,
+    held: Held = np.asarray,
 ) -> np.ndarray:
-    """Collective -> (2, n, D) float32 on every rank: embeddings of the images, and of their mirror images."""
+    """Collective -> (2, n, D) float32 on every rank: embeddings of the images, and of their mirror images.
+
+    held: what is made of the embeddings of some images (2, b, D) for the result, (k, b, D); files keep both of them.
+    """
     if kept is not None:
         world.on_main(kept.begin)
     pieces = [range(start, min(start + PIECE, images.count)) for start in range(0, images.count, PIECE)]
@@ -117,22 +131,22 @@ def embed_images(
                     batches.append(rows)
                     going.add(rows.shape[1])
                 if kept is None:
-                    own[number] = np.concatenate(batches, axis=1)
+                    own[number] = held(np.concatenate(batches, axis=1))
                 else:
                     kept.write(number, np.concatenate(batches, axis=1))
 
     world.together(work)
     if kept is not None:
-        return world.together(lambda: _joined(kept.read, pieces))
+        return world.together(lambda: _joined(lambda piece: held(kept.read(piece)), pieces))
     everyones = {number: rows for part in world.gather_objects(own) for number, rows in part.items()}
     own.clear()
     return _joined(everyones.pop, pieces)
 
 
 def _joined(piece: Callable[[int], np.ndarray], pieces: list[range]) -> np.ndarray:
-    """Put pieces together one by one, so that they are never held twice -> (2, n, D)."""
+    """Put pieces together one by one, so that they are never held twice -> (k, n, D)."""
     first = piece(0)
-    rows = np.empty((2, pieces[-1].stop, first.shape[2]), dtype=np.float32)
+    rows = np.empty((len(first), pieces[-1].stop, first.shape[2]), dtype=np.float32)
     rows[:, pieces[0].start : pieces[0].stop] = first
     for number in range(1, len(pieces)):
         rows[:, pieces[number].start : pieces[number].stop] = piece(number)

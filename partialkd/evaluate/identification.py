@@ -23,7 +23,7 @@ import numpy as np
 from partialkd.evaluate.largest import Largest
 from partialkd.evaluate.rates import share_above, strict_threshold
 
-BLOCK = 1024  # probes at a time
+BLOCK, SCORES = 1024, 1 << 24  # probes at a time, scores at a time
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,17 @@ def search(
     mate, other = np.full(len(probes), -np.inf), np.full(len(probes), -np.inf)
     before = np.zeros(len(probes), dtype=np.int64)
     highest = Largest(keep)
-    for start in range(0, len(probes), BLOCK):
-        part = slice(start, start + BLOCK)
+    block = max(1, min(BLOCK, SCORES // max(1, len(gallery))))
+    for start in range(0, len(probes), block):
+        part = slice(start, start + block)
         scores = probes[part] @ gallery.T
         own = subjects[part, None] == enrolled[None]
         mate[part] = np.where(own, scores, -np.inf).max(1, initial=-np.inf)
         scores[own] = -np.inf
         other[part] = scores.max(1, initial=-np.inf)
         before[part] = (scores >= mate[part, None]).sum(1)
-        highest.add(scores[~own])
+        if keep:
+            highest.add(scores[~own])
     return Searches(mate, before, other, highest.values())
 
 

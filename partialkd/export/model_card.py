@@ -23,6 +23,7 @@ from torch import Tensor
 from partialkd.config import Config, ModelConfig
 from partialkd.errors import CheckpointError, ConfigError, printable
 from partialkd.evaluate.card import FARS, compact
+from partialkd.evaluate.cells import between, share_cell, star
 from partialkd.export.edge import REPORT
 from partialkd.models.build import build_empty
 from partialkd.models.model_folder import sha256_of, write_config
@@ -119,26 +120,21 @@ def _figures(facts: Facts) -> str:
     for name, rows in facts.result["sets"].items():
         if (found := rows.get(facts.phase)) is not None:
             intervals = found.get("interval", {})
-            accuracy = f"{100 * found['accuracy']:.2f}{_interval(intervals.get('accuracy'))}"
+            accuracy = share_cell(found["accuracy"], intervals.get("accuracy"))
             rates = "; ".join(
-                _rate(far, rate, intervals, found.get("too_few_impostors", {}))
+                _rate(far, rate, intervals, found.get("too_few_impostors", {}), found.get("impostors", 0))
                 for far, rate in found["tar_at_far"].items()
             )
             lines.append(f"| {_cell(name)} | {accuracy} | {rates} | {found['pairs']} |")
-    note = "Brackets: 95 % by identity. A dash: too few pairs of two people to say."
-    return "\n".join([*lines, "", note])
+    few = "A dash: too few pairs of two people to say; a star: fewer than ten times what that takes."
+    return "\n".join([*lines, "", f"Brackets: 95 % by identity. {few}"])
 
 
-def _rate(far: str, rate: float, intervals: dict[str, Any], few: dict[str, bool]) -> str:
+def _rate(far: str, rate: float, intervals: dict[str, Any], few: dict[str, bool], impostors: int) -> str:
     if few.get(far):
         return f"- at {far}"
-    return f"{100 * rate:.2f}{_interval(intervals.get('tar_at_far', {}).get(far))} at {far}"
-
-
-def _interval(ends: list[float | None] | None) -> str:
-    if ends is None:
-        return ""
-    return f" [{', '.join('' if end is None else f'{100 * end:.1f}' for end in ends)}]"
+    mark = star(float(far), impostors) if impostors else ""  # of results that were kept before they were counted
+    return f"{100 * rate:.2f}{mark}{between(intervals.get('tar_at_far', {}).get(far))} at {far}"
 
 
 def _thresholds(facts: Facts) -> str:
@@ -149,20 +145,19 @@ def _thresholds(facts: Facts) -> str:
     lines.append("|---" * (2 + len(FARS)) + "|")
     for precision, settings in facts.card["thresholds"].items():
         for setting, parts in settings.items():
-            cells = [_threshold(parts["all"]["at_far"][f"{far:g}"]) for far in FARS]
+            cells = [_threshold(parts["all"], far) for far in FARS]
             lines.append(f"| {_cell(precision)} | {_cell(setting)} | {' | '.join(cells)} |")
     faces = facts.card.get("faces", {})
     note = f"From all pairs of {faces.get('images')} images of `{_cell(str(faces.get('folder')))}`. A dash: too few "
-    return "\n".join(
-        [*lines, "", f"{note}pairs of two people. A threshold holds for faces like these, aligned like these."]
-    )
+    note += "pairs of two people; a star: fewer than ten times what that takes. "
+    return "\n".join([*lines, "", f"{note}A threshold holds for faces like these, aligned like these."])
 
 
-def _threshold(one: dict[str, Any]) -> str:
+def _threshold(part: dict[str, Any], far: float) -> str:
+    one = part["at_far"][f"{far:g}"]
     if one["too_few_impostors"]:
         return "-"
-    low, high = ("" if end is None else f"{end:.3f}" for end in one["interval"])
-    return f"{one['threshold']:.3f} [{low}, {high}]"
+    return f"{one['threshold']:.3f}{star(far, part['impostors'])}{between(one['interval'], 1, 3)}"
 
 
 def _exports(report: dict[str, Any] | None) -> str:
@@ -227,13 +222,13 @@ def _export_report(facts: Facts) -> dict[str, Any] | None:
     path = facts.exported / REPORT
     try:
         report = dict(json.loads(path.read_text(encoding="utf-8")))
-        fingerprint, _ = report["fingerprint"], report["targets"]
+        if report["fingerprint"] != facts.fingerprint:
+            raise ConfigError(f"{path}: of another network: export this one anew")
+        _exports(report)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not what export.py --to writes: {error}") from error
-    if fingerprint != facts.fingerprint:
-        raise ConfigError(f"{path}: of another network: export this one anew")
     return report
 
 

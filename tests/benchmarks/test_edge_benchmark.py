@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.edge_cases import CONFIG, network, write_pictures, write_set
 from helpers.places import ROOT
@@ -27,7 +28,8 @@ def test_a_card_has_every_target_on_every_set(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     card = json.loads((tmp_path / "card.json").read_text())
     assert card.keys() >= {"device", "commit", "parameters", "multiply_adds", "pictures", "left_out"}
-    assert card["torch"].keys() == {"set", "other"}
+    assert card["of_the_network"].keys() == {"set", "other"}
+    assert card["torch"] == torch.__version__
     assert card["targets"].keys() == {"onnx", "opencv", "torch"}
     for name in ("onnx", "opencv"):
         one = card["targets"][name]

@@ -162,6 +162,7 @@ def test_another_size_names_the_option(tmp_path: Path, faces: Path, capsys: pyte
         (["faces.onnx", "--sets", "none.bin"], "none.bin: cannot be read"),
         (["x.onnx", "--sets", "faces.bin", "--folds", "1"], "folds: Input should be greater than or equal to 2, got 1"),
         (["x.onnx", "--sets", "faces.bin", "--json", "none/a.json"], "--json none/a.json: its folder must exist"),
+        (["x.onnx", "--sets", "faces.bin", "--json", "."], "--json .: must be a file, is a folder"),
     ],
 )
 def test_errors_are_one_line(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pyarrow
 import pytest
 import torch
 
+from partialkd.commands import protocols
 from partialkd.commands.evaluate import main
 from partialkd.commands.export import main as export
 from partialkd.config import ModelConfig
@@ -20,7 +23,8 @@ from partialkd.data.sources.cvlface_tinyface import read_cvlface_identification
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.all_pair_intervals import threshold_interval
 from partialkd.evaluate.all_pairs import all_pairs
-from partialkd.evaluate.card import read_card
+from partialkd.evaluate.card import FORMAT, read_card
+from partialkd.evaluate.embedding import embed_images
 from partialkd.evaluate.identification_protocol import read_identities
 from partialkd.evaluate.intervals import People, threshold
 from partialkd.models import build_model
@@ -71,6 +75,23 @@ def test_distractors_by_the_command(tmp_path: Path, folder: Path, capsys: pytest
     assert [one["tar_at_far"][far]["too_few_impostors"] for far in ("0.01", "1e-06")] == [False, True]
     assert 0 < one["rank"]["1"] <= one["rank"]["100"] == 1.0
     assert "rank-100 %" in capsys.readouterr().out
+
+
+def test_one_row_an_image_is_held_of_what_is_looked_for(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million distractors both embeddings would be 4 GB; with and without files that keep both of them."""
+    shapes = []
+
+    def embedded(*arguments: Any) -> np.ndarray:
+        shapes.append((rows := embed_images(*arguments)).shape)
+        return rows
+
+    monkeypatch.setattr(protocols, "embed_images", embedded)
+    options = "--identify", str(folder), "--all-pairs", str(folder / "probes"), "--fars", "0.1"
+    plain, kept = _judge(tmp_path, *options), _judge(tmp_path, *options, "--keep", str(tmp_path / "kept"))
+    assert shapes == [(1, 58, 16), (1, 18, 16)] * 2
+    assert plain["identification"] == kept["identification"]
 
 
 def test_a_gallery_by_the_command(tmp_path: Path, folder: Path) -> None:
@@ -141,6 +162,21 @@ def test_tinyface_as_cvlface_has_it_gives_the_same_numbers(tmp_path: Path, folde
         _as_cvlface(folder, tmp_path / f"wrong{number}", **{key: value})
         with pytest.raises(DataError, match=message):
             read_cvlface_identification(tmp_path / f"wrong{number}")
+
+
+def test_results_are_named_by_folders(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder one stands in has a name, too; two of one name are refused."""
+    monkeypatch.chdir(folder / "probes")
+    found = _judge(tmp_path, "--all-pairs", ".", "--fars", "0.1", "--card", str(tmp_path / "card.json"))
+    assert list(found["all_pairs"]) == ["probes"]
+    assert json.loads((tmp_path / "card.json").read_text())["faces"]["folder"] == "probes"
+    for number in range(4):
+        _write(tmp_path / "probes" / f"q{number // 2}" / f"{number}.jpg", np.random.default_rng(number))
+    both = argparse.Namespace(
+        templates=[], identify=[], all_pairs=[".", str(tmp_path / "probes")], fars=None, card=None
+    )
+    with pytest.raises(ConfigError, match=r"^\. and .*/probes are both called 'probes': results are named by"):
+        protocols.opened(both)
 
 
 def test_wrong_folders(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,9 +253,17 @@ def test_a_card_that_cannot_be_made(tmp_path: Path, folder: Path, capsys: pytest
     save_model(tmp_path / "net.safetensors", build_model(MODEL, SIZE).eval(), MODEL, SIZE)
     assert main([str(tmp_path / "net.safetensors"), "--card", str(tmp_path / "card.json")]) == 2
     assert "--card needs one folder of identities: --all-pairs FOLDER, got 0" in capsys.readouterr().err
-    (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"card.json: not a threshold card"):
-        read_card(tmp_path / "card.json", "")
+    assert main([str(tmp_path / "net.safetensors"), "--all-pairs", str(folder), "--card", str(tmp_path)]) == 2
+    assert f"--card {tmp_path}: must be a file, is a folder" in capsys.readouterr().err
+    whole: dict[str, Any] = {"format": FORMAT, "fingerprint": ""}
+    part = {"at_far": {"0.001": {"threshold": 0.1, "interval": [0, 1], "too_few_impostors": False}}, "impostors": 9}
+    for content in (
+        {}, {**whole, "thresholds": {}}, {**whole, "thresholds": {"fp32": []}}, {**whole, "thresholds": {"fp32": {}}},
+        {**whole, "thresholds": {"fp32": {"flip": {"all": part}, "plain": {"all": part}}}},
+    ):  # fmt: skip
+        (tmp_path / "card.json").write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=r"card.json: not a threshold card"):
+            read_card(tmp_path / "card.json", "")
 
 
 def test_the_cards_interval_is_that_of_a_list_of_pairs() -> None:

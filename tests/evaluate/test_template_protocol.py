@@ -146,9 +146,10 @@ def test_a_pass_that_was_killed_is_gone_on_with(made: Path, tmp_path: Path, monk
         embed_images(network, images, SIZE, 8, World(), Kept(kept.folder, {"other": 1}))
     damaged = bytearray(kept.path(1).read_bytes())
     damaged[-1] ^= 1
-    kept.path(1).write_bytes(bytes(damaged))
-    with pytest.raises(CheckpointError, match=r"piece_000001.npy: damaged"):
-        embed_images(network, images, SIZE, 8, World(), kept)
+    for content in (bytes(damaged), b"", b"x\n", bytes(damaged[:-3])):
+        kept.path(1).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"piece_000001.npy: damaged: .*; remove it"):
+            embed_images(network, images, SIZE, 8, World(), kept)
 
 
 def test_an_image_without_direction_is_named() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate import all_pairs as all_pairs_module
+from partialkd.evaluate import identification
 from partialkd.evaluate import templates as templates_module
 from partialkd.evaluate.all_pairs import all_pairs, among_distractors
 from partialkd.evaluate.identification import (
@@ -87,6 +90,22 @@ def test_searches_equal_sorted_lists() -> None:
         assert tpir_published(found, fpir) == pytest.approx(
             (np.mean(np.array(mates) > threshold), threshold), abs=1e-12
         )
+
+
+def test_a_search_of_a_wide_gallery_takes_few_probes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is that of some scores, however many distractors there are; the numbers are the same."""
+    rng = np.random.default_rng(6)
+    gallery, subjects = _unit(rng.normal(size=(5000, 4))).astype(np.float32), rng.integers(0, 50, 300)
+    probes, enrolled = _unit(rng.normal(size=(300, 4))).astype(np.float32), np.arange(5000) % 60
+    wanted = search(probes, gallery, subjects, enrolled)
+    monkeypatch.setattr(identification, "SCORES", 1 << 15)
+    tracemalloc.start()
+    found = search(probes, gallery, subjects, enrolled)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 4 * (1 << 15)
+    for name in ("mate", "before", "other"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-6)
 
 
 @pytest.fixture

@@ -84,6 +84,20 @@ def test_bad_input_is_one_line_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("partialkd.commands.export.described", lambda path: pytest.fail("it has begun"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        for options in ([], ["--to", "onnx", "--set", str(place / "set")]):
+            with pytest.raises(SystemExit, match="2"):
+                main([str(place / "m.safetensors"), str(out), *options])
+            said = capsys.readouterr().err.strip().splitlines()[-1]
+            assert f"{out}: must be a folder that can be written to, or made; {tmp_path / 'file'} is not" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for target in chosen_targets("openvino,ncnn,litert,opencv,insightface,onnx"):
         for module in target.modules or ("onnxruntime",):

@@ -29,6 +29,7 @@ RESULT = {
                 "tar_at_far": {"0.1": 0.866, "0.001": 0.1},
                 "too_few_impostors": {"0.1": False, "0.001": True},
                 "interval": {"accuracy": [0.872, 0.899], "tar_at_far": {"0.1": [0.83, 0.9], "0.001": [0.0, None]}},
+                "impostors": 15,
                 "pairs": 3000,
             }
         }
@@ -47,7 +48,7 @@ def run(tmp_path: Path) -> Path:
 def card_of(run: Path, fingerprint: str) -> Path:
     one = {"threshold": 0.5, "interval": [0.4, None], "tar": 0.9, "tar_interval": [0.8, 1.0]}
     at_far = {f"{far:g}": {**one, "too_few_impostors": far < 1e-3} for far in (1e-3, 1e-4, 1e-5, 1e-6)}
-    part = {"all": {"at_far": at_far, "curve": [], "images": 60}}
+    part = {"all": {"at_far": at_far, "curve": [], "images": 60, "impostors": 4000}}
     whole = {"format": FORMAT, "model": "m", "fingerprint": fingerprint, "faces": {"folder": "set", "images": 60}}
     (run.parent / "card.json").write_text(json.dumps({**whole, "thresholds": {"fp32": {"flip": part, "plain": part}}}))
     return run.parent / "card.json"
@@ -65,8 +66,8 @@ def test_two_lines_open_a_published_folder(run: Path, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: partialkd\n")
     assert "\nlicense: cc-by-nc-4.0\n" in text
-    assert "| fa\\|ces | 88.67 [87.2, 89.9] | 86.60 [83.0, 90.0] at 0.1; - at 0.001 | 3000 |" in text
-    assert "| fp32 | flip | 0.500 [0.400, ] | - | - | - |" in text
+    assert "| fa\\|ces | 88.67 [87.2, 89.9] | 86.60* [83.0, 90.0] at 0.1; - at 0.001 | 3000 |" in text
+    assert "| fp32 | flip | 0.500* [0.400, ] | - | - | - |" in text
     assert "| training data | not stated |" in text
     assert "| teacher | research only |" in text
     for name in ("config.json", "model.safetensors"):
@@ -122,6 +123,11 @@ def test_cards_and_exports_of_another_network_are_refused(
     (tmp_path / REPORT).write_text(json.dumps({"fingerprint": "x", "targets": []}))
     assert main([str(run), str(tmp_path / "out"), "--exported", str(tmp_path)]) == 1
     assert "of another network: export this one anew" in capsys.readouterr().err
+    own = {"fingerprint": fingerprint_of(network().state_dict(), 32), "targets": [{"files": ["model.onnx"]}]}
+    (tmp_path / REPORT).write_text(json.dumps(own))
+    (tmp_path / "model.onnx").touch()
+    assert main([str(run), str(tmp_path / "out"), "--exported", str(tmp_path)]) == 1
+    assert "export.json: not what export.py --to writes: " in capsys.readouterr().err
     assert main([str(run), str(tmp_path / "out"), "--exported", str(tmp_path / "absent")]) == 1
     assert "cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

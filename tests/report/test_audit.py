@@ -11,7 +11,7 @@ import pytest
 
 from helpers import teacher_cache_cases as cases
 from helpers.ranks import RankFailure, run
-from partialkd.commands.audit import audit
+from partialkd.commands.audit import audit, main
 from partialkd.config import DataConfig
 from partialkd.config.load import parse_config
 from partialkd.data.formats.insightface_folder import pack_records
@@ -170,6 +170,13 @@ def test_what_is_left_is_read_by_training(tmp_path: Path) -> None:
     assert [opened["exclude_images"].read(at)[0] for at in (9, 10)] == [images[9], images[11]]
     assert (opened["label_map"].num_classes, len(opened["label_map"])) == (2, 8)
     assert opened["label_map"].labels().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("cosine", ["nan", "1.5", "-2"])
+def test_a_duplicate_is_told_by_a_cosine(cosine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["configs/quickstart.toml", "--out", "none", f"--duplicate={cosine}"])
+    assert f"--duplicate must be a cosine, in [-1, 1], got {cosine}" in capsys.readouterr().err
 
 
 def two_teachers(folder: Path) -> dict[str, Any]:
