@@ -36,6 +36,24 @@ def write_centre(
     tl.store(length_ptr + row, length, mask=there)
 
 
+@triton.jit
+def read_rows(
+    gradient_ptr: tl.tensor, rows_ptr: tl.tensor, unit_ptr: tl.tensor, length_ptr: tl.tensor, ids_ptr: tl.tensor,
+    count: tl.tensor, first_row: tl.tensor, first_class: tl.tensor,
+    NAMED: tl.constexpr, LISTED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr,
+) -> tuple[tl.tensor, ...]:  # fmt: skip
+    """This program's rows: where they lie, (HELD, WIDTH) directions and gradients, (HELD,) lengths."""
+    line = (tl.program_id(0) * HELD + tl.arange(0, HELD)).to(tl.int64)
+    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_row, first_class, LISTED, NAMED, HELD)
+    dim = tl.arange(0, WIDTH)
+    mask = there[:, None] & (dim < D)[None, :]
+    at = row[:, None].to(tl.int64) * D + dim[None, :]
+    unit = tl.load(unit_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    gradient = tl.load(gradient_ptr + line[:, None] * D + dim[None, :], mask=mask, other=0.0)
+    length = tl.load(length_ptr + row, mask=there, other=1.0)
+    return row, there, class_id, dim, mask, at, unit, gradient, length
+
+
 @triton.jit(do_not_specialize=["count", "first_row", "first_class", "unit_key", "moment_key"])
 def sgd_update(
     gradient_ptr: tl.tensor, rows_ptr: tl.tensor, unit_ptr: tl.tensor, length_ptr: tl.tensor, ids_ptr: tl.tensor,
@@ -46,14 +64,10 @@ def sgd_update(
     HELD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Move rows as row_optimizers.RowSGD; grid (blocks of rows,)."""
-    line = (tl.program_id(0) * HELD + tl.arange(0, HELD)).to(tl.int64)
-    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_row, first_class, LISTED, NAMED, HELD)
-    dim = tl.arange(0, WIDTH)
-    mask = there[:, None] & (dim < D)[None, :]
-    at = row[:, None].to(tl.int64) * D + dim[None, :]
-    unit = tl.load(unit_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    step = tl.load(gradient_ptr + line[:, None] * D + dim[None, :], mask=mask, other=0.0)
-    length = tl.load(length_ptr + row, mask=there, other=1.0)
+    row, there, class_id, dim, mask, at, unit, step, length = read_rows(
+        gradient_ptr, rows_ptr, unit_ptr, length_ptr, ids_ptr, count, first_row, first_class,
+        NAMED, LISTED, D, WIDTH, HELD,
+    )  # fmt: skip
     inverse = 1.0 / tl.maximum(length, tiny)
     along = decay * length - tl.sum(step * unit, 1) * inverse
     step = step * inverse[:, None] + unit * along[:, None]
@@ -76,14 +90,10 @@ def adamw_update(
     HELD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Move rows as row_optimizers.RowAdamW; grid (blocks of rows,). share 1 - beta, rate -log beta."""
-    line = (tl.program_id(0) * HELD + tl.arange(0, HELD)).to(tl.int64)
-    row, there, class_id = held_rows(rows_ptr, ids_ptr, count, first_row, first_class, LISTED, NAMED, HELD)
-    dim = tl.arange(0, WIDTH)
-    mask = there[:, None] & (dim < D)[None, :]
-    at = row[:, None].to(tl.int64) * D + dim[None, :]
-    unit = tl.load(unit_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    gradient = tl.load(gradient_ptr + line[:, None] * D + dim[None, :], mask=mask, other=0.0)
-    length = tl.load(length_ptr + row, mask=there, other=1.0)
+    row, there, class_id, dim, mask, at, unit, gradient, length = read_rows(
+        gradient_ptr, rows_ptr, unit_ptr, length_ptr, ids_ptr, count, first_row, first_class,
+        NAMED, LISTED, D, WIDTH, HELD,
+    )  # fmt: skip
     radial = tl.sum(gradient * unit, 1)
     gradient = (gradient - radial[:, None] * unit) * (1.0 / tl.maximum(length, tiny))[:, None]
     first = tl.load(first_ptr + at, mask=mask, other=0.0).to(tl.float32)
