@@ -12,23 +12,19 @@ Names and paths come from others: they are escaped, and images are encoded anew.
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from partialkd.data.images.decode import decode
-from partialkd.data.images.encode import encode_jpeg
-from partialkd.data.images.tensors import to_pixels
 from partialkd.data.sources.source import Source
 from partialkd.errors import DataError, printable
 from partialkd.report.audit import KINDS, Finding
+from partialkd.report.page import escaped, thumbnail
 from partialkd.storage.atomic_files import new_folder
 
 MOST = 100  # findings of a kind on the page
-THUMB = 96  # pixels per side
 LEFT_OUT = -1
 
 Person = Callable[[int], tuple[str, bytes]]  # the name of an evaluated person, and an image of it
@@ -121,9 +117,9 @@ def _section(kind: str, found: Sequence[Finding], source: Source, person: Person
 
 
 def _row(one: Finding, source: Source, person: Person) -> str:
-    names = _shown(source.names[one.label])
+    names = escaped(source.names[one.label])
     if other := _other(source, one, person):
-        names += f" / {_shown(other)}"
+        names += f" / {escaped(other)}"
     text = f"<p>{names}<br>cosine {one.cosine:.3f}, threshold {one.threshold:.3f}</p>"
     pictures = [_figure(source.read(image)[0], source.name(image)) for image in one.images]
     if one.kind == "evaluated":
@@ -134,13 +130,8 @@ def _row(one: Finding, source: Source, person: Person) -> str:
 
 def _figure(encoded: bytes, name: str) -> str:
     try:
-        pixels = to_pixels(decode(encoded, name), THUMB)
+        source = thumbnail(encoded, name)
     except DataError as error:
-        return f"<figure><figcaption>{_shown(str(error))}</figcaption></figure>"
-    data = base64.b64encode(encode_jpeg(pixels, 85)).decode("ascii")
-    shown = _shown(name)
-    return f'<figure><img alt="{shown}" src="data:image/jpeg;base64,{data}"><figcaption>{shown}</figcaption></figure>'
-
-
-def _shown(text: str) -> str:
-    return html.escape(printable(text))
+        return f"<figure><figcaption>{escaped(str(error))}</figcaption></figure>"
+    shown = escaped(name)
+    return f'<figure><img alt="{shown}" src="{source}"><figcaption>{shown}</figcaption></figure>'

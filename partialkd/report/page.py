@@ -96,11 +96,16 @@ def paragraph(text: str) -> str:
 def picture(encoded: bytes, name: str) -> str:
     """A photograph, decoded and encoded anew, so that nothing but pixels comes from its file."""
     try:
-        pixels = to_pixels(decode(encoded, name), THUMB)
+        source = thumbnail(encoded, name)
     except DataError as error:
         return f'<span class="missing">{escaped(str(error))}</span>'
-    data = base64.b64encode(encode_jpeg(pixels, 85)).decode("ascii")
-    return f'<img alt="{escaped(name)}" width="{THUMB}" height="{THUMB}" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="{escaped(name)}" width="{THUMB}" height="{THUMB}" src="{source}">'
+
+
+def thumbnail(encoded: bytes, name: str) -> str:
+    """A small picture of a photograph, of its pixels alone, as a data: address; DataError if it cannot be decoded."""
+    pixels = to_pixels(decode(encoded, name), THUMB)
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(pixels, 85)).decode('ascii')}"
 
 
 def page_html(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:

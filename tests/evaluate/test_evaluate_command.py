@@ -30,12 +30,7 @@ MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
 SIZE = 32
 
 
-@pytest.fixture(autouse=True)
-def _own_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun would set, and gone afterwards."""
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    for name, value in names.items():
-        monkeypatch.setenv(name, str(value))
+pytestmark = pytest.mark.usefixtures("own_world")
 
 
 @pytest.fixture

@@ -29,17 +29,12 @@ from partialkd.evaluate.identification_protocol import read_identities
 from partialkd.evaluate.intervals import People, threshold
 from partialkd.models import build_model
 from partialkd.models.saved import read_metadata, save_model
-from partialkd.world.world import free_port
 
 MODEL = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
 SIZE = 32
 
 
-@pytest.fixture(autouse=True)
-def _own_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    for name, value in names.items():
-        monkeypatch.setenv(name, str(value))
+pytestmark = pytest.mark.usefixtures("own_world")
 
 
 def _write(path: Path, rng: np.random.Generator) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from helpers.photos import SIZE, photo, planes
 from helpers.places import ROOT
 from partialkd.config import AugmentConfig, DataConfig
 from partialkd.data.formats.insightface_folder import pack_records
@@ -21,7 +22,7 @@ from partialkd.data.loading.loader import open_loader
 from partialkd.data.order.plan import BatchCut, Plan, SequentialPlan, TrainingPlan
 from partialkd.data.sources.open import open_source
 
-SIZE, RECORDS = 32, 40
+RECORDS = 40
 EVERYTHING = AugmentConfig(
     crop=0.4, rand=0.6, rand_ops=3, rand_magnitude=0.8, colour=0.4, hue=0.2, blur=0.4, low_resolution=0.4, occlusion=0.4
 )
@@ -29,17 +30,6 @@ MANY = np.arange(20_000)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def photo(seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, (S, S, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((SIZE, SIZE), Image.BICUBIC)
-    return (np.asarray(small).astype(int) + rng.integers(-8, 9, (SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
-
-
-def planes(*images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).float()
 
 
 def test_images_are_independent_of_the_batch() -> None:

@@ -10,25 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
+from helpers.photos import SIZE, photo, planes
 from partialkd.data.images import pixel_operations as operations
 
-SIZE = 32
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def photo(seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, (S, S, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((SIZE, SIZE), Image.BICUBIC)
-    return (np.asarray(small).astype(int) + rng.integers(-8, 9, (SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
-
-
-def planes(*images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).float()
 
 
 def done(operation: str, image: np.ndarray, **values: float) -> np.ndarray:
