@@ -27,6 +27,7 @@ OPTIONAL = {
     "train": "training",
     "formats": "LMDB, Arrow and Parquet",
     "align": "align",
+    "keras": "weights of Keras",
 }
 PURPOSES = {"nvidia-dali-cuda130": 'data.loader = "dali"', "tensorboard": "run.tensorboard"}  # not the whole extra's
 LEAST_SHM = 1 << 30  # bytes

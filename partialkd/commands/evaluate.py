@@ -1,10 +1,10 @@
 """`launch/evaluate.py`: any network file on any verification sets, alone or under torchrun.
 
-MODEL is a .safetensors file that describes its network, a .pt or .pth file (or a bare .safetensors) with `--model` and
-the sizes that differ from the defaults, an .onnx file, a checkpoint (`<phase>/checkpoints/step_*`), or a run folder:
-its finished student, its newest checkpoint where it was stopped, or what `--checkpoint` and `--phase` choose. A foreign
-network is told apart by what it expects: size, mean, std and colour order of its input. Rank 0 prints a table and, with
-`--json`, writes the same as JSON.
+MODEL is a .safetensors file that describes its network, a .pt, .pth or .h5 file (or a bare .safetensors) with
+`--model` and the sizes that differ from the defaults, an .onnx file, a checkpoint (`<phase>/checkpoints/step_*`), or a
+run folder: its finished student, its newest checkpoint where it was stopped, or what `--checkpoint` and `--phase`
+choose. A foreign network is told apart by what it expects: size, mean, std and colour order of its input. Rank 0 prints
+a table and, with `--json`, writes the same as JSON.
 Errors: one line on the error output; status 2 for wrong options and a missing MODEL, 1 for everything else.
 """
 
@@ -199,7 +199,9 @@ def _config_error(error: ValidationError) -> ConfigError:
 def _parser() -> argparse.ArgumentParser:
     defaults = EvaluateConfig()
     parser = CommandParser(examples=EXAMPLES, description="Score a network on verification sets.")
-    parser.add_argument("file", metavar="MODEL", help=".safetensors, .pt, .pth or .onnx, a checkpoint or a run folder")
+    parser.add_argument(
+        "file", metavar="MODEL", help=".safetensors, .pt, .pth, .h5 or .onnx, a checkpoint or a run folder"
+    )
     add_choice(parser)
     parser.add_argument("--sets", nargs="+", default=[], metavar="BIN", help="InsightFace .bin files")
     add_protocols(parser)

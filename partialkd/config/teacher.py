@@ -63,7 +63,7 @@ class TeacherConfig(Section):
 
     source: Literal["none", "train", "checkpoint", "onnx", "ensemble", "records", "npz"] = "none"
     # Where files lie may change on resume: fingerprints of what is in them are compared.
-    path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors), .onnx or .npz
+    path: Free[Place | None] = None  # checkpoint (.pt, .pth, .safetensors, .h5), .onnx or .npz
     model: ModelConfig | None = None  # source = "checkpoint"; not needed for a file that describes its network
     input: InputConfig = InputConfig()  # source = "checkpoint" or "onnx"
     embedding_dim: Dimension | None = None  # source = "onnx": checked against what the file emits
@@ -107,7 +107,7 @@ class TeacherConfig(Section):
         """A file whose ending belongs to the other source."""
         if self.path is None or self.source not in ("checkpoint", "onnx"):
             return
-        endings = {"checkpoint": (".onnx",), "onnx": (".pt", ".pth", ".safetensors")}[self.source]
+        endings = {"checkpoint": (".onnx",), "onnx": (".pt", ".pth", ".safetensors", ".h5", ".hdf5")}[self.source]
         other = "onnx" if self.source == "checkpoint" else "checkpoint"
         if self.path.endswith(endings):
             raise ValueError(f'source must be "{other}" for a file like {self.path}, got "{self.source}"')

@@ -131,8 +131,8 @@ class PhaseConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     terms: Annotated[tuple[TermConfig, ...], Before(())] = ()  # added to the method's loss, each times its weight
-    # The network to start from: a file of weights (.safetensors, .pt, .pth), a checkpoint or a run's folder. What is in
-    # it is compared on resume, not where it lies.
+    # The network to start from: a file of weights (.safetensors, .pt, .pth, .h5), a checkpoint or a run's folder. What
+    # is in it is compared on resume, not where it lies.
     weights: Annotated[Free[Place | None], Before(None)] = None
     freeze_steps: Annotated[Count, Before(0)] = (
         0  # first optimiser steps in which centres move and the network does not

@@ -10,9 +10,9 @@ read from HamadYA/GhostFaceNets at 001ebfa (backbones/ghost_model.py) and 748257
 leondgarse/keras_cv_attention_models at 02771fa (ghostnet/ghostnet_v2.py), MIT.
 As there, V1 pads like TensorFlow (at stride 2 more on the right and below), V2 like torch; the gates of squeeze and
 excitation are clipped straight lines of slope 1/5 and 1/6.
-Published weights are Keras files (.h5) without names that would tell layers apart: they are not read, so the names of
-parameters are our own.
-Differs: `depth` scales the blocks that repeat; dropout acts before the last convolution.
+Published weights are Keras files (.h5), which keras/ghostfacenet.py reads; the names of parameters are our own.
+Differs: `depth` scales the blocks that repeat; dropout acts before the last convolution; V2's attention is enlarged as
+torch does it, which at an odd side (7, of 112 pixels) takes other neighbours than TensorFlow does.
 """
 
 from __future__ import annotations

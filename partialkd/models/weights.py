@@ -1,4 +1,4 @@
-"""Weights from files: .pt and .pth (no code is unpickled) and .safetensors, into a network of ours.
+"""Weights from files: .pt and .pth (no code is unpickled), .safetensors and Keras's .h5, into a network of ours.
 
 Accepted forms: a plain state_dict; one inside a training checkpoint under any of WRAPPERS ("state_dict_backbone" of
 arcface_torch, "state_dict" of Lightning, "module" of DeepSpeed, ...); the network's keys under a prefix, other modules
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from partialkd.errors import CheckpointError
 from partialkd.models.foreign_files import strange_kind, why_unreadable
+from partialkd.models.keras import ghostfacenet, hdf5
 from partialkd.models.network import Network
 from partialkd.models.recognise import looks_like
 from partialkd.models.wrapped import listed, opaque, own_part
@@ -53,6 +54,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    if path.suffix in hdf5.ENDINGS:
+        return ghostfacenet.of_keras(hdf5.read_layers(path))
     if path.suffix == ".onnx":
         rule = 'an ONNX file holds a whole network: teacher.source = "onnx" takes it, with teacher.embedding_dim'
         raise CheckpointError(f"{path}: cannot be read as weights: {rule}")
@@ -65,7 +68,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged file raises many kinds
         raise CheckpointError(f"{path}: cannot be read as weights: {why_unreadable(error, path)}") from error
-    return _without_prefixes(_unwrapped(content, path))
+    return ghostfacenet.of_deepface(_without_prefixes(_unwrapped(content, path)))
 
 
 def _read_pickled(path: Path) -> Any:

@@ -1,0 +1,1 @@
+"""Weights of Keras, read without Keras."""
