@@ -10,10 +10,13 @@ from typing import Any
 import onnx
 import pytest
 
-from helpers.edge_cases import CONFIG, Collapsed, graph_of, network, weights_of, write_pictures, write_set
+from helpers.edge_cases import CONFIG, Collapsed, drawings, graph_of, network, weights_of, write_pictures, write_set
 from partialkd.commands.export import main
 from partialkd.export.base import ExportError, Graph, Target
-from partialkd.export.onnx_targets import Onnx
+from partialkd.export.int8 import LEAST_IMAGES, Int8
+from partialkd.export.onnx import to_onnx
+from partialkd.export.onnx_targets import Fp16, InsightFace, Onnx
+from partialkd.export.opencv import OpenCV
 from partialkd.export.targets import TARGETS, chosen_targets
 from partialkd.models.saved import save_model
 
@@ -96,6 +99,16 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
             said = capsys.readouterr().err.strip().splitlines()[-1]
             assert f"{out}: must be a folder that can be written to, or made; {tmp_path / 'file'} is not" in said
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_every_onnx_file_has_the_thresholds(tmp_path: Path) -> None:
+    made = network()
+    calibration = drawings(LEAST_IMAGES, 32, first=3000)
+    graph = Graph(to_onnx(made, {"thresholds": "{}", "mean": "127.5"}), made, 32, 2, calibration)
+    for target in (Onnx(), Fp16(), InsightFace(), Int8(), OpenCV()):
+        target.write(graph, tmp_path)
+        written = {one.key: one.value for one in onnx.load(tmp_path / target.files[0]).metadata_props}
+        assert (written["thresholds"], written["mean"]) == ("{}", "0" if target.name == "opencv" else "127.5")
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
