@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from partialkd.config.load import parse_config
 
 ROOT = Path(__file__).parents[1]
 BATCH, STEPS, SEEDS = 128, 256, 3
+MORE_STEPS = 4 * STEPS
 ALONE = "alone"
 FARS = (0.1, 0.01)
 CORE = (ALONE, "arcdistill", "adadistill_alpha", "adadistill", "vanilla_l2", "margindistillation")  # of the hypotheses
@@ -40,6 +41,7 @@ class Case:
     data: str = "all"  # the training set
     changes: Tree = field(default_factory=dict)
     size: int = SIZE  # pixels per side
+    steps: int = STEPS
 
 
 PUBLISHED: Tree = {"student.method.scale": 64.0}
@@ -85,35 +87,39 @@ def _other_ablations() -> list[Case]:
 KEY = tuple(case.name for case in _key_ablations())
 
 
+CONTENDERS = ("adadistill, published", "arcdistill, scale 16", "adadistill, scale 16")  # for a default; the one to beat
+LONG = (ALONE, *CONTENDERS)
+
+
 def larger(name: str) -> str:
     """Name the case that is this one of `LARGER` pixels."""
     return f"{name}, {LARGER} px"
 
 
-def _larger() -> list[Case]:
-    """Methods of the hypotheses once more."""
-    published = Case(larger("adadistill, published"), "adadistill", changes=PUBLISHED_ARC, size=LARGER)
-    return [*(Case(larger(name), name, size=LARGER) for name in CORE), published]
-
-
-AT_LARGER = tuple(case.name for case in _larger())
-
-
-CONTENDERS = ("adadistill, published", "arcdistill, scale 16", "adadistill, scale 16")  # for a default; the one to beat
+def longer(name: str) -> str:
+    """Name the case that is this one of `MORE_STEPS` steps."""
+    return f"{name}, {MORE_STEPS} steps"
 
 
 def _cases() -> list[Case]:
-    return [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations(), *_larger()]
+    small = {
+        case.name: case for case in [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations()]
+    }
+    again = [replace(small[name], name=larger(name), size=LARGER) for name in CORE + CONTENDERS]
+    again += [replace(small[name], name=longer(name), steps=MORE_STEPS) for name in LONG]
+    return [*small.values(), *again]
 
 
 CASES = {case.name: case for case in _cases()}
+AT_LARGER = tuple(name for name, case in CASES.items() if case.size == LARGER)
+AT_LONGER = tuple(name for name, case in CASES.items() if case.steps == MORE_STEPS)
 
 
 def tree_of(case: Case) -> Tree:
     """The configuration of a case, without the places of its files."""
     file = tomllib.loads((ROOT / "configs" / "methods" / f"{case.method}.toml").read_text(encoding="utf-8"))
     student = {key: value for key, value in file["student"].items() if key not in ("epochs", "global_batch")}
-    student |= {"global_batch": BATCH, "epochs": 1.0, "max_steps": STEPS}
+    student |= {"global_batch": BATCH, "epochs": 1.0, "max_steps": case.steps}
     sampler = {key: file["data"][key] for key in ("sampler", "images_per_identity") if key in file["data"]}
     data = {"source": "recordio", "path": "", "image_size": case.size, "workers": 1, "flip": False, **sampler}
     tree = {
@@ -148,7 +154,7 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
     train = train_folder(work, case.data, case.size)
     tree["run"] |= {"folder": str(work / "runs"), "seed": seed}
     tree["data"]["path"] = str(train)
-    tree["student"]["epochs"] = STEPS / (records // BATCH)
+    tree["student"]["epochs"] = case.steps / (records // BATCH)
     tree["evaluate"]["sets"] = [str(sets_folder(work, case.size) / f"{name}.bin") for name in ("lfw", "pubfig")]
     if "teacher" in tree:
         tree["teacher"]["path"] = str(train / "teacher.npz")
@@ -158,15 +164,16 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 def planned() -> list[tuple[Case, int]]:
     """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed.
 
-    Methods have all seeds, at either size, and so have contenders for a default; key ablations two, the rest one.
+    Methods have all seeds, and so have contenders for a default, larger and longer runs; key ablations two, the rest
+    one.
     """
     others = tuple(name for name in METHODS if name not in CORE)
-    rest = tuple(name for name in CASES if name not in METHODS + KEY + AT_LARGER)
+    rest = tuple(name for name in CASES if name not in METHODS + KEY + AT_LARGER + AT_LONGER)
     runs = [(name, seed) for seed in range(SEEDS) for name in CORE]
     runs += [(name, 0) for name in others + KEY + rest] + [(name, 1) for name in others + KEY]
     runs += [(name, seed) for seed in range(2, SEEDS) for name in others]
     runs += [(name, seed) for name in CONTENDERS for seed in range(SEEDS)]
-    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER]
+    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER + AT_LONGER]
     return [(CASES[name], seed) for name, seed in dict.fromkeys(runs)]
 
 

@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 from faces_data import SIZE, sets_folder
-from faces_runs import ALONE, AT_LARGER, CASES, METHODS, ROOT, config_of, file_name, larger
+from faces_runs import (
+    ALONE,
+    AT_LARGER,
+    AT_LONGER,
+    CASES,
+    CONTENDERS,
+    METHODS,
+    ROOT,
+    config_of,
+    file_name,
+    larger,
+    longer,
+)  # fmt: skip
 from measure import difference
 
 from partialkd.config import EvaluateConfig
@@ -41,12 +53,13 @@ Tree = dict[str, Any]
 
 def compared_with() -> list[tuple[str, str]]:
     """All comparisons that the page has: (one, other)."""
-    small = [name for name in CASES if name not in AT_LARGER]
+    small = [name for name in CASES if name not in AT_LARGER + AT_LONGER]
     pairs = [(name, ALONE) for name in small]
     pairs += [(one, other) for one, other, _ in HYPOTHESES]
     pairs += [(name, CASES[name].method) for name in small if name not in METHODS]
     pairs += [(name, BEST_PUBLISHED) for name in small]
     pairs += [(name, larger(other)) for other in (ALONE, BEST_PUBLISHED) for name in AT_LARGER]
+    pairs += [(name, longer(other)) for other in (ALONE, BEST_PUBLISHED) for name in AT_LONGER]
     pairs += [(larger(one), larger(other)) for one, other, _ in HYPOTHESES]
     return list(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))
 
@@ -208,21 +221,30 @@ def identities(found: Findings) -> list[str]:
 
 
 def at_64_pixels(found: Findings) -> list[str]:
-    scores = _against(found, AT_LARGER, lambda _: larger(ALONE), "- alone, 64 px")
+    names = [name for name in AT_LARGER if name not in map(larger, CONTENDERS)]
+    scores = _against(found, names, lambda _: larger(ALONE), "- alone, 64 px")
     return [*scores, "", *_answers(found, larger)]
 
 
 def ablations(found: Findings) -> list[str]:
-    names = [name for name in CASES if name not in METHODS + AT_LARGER and "identities" not in name]
+    names = [name for name in CASES if name not in METHODS + AT_LARGER + AT_LONGER and "identities" not in name]
     return _against(found, names, lambda name: CASES[name].method, "- its method as above")
 
 
 def default(found: Findings) -> list[str]:
-    names = [name for name in CASES if CASES[name].data == "all" and name not in AT_LARGER]
+    names = [name for name in CASES if CASES[name].data == "all" and name not in AT_LARGER + AT_LONGER]
     return _against(found, names, lambda _: BEST_PUBLISHED, "- published AdaDistill")
 
 
-TABLES = (methods, hypotheses, at_64_pixels, identities, ablations, default)
+def default_at_64_pixels(found: Findings) -> list[str]:
+    return _against(found, AT_LARGER, lambda _: larger(BEST_PUBLISHED), "- published AdaDistill, 64 px")
+
+
+def default_longer(found: Findings) -> list[str]:
+    return _against(found, AT_LONGER, lambda _: longer(BEST_PUBLISHED), "- published AdaDistill, 1024 steps")
+
+
+TABLES = (methods, hypotheses, at_64_pixels, identities, ablations, default, default_at_64_pixels, default_longer)
 
 
 def with_tables(page: str, found: Findings) -> str:

@@ -80,7 +80,7 @@ def test_every_case_is_a_configuration_that_parses(parts: dict[str, ModuleType],
         assert config.run.seed == 1
         assert (config.teacher.source == "none") == (case.method == runs.ALONE)
     planned = [(case.name, seed) for case, seed in runs.planned()]
-    assert len(planned) == len(set(planned)) <= 105
+    assert len(planned) == len(set(planned)) <= 121
     assert {name for name, _ in planned} == set(runs.CASES)
     assert all((name, seed) in planned for name in runs.METHODS for seed in range(runs.SEEDS))
     assert [seed for _, seed in planned[: 2 * len(runs.CORE)]] == [0] * len(runs.CORE) + [1] * len(runs.CORE)
@@ -92,7 +92,6 @@ def test_a_run_is_made_once(parts: dict[str, ModuleType], tmp_path: Path, monkey
     data, runs, tables, study = (parts[name] for name in ("data", "runs", "tables", "study"))
     monkeypatch.setattr(data, "HELD_OUT", 4)
     monkeypatch.setattr(data, "PAIRS", 20)
-    monkeypatch.setattr(runs, "STEPS", 2)
     monkeypatch.setattr(runs, "BATCH", 16)
     faces, work = tmp_path / "faces", tmp_path / "work"
     write_faces(faces)
@@ -106,7 +105,7 @@ def test_a_run_is_made_once(parts: dict[str, ModuleType], tmp_path: Path, monkey
         embeddings=random.normal(size=(len(records), data.DIM)).astype(np.float32),
         labels=np.array([label for _, label in records]),
     )
-    short = {name: replace(case, changes={**case.changes, "student.schedule.warmup_steps": 1})
+    short = {name: replace(case, steps=2, changes={**case.changes, "student.schedule.warmup_steps": 1})
              for name, case in runs.CASES.items()}  # fmt: skip
     monkeypatch.setattr(study, "planned", lambda: [(short[name], seed) for name in runs.CORE for seed in (0, 1)])
     args = Namespace(work=work, results=tmp_path / "results", case=None, next=2)
@@ -189,8 +188,9 @@ def test_the_page_is_that_of_the_files(parts: dict[str, ModuleType]) -> None:
     found = tables.Findings.read(study.RESULTS)
     assert tables.with_tables(page, found) == page
     for row in found.rows:
-        assert row["steps"] == parts["runs"].STEPS
-        assert row["settings"] == parts["runs"].settings_of(parts["runs"].CASES[row["case"]])
+        case = parts["runs"].CASES[row["case"]]
+        assert row["steps"] == case.steps
+        assert row["settings"] == parts["runs"].settings_of(case)
         assert row.keys() >= {"commit", "device", "torch", "python", "processor_seconds"}
 
 
