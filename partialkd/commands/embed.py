@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from partialkd.commands.results import add_json, write_facts
 from partialkd.config import Config
 from partialkd.config.load import load_config
 from partialkd.context import RunContext
@@ -47,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     load = lambda: output_of(load_config(options.config, options.overrides), options.output, options.dtype)
     config, folder = configured(load)
-    body = lambda world: embed(config, world, folder, options.resume, options.records)
+
+    def body(world: World) -> None:
+        found = embed(config, world, folder, options.resume, options.records)
+        if options.json and world.is_main:
+            write_facts(options.json, found)
+
     return launched(config.dist, body, ("--resume",))
 
 
@@ -61,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--records", type=Path, metavar="FOLDER", help="also write .rec files that carry the embeddings"
     )
+    add_json(parser, alone=False)
     return parser
 
 
@@ -77,8 +86,11 @@ def output_of(config: Config, output: str | None, dtype: str | None) -> tuple[Co
     return config, Path(output or config.teacher.cache or "")
 
 
-def embed(config: Config, world: World, folder: Path, resume: bool, records: Path | None) -> None:
-    """Collective. Make the cache in `folder`, or go on with it; and, where `records` is given, the records there."""
+def embed(config: Config, world: World, folder: Path, resume: bool, records: Path | None) -> dict[str, Any]:
+    """Collective. Make the cache in `folder`, or go on with it; and, where `records` is given, the records there.
+
+    Returns what the cache says of itself, and where both are.
+    """
     world.on_main(lambda: refuse_existing(records) if records else None)
     world.on_main(lambda: prepare(config.data))
     source = world.together(lambda: open_source(config.data))
@@ -103,6 +115,7 @@ def embed(config: Config, world: World, folder: Path, resume: bool, records: Pat
         _log.info(f"{folder}: complete and undamaged: {cache.facts.records} records, {cache.facts.dtype}")
     if records is not None:
         world.on_main(lambda: _write_records(records, config, source, cache))
+    return {"cache": folder, "with_embeddings": records, **asdict(cache.facts)}
 
 
 def _write_records(out: Path, config: Config, source: Source, cache: TeacherCache) -> None:

@@ -15,10 +15,11 @@ from partialkd.world.messages import output
 STANDARD_OUTPUT = "-"
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json FILE`."""
-    text = "also write the results there; -: on the standard output, in place of what people read"
-    parser.add_argument("--json", metavar="FILE", type=_writable, help=text)
+def add_json(parser: argparse.ArgumentParser, alone: bool = True) -> None:
+    """Add `--json FILE`. alone: `-` puts the results on the standard output, where nothing else is said then."""
+    text = "also write the results there"
+    text += "; -: on the standard output, in place of what people read" if alone else ""
+    parser.add_argument("--json", metavar="FILE", type=_writable if alone else _writable_file, help=text)
 
 
 def show(json_to: str | None, facts: Mapping[str, Any], *lines: object) -> None:
@@ -28,7 +29,12 @@ def show(json_to: str | None, facts: Mapping[str, Any], *lines: object) -> None:
         return
     output(*lines)
     if json_to:
-        write_json(Path(json_to), json.loads(json.dumps(dict(facts), default=str)))
+        write_facts(json_to, facts)
+
+
+def write_facts(path: str, facts: Mapping[str, Any]) -> None:
+    """Write the facts as JSON; what JSON has no form for as text."""
+    write_json(Path(path), json.loads(json.dumps(dict(facts), default=str)))
 
 
 def _writable(text: str) -> str:
@@ -44,3 +50,9 @@ def unwritable(path: Path) -> str | None:
         return "must be a file, is a folder"
     there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     return None if there else "its folder must exist and be writable"
+
+
+def _writable_file(text: str) -> str:
+    if text == STANDARD_OUTPUT:
+        raise argparse.ArgumentTypeError("must be a file: the standard output has what people read")
+    return _writable(text)

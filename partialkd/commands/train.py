@@ -3,6 +3,7 @@
 Without CONFIG: configs/quickstart.toml. Exit status of a rank: 0 done; 1 failed; 2 wrong configuration or files, which
 another start would meet again; 75 asked to stop by a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1) and saved; 130
 interrupted before. torchrun: 1.
+--json FILE: what result.json of the run holds, at its end; with --dry-run what was found to be fit.
 Ranks that torchrun itself starts again (--max-restarts) go on with the run, whatever --resume says.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from partialkd.commands.results import add_json, write_facts
 from partialkd.config.load import load_config
 from partialkd.errors import ConfigError
 from partialkd.run.begin import dry_run
@@ -22,6 +24,7 @@ from partialkd.run.job import run_job
 from partialkd.world.command import CommandParser
 from partialkd.world.launch import configured, launched
 from partialkd.world.messages import output
+from partialkd.world.world import World
 
 EXAMPLES = (
     "partialkd train configs/quickstart.toml run.name=first --resume auto",
@@ -47,10 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         output(configured(_ranks_here))
         return 0
-    if options.dry_run:
-        return launched(config.dist, lambda world: dry_run(config, world, options.resume, options.extend))
-    job = lambda world: run_job(config, world, options.resume, options.extend)
-    return launched(config.dist, job, ("--resume", "auto"))
+    work, goes_on = (dry_run, ()) if options.dry_run else (run_job, ("--resume", "auto"))
+
+    def job(world: World) -> None:
+        found = work(config, world, options.resume, options.extend)
+        if options.json and world.is_main:
+            write_facts(options.json, found)
+
+    return launched(config.dist, job, goes_on)
 
 
 def _ranks_here() -> int:
@@ -78,4 +85,5 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only look at the configuration and print how many ranks launch/local.sh starts on this machine",
     )
+    add_json(parser, alone=False)
     return parser

@@ -67,18 +67,21 @@ def look_at_job(config: Config, world: World, resume: str, stop: StopSignals, ex
     return Looked(context, resume, check_job(context, resume, longer), facts)
 
 
-def dry_run(config: Config, world: World, resume: str = "never", extend: bool = False) -> None:
-    """Do all that a run does before its first step, collectively, and end there.
+def dry_run(config: Config, world: World, resume: str = "never", extend: bool = False) -> dict[str, Any]:
+    """Do all that a run does before its first step, collectively, and end there -> what was found to be fit.
 
     Data that the configuration makes are made; the run's folder is neither begun nor moved aside.
     """
     messages.set_level(config.run.log_level)
     with StopSignals() as stop, for_good(world):
         looked = look_at_job(config, world, resume, stop, extend)
-    source, names = looked.context.source, ", ".join(phases_of(looked.context.config))
+    source, names = looked.context.source, list(phases_of(looked.context.config))
     if world.is_main:
-        found = f"{len(source)} images of {source.num_classes} identities, {names} on {world.size} ranks"
+        found = f"{len(source)} images of {source.num_classes} identities, {', '.join(names)} on {world.size} ranks"
         _log.info(f"{found}: fit to run; {looked.context.folder} is as it was")
+    sizes = {"images": len(source), "identities": source.num_classes, "ranks": world.size}
+    accuracy = {name: scores.accuracy for name, scores in looked.checked.scores.items()}
+    return {"run": looked.context.folder, **sizes, "phases": names, "teacher": accuracy}
 
 
 def prepare_job(

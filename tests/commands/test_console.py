@@ -19,8 +19,6 @@ from partialkd.commands.console import COMMANDS, main
 from partialkd.commands.results import add_json, show
 from partialkd.world.command import CommandParser
 
-WITHOUT_RESULTS = {"train", "embed"}  # what they make lies in a folder of theirs
-
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +95,7 @@ def test_examples_are_right(name: str, capsys: pytest.CaptureFixture[str], monke
             main(words)
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - WITHOUT_RESULTS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_results_are_there_for_programs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(name, capsys)
     below = {"make_bin": "build", "import_arcface": "config"}

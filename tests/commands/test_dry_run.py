@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def test_the_run_that_is_there_stays_as_it_was(tmp_path: Path, capfd: pytest.Cap
     """Also where a run of that name would be moved aside; on one rank, and on two."""
     settings = settings_of(tmp_path)
     save_config(parse_config(settings), tmp_path / "run.toml")
-    assert main([str(tmp_path / "run.toml"), "--dry-run"]) == 0
+    assert main([str(tmp_path / "run.toml"), "--dry-run", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    sizes = {"images": 96, "identities": 12, "ranks": 1, "phases": ["student"], "teacher": {}}
+    assert found == {"run": str(tmp_path / "runs" / "trial"), **sizes}
     got = capfd.readouterr()
     assert "96 images of 12 identities, student on 1 ranks: fit to run" in got.out + got.err
     assert (tmp_path / "data" / "train.rec").is_file()

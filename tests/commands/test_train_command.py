@@ -44,6 +44,14 @@ def test_how_many_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "NPROC: must be a whole number of at least 1, got 'two'" in capsys.readouterr().err
 
 
+def test_results_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, said in (("-", "must be a file"), (str(tmp_path / "absent" / "a.json"), "its folder must exist")):
+        with pytest.raises(SystemExit) as end:
+            main(["--json", place])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 def test_two_files_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["a.toml", "b.toml"])
