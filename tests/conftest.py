@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from partialkd.world.world import free_port
+
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves
 
 
@@ -66,6 +68,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun would set, and gone afterwards."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,10 @@ def read_template_scores(folder: Path) -> dict[str, dict[str, TemplateScores]]:
         tree = _tree(path)
         sets = tree.get("templates", {})
         who = _network(path, tree["model"]) if sets else ""
-        for name, settings in sets.items():
+        for name, networks in sets.items():
             if who in found.setdefault(name, {}):
                 raise ConfigError(f"{path}: the {who} was scored on {name!r} in another file of this folder, too")
-            scores = _scores(path, settings)
+            scores = _scores(path, networks)
             if scores is not None:
                 found[name][who] = scores
     return {name: row for name, row in found.items() if row}
@@ -68,9 +68,10 @@ def _network(path: Path, model: str) -> str:
     return below.name
 
 
-def _scores(path: Path, settings: Any) -> TemplateScores | None:
-    """None of a set without pairs, or without the FARs."""
+def _scores(path: Path, networks: Any) -> TemplateScores | None:
+    """networks: {its file's name: {setting: results}}. None of a set without pairs, or without the FARs."""
     try:
+        (settings,) = networks.values()
         found: Mapping[str, Any] = settings[SETTING].get(
             "verification", {"tar_at_far": {}, "genuine": 0, "impostors": 0}
         )

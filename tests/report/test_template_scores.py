@@ -10,19 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.html_pages import checked
 from helpers.run_folders import made_run
 from partialkd.commands.compare import main
+from partialkd.commands.evaluate import main as evaluate
+from partialkd.config import ModelConfig
+from partialkd.data.images.encode import encode_jpeg
 from partialkd.errors import ConfigError, DataError
 from partialkd.evaluate.intervals import Impostors, People
+from partialkd.evaluate.made_templates import make_templates
 from partialkd.evaluate.template_protocol import FARS, _verified
+from partialkd.models.build import build_model
+from partialkd.models.saved import save_model
 from partialkd.report.comparison import Column, compare, difference, read_runs
 from partialkd.report.comparison_page import comparison_html, comparison_json
 from partialkd.report.paper import accuracy_csv, differences_csv, latex, markdown
 from partialkd.report.template_scores import read_template_scores
 
 IMPOSTORS = 20_000
+FILE = "model.safetensors"
 
 
 def evaluation(model: str, seed: int, separation: float = 2.0) -> dict[str, Any]:
@@ -31,7 +39,7 @@ def evaluation(model: str, seed: int, separation: float = 2.0) -> dict[str, Any]
     genuine, others = draw.normal(size=400) + separation, draw.normal(size=IMPOSTORS)
     strangers = Impostors(np.sort(others), People(np.arange(IMPOSTORS), np.arange(IMPOSTORS) + IMPOSTORS))
     found = _verified(genuine, People.single(np.arange(400)), strangers, FARS)
-    return {"model": model, "sets": {}, "templates": {"IJBC": {"N1D1F1": {"verification": found}}}}
+    return {"model": model, "sets": {}, "templates": {"IJBC": {FILE: {"N1D1F1": {"verification": found}}}}}
 
 
 def judged(run: Path, seed: int, separation: float = 2.0, network: str = "student") -> Path:
@@ -42,7 +50,7 @@ def judged(run: Path, seed: int, separation: float = 2.0, network: str = "studen
 
 def rates(path: Path, far: str) -> float:
     tree = json.loads(path.read_text())
-    return float(tree["templates"]["IJBC"]["N1D1F1"]["verification"]["tar_at_far"][far]["tar_published"])
+    return float(tree["templates"]["IJBC"][FILE]["N1D1F1"]["verification"]["tar_at_far"][far]["tar_published"])
 
 
 def test_templates_have_columns_in_the_papers_place(tmp_path: Path) -> None:
@@ -82,9 +90,35 @@ def test_templates_have_columns_in_the_papers_place(tmp_path: Path) -> None:
 def test_one_run_has_the_interval_of_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path, "one", steps=2)
     tree = json.loads(judged(run, 0).read_text())
-    low, high = tree["templates"]["IJBC"]["N1D1F1"]["verification"]["tar_at_far"]["0.0001"]["interval_published"]
+    low, high = tree["templates"]["IJBC"][FILE]["N1D1F1"]["verification"]["tar_at_far"]["0.0001"]["interval_published"]
     assert main([str(run)]) == 0
     assert f"[{100 * low:.1f}, {100 * high:.1f}]" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_world")
+def test_what_the_evaluation_writes_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself, on a made set, with a network that has learned nothing."""
+    rng = np.random.default_rng(2)
+    for person in range(5):
+        (tmp_path / "faces" / f"{person}").mkdir(parents=True)
+        base = rng.uniform(0, 255, (7, 7, 3))
+        for image in range(6):
+            coarse = np.clip(base + rng.normal(0, 25, base.shape), 0, 255)
+            pixels = np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)
+            (tmp_path / "faces" / f"{person}" / f"{image}.jpg").write_bytes(encode_jpeg(pixels))
+    make_templates(tmp_path / "faces", tmp_path / "IJBC")
+    run = made_run(tmp_path, "one", steps=2)
+    config = ModelConfig(name="mobilefacenet", embedding_dim=16, width=0.25)
+    torch.manual_seed(0)
+    (run / "student").mkdir(exist_ok=True)
+    save_model(run / "student" / FILE, build_model(config, 112), config, 112)
+    numbers = run / "evaluation_ijbc.json"
+    model = str(run / "student" / FILE)
+    assert evaluate([model, "--templates", str(tmp_path / "IJBC"), "--device", "cpu", "--json", str(numbers)]) == 0
+    (scores,) = read_template_scores(run)["IJBC"].values()
+    assert scores.published[1e-4] == rates(numbers, "0.0001")
+    assert main([str(run)]) == 0
+    assert "IJBC TAR@0.0001" in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_its_phases(tmp_path: Path) -> None:
@@ -107,7 +141,7 @@ def test_an_evaluation_without_templates_adds_nothing(tmp_path: Path) -> None:
         (lambda tree: tree.update(templates=[]), "templates must be a table"),
         (lambda tree: tree["templates"]["IJBC"].clear(), "not the JSON of an evaluation by templates"),
         (
-            lambda tree: tree["templates"]["IJBC"]["N1D1F1"]["verification"]["tar_at_far"].update({"0.0001": 1}),
+            lambda tree: tree["templates"]["IJBC"][FILE]["N1D1F1"]["verification"]["tar_at_far"].update({"0.0001": 1}),
             "not the JSON of an evaluation by templates",
         ),
     ],
@@ -139,7 +173,7 @@ def test_sets_of_other_pairs_and_two_of_one_network_are_refused(tmp_path: Path) 
     judged(one, 0)
     path = judged(other, 0)
     tree = json.loads(path.read_text())
-    tree["templates"]["IJBC"]["N1D1F1"]["verification"]["genuine"] = 7
+    tree["templates"]["IJBC"][FILE]["N1D1F1"]["verification"]["genuine"] = 7
     path.write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match="'IJBC' is not of the same pairs of templates"):
         compare(read_runs([one, other]))
