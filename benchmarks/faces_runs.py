@@ -164,8 +164,8 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 def planned() -> list[tuple[Case, int]]:
     """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed.
 
-    Methods have all seeds, and so have contenders for a default, larger and longer runs; key ablations two, the rest
-    one.
+    Methods have all seeds, and so have contenders for a default and larger runs; key ablations and longer runs two,
+    the rest one.
     """
     others = tuple(name for name in METHODS if name not in CORE)
     rest = tuple(name for name in CASES if name not in METHODS + KEY + AT_LARGER + AT_LONGER)
@@ -173,7 +173,8 @@ def planned() -> list[tuple[Case, int]]:
     runs += [(name, 0) for name in others + KEY + rest] + [(name, 1) for name in others + KEY]
     runs += [(name, seed) for seed in range(2, SEEDS) for name in others]
     runs += [(name, seed) for name in CONTENDERS for seed in range(SEEDS)]
-    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER + AT_LONGER]
+    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER]
+    runs += [(name, seed) for seed in range(2) for name in AT_LONGER]
     return [(CASES[name], seed) for name, seed in dict.fromkeys(runs)]
 
 
