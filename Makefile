@@ -90,11 +90,12 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 test: $(STAMP) .torch
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-# What a processor without AVX-512 and AMX does, on any machine: one kind of machine stands for the others.
+# What a processor without AVX-512 and AMX does, on any machine: one kind of machine stands for the others. Without the
+# slow ones, which take ten minutes more: ARGS="-m 'not slurm and not container'" is all of them.
 NUMERIC := tests/centres tests/methods tests/models tests/teacher tests/training tests/export
 test-portable: $(STAMP) .torch
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(NUMERIC) $(ARGS)
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(NUMERIC) $(ARGS)
 
 # On a machine with a GPU. Its own torch is used, of 2.11 or newer, by GPU_PYTHON; nothing is installed, for such a machine
 # may reach nothing. What its Python lacks is taken from GPU_PACKAGES, which `make gpu-packages` fills on another machine.
