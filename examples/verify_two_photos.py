@@ -1,7 +1,6 @@
 """Are two photographs of the same person? FOLDER is what launch/model_card.py --card has written.
 
-python examples/verify_two_photos.py FOLDER DETECTOR ONE.jpg OTHER.jpg [--far 1e-3]
-"""
+python examples/verify_two_photos.py FOLDER DETECTOR ONE.jpg OTHER.jpg [--far 1e-3]"""
 
 import argparse
 from pathlib import Path
