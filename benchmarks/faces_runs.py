@@ -101,11 +101,21 @@ def longer(name: str) -> str:
     return f"{name}, {MORE_STEPS} steps"
 
 
+def _of_larger(small: dict[str, Case]) -> list[Case]:
+    """All methods, contenders for a default, and what else their scale could be."""
+    return [
+        *(small[name] for name in METHODS + CONTENDERS),
+        Case("alone, scale 16", ALONE, changes={"student.method.scale": 16.0}),
+        Case("arcdistill, scale 8", "arcdistill", changes={"student.method.scale": 8.0}),
+        Case("adadistill, scale 8", "adadistill", changes={"student.method.scale": 8.0}),
+    ]
+
+
 def _cases() -> list[Case]:
     small = {
         case.name: case for case in [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations()]
     }
-    again = [replace(small[name], name=larger(name), size=LARGER) for name in CORE + CONTENDERS]
+    again = [replace(case, name=larger(case.name), size=LARGER) for case in _of_larger(small)]
     again += [replace(small[name], name=longer(name), steps=MORE_STEPS) for name in LONG]
     return [*small.values(), *again]
 

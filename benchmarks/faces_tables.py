@@ -16,7 +16,6 @@ from faces_runs import (
     AT_LARGER,
     AT_LONGER,
     CASES,
-    CONTENDERS,
     METHODS,
     ROOT,
     config_of,
@@ -221,8 +220,7 @@ def identities(found: Findings) -> list[str]:
 
 
 def at_64_pixels(found: Findings) -> list[str]:
-    names = [name for name in AT_LARGER if name not in map(larger, CONTENDERS)]
-    scores = _against(found, names, lambda _: larger(ALONE), "- alone, 64 px")
+    scores = _against(found, map(larger, (*METHODS, "alone, scale 16")), lambda _: larger(ALONE), "- alone, 64 px")
     return [*scores, "", *_answers(found, larger)]
 
 
