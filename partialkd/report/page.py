@@ -146,7 +146,7 @@ a {{ color: var(--link); }}
 .skip {{ position: absolute; left: -9999px; }} .skip:focus {{ position: static; }}
 nav ul {{ list-style: none; margin: .8rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; }}
 nav a {{ display: inline-block; padding: .25rem 0; }}
-dl.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }}
+dl.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }}
 dl.facts div {{ background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }}
 dl.facts dt {{ color: var(--soft); font-size: .85rem; }}
 dl.facts dd {{ margin: 0; font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere; }}
