@@ -1,7 +1,8 @@
 """What several runs say side by side: scores over seeds, differences with paired intervals, settings that differ.
 
-Runs whose configurations differ in nothing but the seed (and where they are kept) are one recipe; several runs of a
-recipe are its seeds. All networks are compared with the first network of the first recipe, the baseline:
+Runs whose configurations differ in nothing but the seed (and where they are kept, and what they tell) are one recipe;
+its runs are its seeds. A second run of a seed, a copy or one of other code, is no further seed: it begins a recipe of
+its own. All networks are compared with the first network of the first recipe, the baseline:
 
 by identity   each run with the baseline's run of the same seed (else with its first), on the same pairs: evaluate/
               intervals.py; the mean over seeds of the differences, with the interval of one pair of runs
@@ -28,7 +29,11 @@ from partialkd.report.run_files import RunFiles, read_run
 from partialkd.report.settings import NAMES, differences, flat_settings
 
 SEED = "run.seed"
-FREE = (SEED, *NAMES, "run.log_level", "run.report", "run.tensorboard", "run.wandb")  # no part of a recipe
+# No part of a recipe: where a run is kept, and what it tells of itself.
+FREE = (
+    SEED, *NAMES, "run.log_every", "run.log_level", "run.report", "run.tensorboard", "run.wandb", "run.profile_steps",
+    "run.profile_ranks",
+)  # fmt: skip
 # 97.5 % quantiles of Student's t by degrees of freedom; above the last, that of the normal distribution is near enough.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 # In the order of the papers' columns.
@@ -109,9 +114,15 @@ class Comparison:
         pairs = [(recipe, who) for recipe in self.recipes for who in self.networks]
         return [(recipe, who) for recipe, who in pairs if any(column.values(recipe, who) for column in self.columns)]
 
+    def label(self, run: RunFiles) -> str:
+        """What a run is called in figures: its name, or its folder where two have one name."""
+        names = [other.name for recipe in self.recipes for other in recipe.runs]
+        return run.name if names.count(run.name) == 1 else str(run.folder)
+
     def best(self, column: Column) -> tuple[Recipe, str] | None:
-        """Whose mean is the highest."""
-        rows = [row for row in self.rows if column.values(*row)]
+        """Whose mean is the highest; of teachers only where there is nothing else, for who learns is compared."""
+        judged = [row for row in self.rows if column.values(*row)]
+        rows = [row for row in judged if row[1] != "teacher"] or judged
         return max(rows, key=lambda row: mean(column.values(*row)), default=None)
 
 
@@ -164,11 +175,21 @@ def _template_columns(runs: Sequence[RunFiles]) -> list[Column]:
 
 
 def _recipes(runs: Sequence[RunFiles]) -> list[Recipe]:
-    groups: dict[tuple[tuple[str, str], ...], list[RunFiles]] = {}
+    groups: dict[tuple[object, ...], list[RunFiles]] = {}
     for run in runs:
         settings = tuple(sorted((key, value) for key, value in flat_settings(run).items() if key not in FREE))
-        groups.setdefault(settings or (("folder", str(run.folder)),), []).append(run)
-    return [Recipe(_name(group), tuple(sorted(group, key=lambda run: run.seed))) for group in groups.values()]
+        same = settings or (("folder", str(run.folder)),)
+        again = sum(run.seed in {other.seed for other in group} for key, group in groups.items() if key[0] == same)
+        groups.setdefault((same, again), []).append(run)
+    names = [_name(group) for group in groups.values()]
+    return [
+        Recipe(name if names.count(name) == 1 else f"{name} ({group[0].folder})", tuple(sorted(group, key=_seed)))
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _seed(run: RunFiles) -> int:
+    return run.seed
 
 
 def _name(group: Sequence[RunFiles]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from statistics import mean
 from typing import Any
 
@@ -11,6 +12,7 @@ from partialkd.evaluate.verification import ScoredPairs
 from partialkd.report import plots
 from partialkd.report.comparison import Column, Comparison, Difference, Recipe, difference, spread
 from partialkd.report.page import Figure, Table, escaped, figures_html, page_html, paragraph, table_html
+from partialkd.report.run_files import RunFiles, network_order
 from partialkd.report.run_report import NO_DRAWINGS
 from partialkd.report.scores_section import MOST_SETS, roc_figure
 from partialkd.report.training_section import curve_figure, logged, steps
@@ -83,13 +85,40 @@ def settings_table(found: Comparison) -> Table | None:
     return Table("Settings that differ", ["key", *(recipe.name for recipe in found.recipes)], rows)
 
 
+def drawn_runs(found: Comparison) -> list[RunFiles]:
+    """The runs that have curves: the first of every recipe, then the second, as many as a figure has colours for."""
+    turns = zip_longest(*(recipe.runs for recipe in found.recipes))
+    return [run for turn in turns for run in turn if run is not None][: plots.MOST_SERIES]
+
+
+def drawn_networks(found: Comparison, name: str) -> dict[str, ScoredPairs]:
+    """The networks that have a ROC on a set: of the first run of each recipe, all students before any other network."""
+    networks: dict[str, ScoredPairs] = {}
+    for who in sorted(found.networks, key=network_order):
+        for recipe in found.recipes:
+            pairs = recipe.runs[0].pairs_of(name)
+            if who in pairs and len(networks) < plots.MOST_SERIES:
+                networks[f"{found.label(recipe.runs[0])}: {who}"] = pairs[who]
+    return networks
+
+
+def left_out(found: Comparison) -> str:
+    """What the figures leave out, or nothing."""
+    runs, most = sum(len(recipe.runs) for recipe in found.recipes), plots.MOST_SERIES
+    said = []
+    if len(found.rows) > most:
+        said.append(f"ROC curves are of {most} networks of first runs, students first.")
+    if runs > most:
+        said.append(f"Curves of training are of {most} of {runs} runs, the first of each recipe first.")
+    return f"{' '.join(said)} The tables have all." if said else ""
+
+
 def curve_figures(found: Comparison) -> list[Figure]:
-    """Curves of all runs, one figure for each phase and number."""
-    runs = [run for recipe in found.recipes for run in recipe.runs][: plots.MOST_SERIES]
+    """Curves of the runs, one figure for each phase and number."""
     figures = []
     for phase in PHASES_SHOWN:
         for name in CURVES:
-            lines = [(run.name, run.lines.get(phase, ())) for run in runs]
+            lines = [(found.label(run), run.lines.get(phase, ())) for run in drawn_runs(found)]
             curves = [
                 plots.Series(run, steps(own), logged(own, name))
                 for run, own in lines
@@ -101,17 +130,9 @@ def curve_figures(found: Comparison) -> list[Figure]:
 
 
 def roc_figures(found: Comparison) -> list[Figure]:
-    """ROC of the students (else of whatever network) of the first run of each recipe."""
-    figures = []
-    for name in found.sets[:MOST_SETS]:
-        networks: dict[str, ScoredPairs] = {}
-        for recipe, who in found.rows:
-            pairs = recipe.runs[0].pairs_of(name)
-            if who in pairs and len(networks) < plots.MOST_SERIES:
-                networks[f"{recipe.runs[0].name}: {who}"] = pairs[who]
-        if networks:
-            figures.append(roc_figure(name, networks))
-    return figures
+    """ROC on each set."""
+    drawn = [(name, drawn_networks(found, name)) for name in found.sets[:MOST_SETS]]
+    return [roc_figure(name, networks) for name, networks in drawn if networks]
 
 
 def difference_figure(found: Comparison) -> Figure | None:
@@ -120,7 +141,7 @@ def difference_figure(found: Comparison) -> Figure | None:
     table = differences_table(found)
     if not rows or table is None:
         return None
-    names = [f"{recipe.runs[0].name}: {who}, {column.title}" for recipe, who, column, _ in rows]
+    names = [f"{found.label(recipe.runs[0])}: {who}, {column.title}" for recipe, who, column, _ in rows]
     places = np.arange(len(rows), dtype=float)
     middle = np.array([100 * one.mean for *_, one in rows])
     limits = np.array([one.by_identity for *_, one in rows], dtype=float) * 100
@@ -145,12 +166,13 @@ def comparison_html(found: Comparison) -> str:
         scores.append(table_html(table))
     figures = [figure for figure in [difference_figure(found), *roc_figures(found)] if figure is not None]
     settings = settings_table(found)
-    several = len(found.recipes) > 1
-    told = table_html(settings) if settings else paragraph("In nothing but the seed.") if several else ""
-    lead = paragraph(f"{sum(len(recipe.runs) for recipe in found.recipes)} runs, {len(found.recipes)} recipes.")
+    alike = paragraph("In nothing: they are runs of the same seeds.") if len(found.recipes) > 1 else ""
+    told = table_html(settings) if settings else alike
+    lead = paragraph(_counted(found))
     lead += "" if plots.available() else paragraph(NO_DRAWINGS)
     members = "".join(
-        f"<li>{escaped(recipe.name)}: {escaped(', '.join(f'{run.name} (seed {run.seed})' for run in recipe.runs))}</li>"
+        f"<li>{escaped(recipe.name)}: "
+        f"{escaped(', '.join(f'{found.label(run)} (seed {run.seed})' for run in recipe.runs))}</li>"
         for recipe in found.recipes
     )
     sections = [
@@ -160,6 +182,11 @@ def comparison_html(found: Comparison) -> str:
         ("Runs", f"<ul>{members}</ul>"),
     ]
     return page_html("Comparison of runs", lead, sections)
+
+
+def _counted(found: Comparison) -> str:
+    runs, recipes = sum(len(recipe.runs) for recipe in found.recipes), len(found.recipes)
+    return f"{runs} run{'s' * (runs != 1)}, {recipes} recipe{'s' * (recipes != 1)}. {left_out(found)}".strip()
 
 
 def comparison_json(found: Comparison) -> dict[str, Any]:

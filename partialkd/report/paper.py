@@ -23,7 +23,7 @@ from typing import Any
 from partialkd.errors import ConfigError, printable
 from partialkd.report import plots
 from partialkd.report.comparison import PAPER_SETS, Column, Comparison, plain, spread
-from partialkd.report.comparison_page import PHASES_SHOWN, differences_of
+from partialkd.report.comparison_page import PHASES_SHOWN, differences_of, drawn_networks, drawn_runs
 from partialkd.report.scores_section import MOST_SETS, roc_curve
 from partialkd.report.training_section import logged, steps
 from partialkd.storage.atomic_files import new_folder, refuse_existing
@@ -160,18 +160,13 @@ def _for_csv(text: str) -> str:
 
 def _draw_all(folder: Path, found: Comparison) -> None:
     for name in found.sets[:MOST_SETS]:
-        curves: list[plots.Series] = []
-        for recipe, who in found.rows:
-            pairs = recipe.runs[0].pairs_of(name)
-            if who in pairs and len(curves) < plots.MOST_SERIES:
-                curves.append(roc_curve(pairs[who], f"{recipe.runs[0].name}: {who}"))
+        curves = [roc_curve(pairs, title) for title, pairs in drawn_networks(found, name).items()]
         if curves:
             _draw(folder / f"roc_{name}", curves, ("false accept rate", "true accept rate"), log_x=True)
-    runs = [run for recipe in found.recipes for run in recipe.runs][: plots.MOST_SERIES]
     for phase in PHASES_SHOWN:
         curves = [
-            plots.Series(run.name, steps(run.lines[phase]), logged(run.lines[phase], "loss"))
-            for run in runs if run.lines.get(phase)
+            plots.Series(found.label(run), steps(run.lines[phase]), logged(run.lines[phase], "loss"))
+            for run in drawn_runs(found) if run.lines.get(phase)
         ]  # fmt: skip
         if curves:
             _draw(folder / f"loss_{phase}", curves, ("optimiser step", "loss"))

@@ -72,7 +72,7 @@ class RunFiles:
             for who, sets in self.pairs.items():
                 for name, path in sets.items():
                     found.setdefault(name, {})[who] = read_pairs(path).scores(self.config.evaluation)
-        return {name: dict(sorted(row.items(), key=lambda item: _order(item[0]))) for name, row in found.items()}
+        return {name: dict(sorted(row.items(), key=lambda item: network_order(item[0]))) for name, row in found.items()}
 
     @cached_property
     def templates(self) -> dict[str, dict[str, TemplateScores]]:
@@ -81,11 +81,12 @@ class RunFiles:
 
     def pairs_of(self, name: str) -> dict[str, ScoredPairs]:
         """Network -> its pairs of a set, in the order of `NETWORKS`."""
-        order = sorted(self.pairs, key=_order)
+        order = sorted(self.pairs, key=network_order)
         return {who: read_pairs(self.pairs[who][name]) for who in order if name in self.pairs[who]}
 
 
-def _order(network: str) -> tuple[int, str]:
+def network_order(network: str) -> tuple[int, str]:
+    """The place of a network in tables: those of `NETWORKS` first."""
     return (NETWORKS.index(network) if network in NETWORKS else len(NETWORKS)), network
 
 

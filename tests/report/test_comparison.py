@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from statistics import mean
 
@@ -17,7 +18,7 @@ from partialkd.errors import ConfigError
 from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.pairs import fold_accuracies, right_pairs
 from partialkd.report.comparison import Column, compare, difference, in_paper_order, read_runs, t_interval
-from partialkd.report.comparison_page import comparison_html, comparison_json
+from partialkd.report.comparison_page import comparison_html, comparison_json, drawn_networks, drawn_runs
 from partialkd.report.paper import accuracy_csv, latex, markdown
 
 LFW = Column("lfw")
@@ -43,7 +44,45 @@ def test_seeds_of_a_recipe_and_what_differs(tmp_path: Path) -> None:
     assert found.sets == ["lfw", "agedb_30", "own"]
     best = found.best(LFW)
     assert best is not None
-    assert (best[0].name, best[1]) == ("arc0 and 2 more seeds", "teacher")
+    assert (best[0].name, best[1]) == ("arc0 and 2 more seeds", "student")  # who learns is compared, not the teacher
+
+
+def test_a_seed_run_again_is_no_further_seed(tmp_path: Path) -> None:
+    """A copy of a run, or the same run of other code: an interval over seeds must not shrink by it."""
+    run = made_run(tmp_path, steps=2)
+    copy = tmp_path / "elsewhere" / run.name
+    shutil.copytree(run, copy)
+    found = compare(read_runs([run, copy, made_run(tmp_path, "other", 1, steps=2)]))
+    assert [[one.seed for one in recipe.runs] for recipe in found.recipes] == [[0, 1], [0]]
+    one = difference(found, found.recipes[1], "student", Column("faces"))
+    assert one is not None
+    assert (one.mean, one.by_seed, one.seeds) == (0.0, None, 1)
+    page = checked(comparison_html(found))
+    assert str(copy) in page.text  # both have one name
+    assert "the same seeds" in page.text
+
+
+def test_what_a_run_tells_is_no_part_of_its_recipe(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path, name, seed, steps=2) for seed, name in enumerate(("one", "two"))]
+    path = runs[0] / "config.toml"
+    path.write_text(path.read_text().replace("[run]", "[run]\nprofile_steps = [1, 2]"))
+    (recipe,) = compare(read_runs(runs)).recipes
+    assert len(recipe.runs) == 2
+
+
+def test_every_recipe_has_its_curves_before_any_has_two(tmp_path: Path) -> None:
+    """Three recipes of three networks and three seeds: more than a figure has colours for."""
+    runs = [
+        made_run(tmp_path, f"{margin}-{seed}", seed, steps=2, margin=margin)
+        for margin in (0.1, 0.2, 0.3) for seed in range(3)
+    ]  # fmt: skip
+    found = compare(read_runs(runs))
+    students = [f"{margin}-0: student" for margin in (0.1, 0.2, 0.3)]
+    assert list(drawn_networks(found, "faces"))[:3] == students
+    assert [run.name for run in drawn_runs(found)][:4] == ["0.1-0", "0.2-0", "0.3-0", "0.1-1"]
+    page = checked(comparison_html(found)).text
+    assert "Curves of training are of 6 of 9 runs" in page
+    assert "students first" in page
 
 
 def test_differences_are_paired_by_seed_and_by_identity(tmp_path: Path) -> None:
