@@ -19,6 +19,7 @@ from partialkd.run.facts import note_start
 from partialkd.run.folder import as_begun_in_its_folder, check_run, open_run, run_folder
 from partialkd.run.scores import Scores, keep_pairs, keep_scores
 from partialkd.run.times import Times, earlier_starts
+from partialkd.training.outlets import require_outlets
 from partialkd.training.phase_plan import check_batch, key_of
 from partialkd.world import flight_recorder, messages
 from partialkd.world.stop_signals import StopSignals
@@ -59,6 +60,7 @@ def look_at_job(config: Config, world: World, resume: str, stop: StopSignals, ex
     config, resume, longer = world.on_main(lambda: _resumed(config, world, resume, extend))
     for name, phase in phases_of(config).items():
         check_batch(key_of(name), phase, world.size)
+    world.on_main(lambda: require_outlets(config.run))
     facts = world.on_main(lambda: stop.cut_short("making the data", lambda: prepare(config.data)))
     if world.is_main and facts:
         _log.info(f"{config.data.path}: {', '.join(f'{key} {value}' for key, value in facts.items())}")

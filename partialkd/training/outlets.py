@@ -36,6 +36,14 @@ class Outlet(Protocol):
     def close(self) -> None: ...
 
 
+def require_outlets(run: RunConfig) -> None:
+    """Raise ConfigError for what is asked for and not installed; nothing is imported."""
+    if run.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("run.tensorboard: needs the package tensorboard, got true")
+    if run.wandb != "off" and find_spec("wandb") is None:
+        raise ConfigError(f'run.wandb: needs the package wandb, got "{run.wandb}"')
+
+
 def open_outlets(folder: Path, phase: str, resume_step: int, run: RunConfig) -> list[Outlet]:
     """Open all that the run asks for; a phase that goes on does so after `resume_step`."""
     outlets: list[Outlet] = [MetricsFile(folder / METRICS, phase, resume_step)]
@@ -89,8 +97,7 @@ class WandB:
     """A run of each phase, in the group of the run's name; numbers over `step`, which may be logged twice on resume."""
 
     def __init__(self, folder: Path, phase: str, run: RunConfig) -> None:
-        if find_spec("wandb") is None:
-            raise ConfigError(f'run.wandb: needs the package wandb, got "{run.wandb}"')
+        require_outlets(run)
         os.environ.update(WANDB_QUIET)
         import wandb
 

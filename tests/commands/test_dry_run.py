@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from partialkd.config.load import parse_config, save_config
 from partialkd.models.build import build_model
 from partialkd.models.saved import save_model
 from partialkd.run.begin import dry_run
+from partialkd.training import outlets
 from partialkd.world.world import World
 
 
@@ -53,8 +55,10 @@ def test_the_run_that_is_there_stays_as_it_was(tmp_path: Path, capfd: pytest.Cap
     assert (tmp_path / "runs" / "trial" / "config.toml").read_text() == "kept"
 
 
-def test_it_finds_what_would_end_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A teacher that knows nothing; a batch that cannot be shared is found before the data are made."""
+def test_it_finds_what_would_end_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that knows nothing; a batch that cannot be shared, or a missing package, before the data are made."""
     model = ModelConfig(name="mobilefacenet_gdc", embedding_dim=16, width=0.25, depth=0.5)
     torch.manual_seed(0)
     save_model(tmp_path / "random.safetensors", build_model(model, 32), model, 32)
@@ -66,6 +70,10 @@ def test_it_finds_what_would_end_the_run(tmp_path: Path, capfd: pytest.CaptureFi
         main([str(tmp_path / "run.toml"), "student.accumulation=5", "--dry-run"])
     assert end.value.code == 2
     assert "student.global_batch: must be divisible by accumulation (5), got 24" in capfd.readouterr().err
+    with monkeypatch.context() as without:
+        without.setattr(outlets, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+        assert main([str(tmp_path / "run.toml"), "run.wandb=offline", "--dry-run"]) == 2
+    assert 'run.wandb: needs the package wandb, got "offline"' in capfd.readouterr().err
     assert not (tmp_path / "data").exists()
     assert main([str(tmp_path / "run.toml"), "--dry-run"]) == 2
     assert "is little better than guessing" in capfd.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from partialkd.config import RunConfig
 from partialkd.errors import ConfigError
 from partialkd.training import outlets
-from partialkd.training.outlets import MetricsFile, open_outlets
+from partialkd.training.outlets import MetricsFile, open_outlets, require_outlets
 
 ASKED = RunConfig(name="trial", tensorboard=False, wandb="offline")
 
@@ -29,6 +29,9 @@ def test_what_is_asked_for_and_not_installed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(outlets, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r'run\.wandb: needs the package wandb, got "offline"'):
         open_outlets(tmp_path, "student", 0, ASKED)
+    with pytest.raises(ConfigError, match=r"run\.tensorboard: needs the package tensorboard, got true"):
+        require_outlets(RunConfig(name="trial"))
+    require_outlets(RunConfig(name="trial", tensorboard=False))
 
 
 _WRITE = """
