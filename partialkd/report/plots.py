@@ -33,7 +33,8 @@ _STYLE = {
     "axes.edgecolor": LINE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6,
     "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6,
-    "figure.constrained_layout.use": True, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
+    "figure.constrained_layout.use": True, "axes.formatter.use_mathtext": False,
+    "axes.formatter.useoffset": False, "axes.unicode_minus": True,
 }  # fmt: skip
 
 
@@ -108,12 +109,17 @@ def lines(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(_powers)
         axes.xaxis.set_minor_formatter("")
-    if log_y and all((one.y[np.isfinite(one.y)] > 0).all() for one in series):
+    if log_y and _decades(series) >= 2:  # else there are too few powers of ten to be read
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_powers)
         axes.yaxis.set_minor_formatter("")
-    if len(series) > 1:
-        legend(axes)
+    legend(axes)
+
+
+def _decades(series: Sequence[Series]) -> float:
+    """How many powers of ten the lines span; 0 where some number is not positive."""
+    values = np.concatenate([one.y[np.isfinite(one.y)] for one in series])
+    return math.log10(values.max() / values.min()) if len(values) and values.min() > 0 else 0.0
 
 
 def legend(axes: Any) -> None:

@@ -28,6 +28,7 @@ TITLES = {
     "grad_norm": "Gradient norm, before clipping", "images_per_s": "Images a second",
     "cosine": "Cosine with the own centre", "margin": "Margin, mean over the batch (radians)",
     "teacher_cosine": "Teacher's cosine with the own centre", "accuracy": "Accuracy while training",
+    "teacher_share": "Teacher's share of a step's time", "mfu": "Use of the device's full rate",
 }  # fmt: skip
 
 

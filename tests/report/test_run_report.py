@@ -238,6 +238,22 @@ def test_long_curves_are_thinned_with_their_gaps() -> None:
     assert (ys[1:] == 1).all()
 
 
+def test_an_axis_can_be_read(draws: None) -> None:
+    """Numbers near each other are not told as a difference to another; one power of ten is no logarithmic axis."""
+    x, near = np.arange(3.0), plots.Series("student", np.arange(3.0), np.array([0.09999, 0.099992, 0.099994]))
+    drawing = plots.drawn(lambda axes: plots.lines(axes, [near], "step", "lr"), "near")
+    assert "student" in drawing  # also a single line says whose it is
+    assert "0.09999" in drawing
+    assert "e-2" not in drawing
+    scales = []
+    for highest in (12.0, 900.0):
+        one = plots.Series("student", x, np.array([2.0, 3.0, highest]))
+        with plots.drawing() as (_, axes):
+            plots.lines(axes, [one], "step", "norm", log_y=True)
+            scales.append(axes.get_yscale())
+    assert scales == ["linear", "log"]
+
+
 def test_drivers_names_of_devices() -> None:
     assert device_named("NVIDIA H100 80GB HBM3") is DEVICES["h100-80"]
     assert device_named("NVIDIA A100-SXM4-40GB") is DEVICES["a100-40"]
