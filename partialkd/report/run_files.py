@@ -136,7 +136,7 @@ def _lines(path: Path) -> tuple[dict[str, list[Line]], dict[str, list[Line]]]:
 def _line(text: str, where: str) -> Line:
     try:
         line = json.loads(text)
-        if not isinstance(line["phase"], str) or type(line["step"]) is not int or line["step"] < 0:
+        if not isinstance(line["phase"], str) or type(line["step"]) is not int or not 0 <= line["step"] < 2**53:
             raise ValueError("phase must be text, and step a whole number")
         others = {key: value for key, value in line.items() if key not in ("phase", "step", "epoch", "time")}
         wrong = [key for key, value in others.items() if isinstance(value, bool) or not isinstance(value, _NUMBER)]
@@ -150,9 +150,12 @@ def _line(text: str, where: str) -> Line:
 _NUMBER = (int, float, type(None))
 
 
+_LARGEST = 1e300  # of numbers that can be drawn
+
+
 def _finite(value: Any) -> Any:
-    """JSON as Python reads it may hold NaN and infinity."""
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+    """JSON as Python reads it may hold NaN, infinity, and whole numbers of any length."""
+    return None if isinstance(value, int | float) and not abs(value) < _LARGEST else value
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _is_result(result: dict[str, Any]) -> bool:
     sets = result.get("sets")
-    return isinstance(sets, dict) and all(isinstance(row, dict) for row in sets.values())
+    return isinstance(sets, dict) and all(isinstance(row, dict) and row for row in sets.values())
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:

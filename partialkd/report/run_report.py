@@ -18,6 +18,7 @@ from partialkd.report.training_section import memory_note, speed_table, step_tim
 from partialkd.storage.atomic_files import write_text
 
 NO_DRAWINGS = "matplotlib is not installed (pip install 'partialkd[report]'), so the figures are tables here."
+MOST_SECONDS = 1e12  # more is a damaged file
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -65,9 +66,9 @@ def _last_line(run: RunFiles) -> dict[str, object] | None:
 def _facts(run: RunFiles) -> Sequence[tuple[str, str]]:
     start = {**(run.starts[-1] if run.starts else {}), **run.result}
     facts = []
-    seconds = sum(one.get("seconds", 0.0) for one in run.times if isinstance(one.get("seconds"), int | float))
-    if seconds := start.get("seconds", seconds):
-        facts.append(("time of all starts", _duration(float(seconds))))
+    seconds = [start["seconds"]] if "seconds" in start else [one.get("seconds") for one in run.times]
+    if total := sum(one for one in seconds if isinstance(one, int | float) and 0 <= one < MOST_SECONDS):
+        facts.append(("time of all starts", _duration(total)))
     if "world_size" in start:
         facts.append(("ranks", f"{start['world_size']}"))
     if "device" in start:

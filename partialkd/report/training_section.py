@@ -238,7 +238,7 @@ def memory_note(run: RunFiles) -> str:
 
 def _plans(run: RunFiles, start: dict[str, object]) -> dict[str, Plan]:
     config, classes, size = run.config, start.get("identities"), start.get("world_size")
-    if config is None or not isinstance(classes, int) or not isinstance(size, int):
+    if config is None or not isinstance(classes, int) or not isinstance(size, int) or min(classes, size) < 1:
         return {}
     ranks, found = Ranks.of(config, size, start.get("device_type") == "cuda"), {}
     for name, phase, teacher in phases(config):

@@ -93,6 +93,23 @@ def test_numbers_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     assert "not finite" in page.text
 
 
+def test_numbers_that_cannot_be(tmp_path: Path, draws: None) -> None:
+    """Too large to be drawn, no ranks, no time: the rest of the page stands."""
+    run = made_run(tmp_path, steps=3)
+    text = (run / "metrics.jsonl").read_text()
+    text = text.replace('"loss": 5.0', '"loss": 1e308').replace('"grad_norm": 5.0', f'"grad_norm": {"9" * 400}')
+    (run / "metrics.jsonl").write_text(text)
+    for size in (0, -1):
+        start = {"world_size": size, "identities": 12, "device": None, "product_flops": "fast"}
+        (run / "starts.json").write_text(json.dumps({"starts": [start]}))
+        result = json.loads((run / "result.json").read_text())
+        wrong = {"seconds": float("nan") if size else "long", "world_size": size}
+        (run / "result.json").write_text(json.dumps(result | wrong))
+        page = checked(report_html(read_run(run)))
+        assert "not finite" in page.text
+        assert "time of all starts" not in page.text
+
+
 def test_several_starts_on_other_numbers_of_ranks(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     starts = json.loads((run / "starts.json").read_text())["starts"]
@@ -180,6 +197,8 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("metrics.jsonl", '{"phase": "student", "step": 1, "loss": 1}\nwords\n', r"metrics\.jsonl, line 2: not a line"),
         ("metrics.jsonl", '{"phase": 3, "step": 1}\n', "line 1: not a line of metrics.*phase must be text"),
         ("metrics.jsonl", '{"phase": "x", "step": 1, "loss": "a"}\n', "line 1: not a line.*loss must be a number"),
+        ("metrics.jsonl", '{"phase": "x", "step": %s, "loss": 1}\n' % ("9" * 30), "line 1: .*step a whole number"),
+        ("result.json", '{"sets": {"faces": {}}}', "must hold scores by set and network"),
         ("metrics.jsonl", "[" * 100_000 + "\n", "line 1: not a line of metrics"),
         ("result.json", "[]", r"result\.json: not JSON of a run: it holds a list"),
         ("result.json", '{"sets": {"faces": {"student": {"auc": 1}}}}', r"result\.json: not the scores of a network"),
