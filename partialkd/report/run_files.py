@@ -61,6 +61,12 @@ class RunFiles:
         seed = named.get("seed", 0) if isinstance(named, dict) else 0
         return seed if isinstance(seed, int) else 0
 
+    @property
+    def begun_again(self) -> bool:
+        """Whether it was started once more after it had ended, as to be longer; its result is of before."""
+        ended, begun = self.result.get("ended"), self.starts[-1].get("time") if self.starts else None
+        return isinstance(ended, str) and isinstance(begun, str) and begun > ended
+
     @cached_property
     def scores(self) -> Results:
         """Set -> network -> scores: of the result, before that of the pairs that are there."""

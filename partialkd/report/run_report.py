@@ -49,12 +49,14 @@ def _lead(run: RunFiles) -> str:
 
 
 def _state(run: RunFiles) -> str:
-    if run.result:
+    if run.result and not run.begun_again:
         return "This run is finished."
     last = _last_line(run)
     if last is None:
         return "This run has not logged a step yet."
     said = f"{last['step']} of {last['phase']}, at {last.get('time', '')}"
+    if run.begun_again:
+        return f"This run was finished and was begun again since. Scores are of before; the last logged step is {said}."
     return f"This run is not finished: its last logged step is {said}."
 
 

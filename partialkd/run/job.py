@@ -29,6 +29,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -202,6 +203,7 @@ def finish(job: Job) -> dict[str, Any]:
         "seed": context.config.run.seed,
         **times,
         "starts": starts,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": job.data_facts,
         **facts_of(context),
     }

@@ -66,6 +66,15 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     assert "ROC: faces" in page.text  # of what is scored by now
 
 
+def test_a_finished_run_that_is_made_longer(tmp_path: Path) -> None:
+    """Its result is there, and of before."""
+    run = made_run(tmp_path, steps=2)
+    result = json.loads((run / "result.json").read_text())
+    for ended, said in (("2026-01-02", "This run is finished"), ("2025-12-31", "was begun again since")):
+        (run / "result.json").write_text(json.dumps(result | {"ended": f"{ended}T00:00:00+00:00"}))
+        assert said in report_html(read_run(run))  # it was started on January 1st
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_run_that_has_hardly_begun(steps: int, tmp_path: Path) -> None:
     run = made_run(tmp_path, networks={"student": 1.0}, steps=steps, finished=False)
