@@ -1,6 +1,6 @@
 """A profile of a few steps: what torch's profiler saw, and what memory was allocated where.
 
-    <run>/profile/<phase>_rank<n>.trace.json.gz    opens in chrome://tracing or ui.perfetto.dev
+    <run>/profile/<phase>_rank<n>.trace.json.gz    opens in ui.perfetto.dev or chrome://tracing
     <run>/profile/<phase>_rank<n>.memory.pickle    on CUDA: torch's memory snapshot (torch.cuda._memory_viz)
 
 `run.profile_steps = [first, last]` names optimiser steps, both included, of every phase that reaches them;
