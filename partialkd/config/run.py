@@ -40,7 +40,7 @@ class RunConfig(Section):
     keep_checkpoints: Free[Positive] = 2  # the newest
     keep_best: Free[bool] = False  # and the most accurate one on the evaluation sets: scores each when it is saved
     checkpoint_async: Free[bool] = False  # write in the background: a copy in host memory, training goes on meanwhile
-    tensorboard: Free[bool] = True
+    tensorboard: Free[bool] = False
     wandb: Free[Literal["off", "offline", "online"]] = "off"  # offline: into the run's folder, sent by `wandb sync`
     report: Free[bool] = True  # write report.html at the end
     profile_steps: Free[Steps | None] = None  # optimiser steps [first, last] of each phase to profile

@@ -17,6 +17,7 @@ from partialkd.report.run_report import NO_DRAWINGS
 from partialkd.report.scores_section import MOST_SETS, roc_figure
 from partialkd.report.training_section import curve_figure, logged, steps
 
+MOST_DIFFERENCES = 30  # of a figure; their table has all
 PHASES_SHOWN = ("student", "alone", "teacher")
 CURVES = ("loss", "alpha", "margin", "grad_norm", "images_per_s")
 
@@ -70,7 +71,7 @@ def differences_table(found: Comparison) -> Table | None:
         return None
     base, who = found.rows[0]
     head = ["run", "network", "set", "points", "95 % by identity", "95 % by seed", "seeds in common"]
-    return Table(f"Accuracy against {who} of {base.name}, points", head, rows)
+    return Table(f"Against {who} of {base.name}, points of accuracy or, of templates, TAR", head, rows)
 
 
 def _points(limits: tuple[float, float] | None) -> str:
@@ -137,7 +138,8 @@ def roc_figures(found: Comparison) -> list[Figure]:
 
 def difference_figure(found: Comparison) -> Figure | None:
     """Differences with their intervals by identity."""
-    rows = [one for one in differences_of(found) if one[3].by_identity is not None][:30]
+    every = [one for one in differences_of(found) if one[3].by_identity is not None]
+    rows = every[:MOST_DIFFERENCES]
     table = differences_table(found)
     if not rows or table is None:
         return None
@@ -153,6 +155,7 @@ def difference_figure(found: Comparison) -> Figure | None:
 
     base, who = found.rows[0]
     title = f"Accuracy against {who} of {base.name}"
+    title += f" (the first {len(rows)} of {len(every)})" if len(every) > len(rows) else ""
     said = "; ".join(f"{name}: {value:+.2f}" for name, value in zip(names, middle, strict=True))
     return Figure(
         title, plots.drawn(draw, "differences", (plots.SIZE[0], 1.2 + 0.3 * len(rows))), f"{title}. {said}", table

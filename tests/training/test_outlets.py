@@ -30,7 +30,7 @@ def test_what_is_asked_for_and_not_installed(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r'run\.wandb: needs the package wandb, got "offline"'):
         open_outlets(tmp_path, "student", 0, ASKED)
     with pytest.raises(ConfigError, match=r"run\.tensorboard: needs the package tensorboard, got true"):
-        require_outlets(RunConfig(name="trial"))
+        require_outlets(RunConfig(name="trial", tensorboard=True))
     require_outlets(RunConfig(name="trial", tensorboard=False))
 
 
