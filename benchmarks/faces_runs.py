@@ -52,9 +52,8 @@ COSINE_ALONE: Tree = {"student.method.scale": 1e-3}  # so that the loss over cen
 COSINE: Tree = {"student.terms": [{"name": "embedding", "weight": 10.0, "distance": "cosine"}]}
 
 
-def _key_ablations() -> list[Case]:
-    """Those that a default is chosen by."""
-    return [
+def _ablations() -> list[Case]:
+    cases = [
         Case("adadistill, published", "adadistill", changes=PUBLISHED_ARC),
         Case("arcdistill, published", "arcdistill", changes=PUBLISHED_ARC),
         Case("cosine alone", "vanilla_cosine", changes=COSINE_ALONE),
@@ -64,10 +63,6 @@ def _key_ablations() -> list[Case]:
         Case("adadistill, grey, teacher sees clean", "adadistill", changes=CLEAN),
         Case("arcdistill with cosine, grey, teacher sees clean", "arcdistill", changes={**COSINE, **CLEAN}),
     ]
-
-
-def _other_ablations() -> list[Case]:
-    cases = []
     for data in ("20", "120", "1000"):
         for name in (ALONE, "arcdistill", "adadistill"):
             cases.append(Case(f"{name}, {data} identities", name, data))
@@ -82,9 +77,6 @@ def _other_ablations() -> list[Case]:
         Case("adadistill, scale 16", "adadistill", changes={"student.method.scale": 16.0}),
         Case("adadistill, random centres", "adadistill", changes={"student.method.initial_centres": "random"}),
     ]
-
-
-KEY = tuple(case.name for case in _key_ablations())
 
 
 CONTENDERS = ("adadistill, published", "arcdistill, scale 16", "adadistill, scale 16")  # for a default; the one to beat
@@ -102,9 +94,11 @@ def longer(name: str) -> str:
 
 
 def _of_larger(small: dict[str, Case]) -> list[Case]:
-    """All methods, contenders for a default, and what else their scale could be."""
+    """All methods, contenders for a default, recipes as published, and what else a scale could be."""
+    margins = {**PUBLISHED, "student.method.margin_max": 0.5}
     return [
-        *(small[name] for name in METHODS + CONTENDERS),
+        *(small[name] for name in (*METHODS, *CONTENDERS, "arcdistill, published")),
+        Case("margindistillation, published", "margindistillation", changes=margins),
         Case("alone, scale 16", ALONE, changes={"student.method.scale": 16.0}),
         Case("arcdistill, scale 8", "arcdistill", changes={"student.method.scale": 8.0}),
         Case("adadistill, scale 8", "adadistill", changes={"student.method.scale": 8.0}),
@@ -112,9 +106,7 @@ def _of_larger(small: dict[str, Case]) -> list[Case]:
 
 
 def _cases() -> list[Case]:
-    small = {
-        case.name: case for case in [*(Case(name, name) for name in METHODS), *_key_ablations(), *_other_ablations()]
-    }
+    small = {case.name: case for case in [*(Case(name, name) for name in METHODS), *_ablations()]}
     again = [replace(case, name=larger(case.name), size=LARGER) for case in _of_larger(small)]
     again += [replace(small[name], name=longer(name), steps=MORE_STEPS) for name in LONG]
     return [*small.values(), *again]
@@ -172,18 +164,9 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
 
 
 def planned() -> list[tuple[Case, int]]:
-    """All runs, the most telling first: methods of the hypotheses, others and key ablations, the rest; by seed.
-
-    Methods have all seeds, and so have contenders for a default and larger runs; key ablations and longer runs two,
-    the rest one.
-    """
-    others = tuple(name for name in METHODS if name not in CORE)
-    rest = tuple(name for name in CASES if name not in METHODS + KEY + AT_LARGER + AT_LONGER)
+    """All runs by seed, methods of the hypotheses first; longer ones have two seeds."""
     runs = [(name, seed) for seed in range(SEEDS) for name in CORE]
-    runs += [(name, 0) for name in others + KEY + rest] + [(name, 1) for name in others + KEY]
-    runs += [(name, seed) for seed in range(2, SEEDS) for name in others]
-    runs += [(name, seed) for name in CONTENDERS for seed in range(SEEDS)]
-    runs += [(name, seed) for seed in range(SEEDS) for name in AT_LARGER]
+    runs += [(name, seed) for seed in range(SEEDS) for name in CASES if name not in AT_LONGER]
     runs += [(name, seed) for seed in range(2) for name in AT_LONGER]
     return [(CASES[name], seed) for name, seed in dict.fromkeys(runs)]
 
