@@ -6,11 +6,12 @@ the others that have two images or more. Nobody is on both sides. One person's i
 Of a person at most `MOST` images of each set are trained on.
 
   split.json                who is where
-  train_<set>/              RecordIO of `SIZE` pixels per side, and teacher.npz, a row for each record
+  train_<set>/              RecordIO of `SIZE` pixels per side; teacher.npz, teacher_of_grey.npz: a row for each record
   train_all_64/, sets_64/   the same of `LARGER` pixels per side
   sets/lfw.bin              the official pairs, in their order, without those of a person that is trained on
   sets/pubfig.bin           `PAIRS` pairs of one person and as many of two, of the held-out persons of PubFig
   teacher/<number>.npy      embeddings of `PIECE` training images of 112 pixels per side, not mirrored
+  teacher_of_grey/          the same of images made grey
 Errors: those of the parts that read the archives.
 """
 
@@ -43,6 +44,8 @@ EVALUATED = 20  # images of each held-out person of PubFig
 PAIRS = 3000  # of one person, and as many of two
 SETS = ("20", "120", "1000", "all")  # training sets by their number of identities, each within the next
 TRAINED = (*((name, SIZE) for name in SETS), ("all", LARGER))  # training sets and their pixels per side
+TEACHER, OF_GREY = "teacher", "teacher_of_grey"
+TEACHERS = (TEACHER, OF_GREY)  # its embeddings of the images as they are, and made grey
 PIECE = 256
 
 Split = dict[str, list[str]]
@@ -165,37 +168,42 @@ class StudyData:
     # ------------------------------------------------------------------------------------------------- teacher
 
     def embed(self, pieces: int | None = None) -> int:
-        """Embed at most `pieces` pieces more -> how many are missing; with none missing, write every teacher.npz."""
+        """Embed at most `pieces` pieces more -> how many are missing; with none missing, write the teacher's files."""
         listing = self.listing()
         order = [at for person in json.loads((self.work / "split.json").read_text())["split"]["train"]
                  for at in listing[person]]  # fmt: skip
         parts = [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
-        path = lambda number: self.work / "teacher" / f"{number:04d}.npy"
-        missing = [number for number in range(len(parts)) if not path(number).exists()]
-        path(0).parent.mkdir(exist_ok=True)
+        path = lambda name, number: self.work / name / f"{number:04d}.npy"
+        missing = [(name, number) for name in TEACHERS for number in range(len(parts))
+                   if not path(name, number).exists()]  # fmt: skip
         todo = missing[:pieces]
         if todo:
-            images = self._read({at for number in todo for at in parts[number]})
+            images = self._read({at for _, number in todo for at in parts[number]})
             teacher = open_teacher(teacher_config(self.faces), TEACHER_SIZE, "cpu")
-            for number in todo:
+            for name, number in todo:
                 pixels = [decode(images[at], at[1], wanted=Wanted(TEACHER_SIZE)) for at in parts[number]]
+                grey = np.full(len(pixels), name == OF_GREY)
                 rows = [
-                    teacher.embed(to_tensor(pixels[at : at + 32], TEACHER_SIZE)) for at in range(0, len(pixels), 32)
+                    teacher.embed(to_tensor(pixels[at : at + 32], TEACHER_SIZE, grey=grey[at : at + 32]))
+                    for at in range(0, len(pixels), 32)
                 ]
-                with replacing(path(number)) as (file,):
+                path(name, number).parent.mkdir(exist_ok=True)
+                with replacing(path(name, number)) as (file,):
                     np.save(file, torch.cat(rows).numpy())
         if len(missing) > len(todo):
             return len(missing) - len(todo)
-        rows_of = dict(zip(order, np.concatenate([np.load(path(number)) for number in range(len(parts))]), strict=True))
         split = self.prepare()
-        for name, size in TRAINED:
-            self._write_rows(train_folder(self.work, name, size), list(labelled(split, listing, name)), rows_of)
+        for kind in TEACHERS:
+            rows = np.concatenate([np.load(path(kind, number)) for number in range(len(parts))])
+            rows_of = dict(zip(order, rows, strict=True))
+            for name, size in TRAINED:
+                out = train_folder(self.work, name, size) / f"{kind}.npz"
+                self._write_rows(out, list(labelled(split, listing, name)), rows_of)
         return 0
 
     def _write_rows(
-        self, folder: Path, records: list[tuple[tuple[str, str], int]], rows: dict[tuple[str, str], np.ndarray]
+        self, out: Path, records: list[tuple[tuple[str, str], int]], rows: dict[tuple[str, str], np.ndarray]
     ) -> None:
-        out = folder / "teacher.npz"
         if not out.exists():
             with replacing(out) as (file,):
                 labels = np.array([label for _, label in records])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from faces_data import DIM, LARGER, SIZE, sets_folder, train_folder
+from faces_data import DIM, LARGER, OF_GREY, SIZE, TEACHER, sets_folder, train_folder
 
 from partialkd.config import Config
 from partialkd.config.load import parse_config
@@ -42,12 +42,14 @@ class Case:
     changes: Tree = field(default_factory=dict)
     size: int = SIZE  # pixels per side
     steps: int = STEPS
+    teacher: str = TEACHER  # whose file of embeddings
 
 
 PUBLISHED: Tree = {"student.method.scale": 64.0}
 PUBLISHED_ARC: Tree = {**PUBLISHED, "student.method.margin": 0.45}
 GREY: Tree = {"data.grey": 0.5}
 CLEAN: Tree = {**GREY, "teacher.sees": "clean"}
+ALL_GREY: Tree = {"data.grey": 1.0, "teacher.sees": "clean"}
 COSINE_ALONE: Tree = {"student.method.scale": 1e-3}  # so that the loss over centres has no gradient to speak of
 COSINE: Tree = {"student.terms": [{"name": "embedding", "weight": 10.0, "distance": "cosine"}]}
 
@@ -63,6 +65,11 @@ def _ablations() -> list[Case]:
         Case("adadistill, grey, teacher sees clean", "adadistill", changes=CLEAN),
         Case("arcdistill with cosine, grey, teacher sees clean", "arcdistill", changes={**COSINE, **CLEAN}),
     ]
+    for name, changes in (("adadistill", ALL_GREY), ("arcdistill with cosine", {**COSINE, **ALL_GREY})):
+        method = name.partition(" ")[0]
+        cases.append(Case(f"{name}, all grey, teacher sees clean", method, changes=changes))
+        # The kept embeddings are those of the grey images, which all students see.
+        cases.append(Case(f"{name}, all grey, teacher sees the same", method, changes=changes, teacher=OF_GREY))
     for data in ("20", "120", "1000"):
         for name in (ALONE, "arcdistill", "adadistill"):
             cases.append(Case(f"{name}, {data} identities", name, data))
@@ -147,6 +154,8 @@ def put(tree: Any, keys: list[str], value: Any) -> None:
 def settings_of(case: Case) -> str:
     """A digest of what makes the numbers of a case."""
     tree = {"data set": case.data, **tree_of(case)}
+    if case.teacher != TEACHER:
+        tree["teacher's file"] = case.teacher
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -159,7 +168,7 @@ def config_of(case: Case, seed: int, work: Path, records: int) -> Config:
     tree["student"]["epochs"] = case.steps / (records // BATCH)
     tree["evaluate"]["sets"] = [str(sets_folder(work, case.size) / f"{name}.bin") for name in ("lfw", "pubfig")]
     if "teacher" in tree:
-        tree["teacher"]["path"] = str(train / "teacher.npz")
+        tree["teacher"]["path"] = str(train / f"{case.teacher}.npz")
     return parse_config(tree)
 
 

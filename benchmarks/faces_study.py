@@ -74,7 +74,7 @@ def missing(args: argparse.Namespace) -> list[tuple[Case, int]]:
 
 def can_run(case: Case, work: Path) -> bool:
     """Whether the teacher's embeddings are there, if the case needs them."""
-    return "teacher" not in tree_of(case) or (train_folder(work, case.data, case.size) / "teacher.npz").exists()
+    return "teacher" not in tree_of(case) or (train_folder(work, case.data, case.size) / f"{case.teacher}.npz").exists()
 
 
 def run(args: argparse.Namespace, case: Case, seed: int, world: World) -> None:
