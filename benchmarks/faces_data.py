@@ -194,8 +194,8 @@ class StudyData:
             return len(missing) - len(todo)
         split = self.prepare()
         for kind in TEACHERS:
-            rows = np.concatenate([np.load(path(kind, number)) for number in range(len(parts))])
-            rows_of = dict(zip(order, rows, strict=True))
+            every = np.concatenate([np.load(path(kind, number)) for number in range(len(parts))])
+            rows_of = dict(zip(order, every, strict=True))
             for name, size in TRAINED:
                 out = train_folder(self.work, name, size) / f"{kind}.npz"
                 self._write_rows(out, list(labelled(split, listing, name)), rows_of)
