@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import zip_longest
 from statistics import mean
 from typing import Any
@@ -18,7 +19,7 @@ from partialkd.report.scores_section import MOST_SETS, roc_figure
 from partialkd.report.training_section import curve_figure, logged, steps
 
 MOST_DIFFERENCES = 30  # of a figure; their table has all
-PHASES_SHOWN = ("student", "alone", "teacher")
+_PHASE = re.compile(r"student|alone|teacher|generation_\d{1,4}")  # others a damaged file may have
 CURVES = ("loss", "alpha", "margin", "grad_norm", "images_per_s")
 
 
@@ -114,10 +115,16 @@ def left_out(found: Comparison) -> str:
     return f"{' '.join(said)} The tables have all." if said else ""
 
 
+def phases_shown(found: Comparison) -> list[str]:
+    """The phases that have curves."""
+    named = {phase for run in drawn_runs(found) for phase, lines in run.lines.items() if lines}
+    return sorted(filter(_PHASE.fullmatch, named), key=network_order)
+
+
 def curve_figures(found: Comparison) -> list[Figure]:
     """Curves of the runs, one figure for each phase and number."""
     figures = []
-    for phase in PHASES_SHOWN:
+    for phase in phases_shown(found):
         for name in CURVES:
             lines = [(found.label(run), run.lines.get(phase, ())) for run in drawn_runs(found)]
             curves = [

@@ -23,7 +23,7 @@ from typing import Any
 from partialkd.errors import ConfigError, printable
 from partialkd.report import plots
 from partialkd.report.comparison import PAPER_SETS, Column, Comparison, plain, spread
-from partialkd.report.comparison_page import PHASES_SHOWN, differences_of, drawn_networks, drawn_runs
+from partialkd.report.comparison_page import differences_of, drawn_networks, drawn_runs, phases_shown
 from partialkd.report.scores_section import MOST_SETS, roc_curve
 from partialkd.report.training_section import logged, steps
 from partialkd.storage.atomic_files import new_folder, refuse_existing
@@ -163,7 +163,7 @@ def _draw_all(folder: Path, found: Comparison) -> None:
         curves = [roc_curve(pairs, title) for title, pairs in drawn_networks(found, name).items()]
         if curves:
             _draw(folder / f"roc_{name}", curves, ("false accept rate", "true accept rate"), log_x=True)
-    for phase in PHASES_SHOWN:
+    for phase in phases_shown(found):
         curves = [
             plots.Series(found.label(run), steps(run.lines[phase]), logged(run.lines[phase], "loss"))
             for run in drawn_runs(found) if run.lines.get(phase)

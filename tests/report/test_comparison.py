@@ -18,7 +18,7 @@ from partialkd.errors import ConfigError
 from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.pairs import fold_accuracies, right_pairs
 from partialkd.report.comparison import Column, compare, difference, in_paper_order, read_runs, t_interval
-from partialkd.report.comparison_page import comparison_html, comparison_json, drawn_networks, drawn_runs
+from partialkd.report.comparison_page import comparison_html, comparison_json, drawn_networks, drawn_runs, phases_shown
 from partialkd.report.paper import accuracy_csv, latex, markdown
 
 LFW = Column("lfw")
@@ -83,6 +83,15 @@ def test_every_recipe_has_its_curves_before_any_has_two(tmp_path: Path) -> None:
     page = checked(comparison_html(found)).text
     assert "Curves of training are of 6 of 9 runs" in page
     assert "students first" in page
+
+
+def test_earlier_students_of_a_chain_have_curves_and_phases_of_a_damaged_file_have_none(tmp_path: Path) -> None:
+    path = made_run(tmp_path, steps=2) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open("a") as file:
+        for phase in ("generation_1", "../../elsewhere", "generation_1/x"):
+            file.writelines(json.dumps(line | {"phase": phase}) + "\n" for line in lines if line["phase"] == "student")
+    assert phases_shown(compare(read_runs([path.parent]))) == ["student", "alone", "generation_1"]
 
 
 def test_differences_are_paired_by_seed_and_by_identity(tmp_path: Path) -> None:
