@@ -47,6 +47,7 @@ class Case:
 
 PUBLISHED: Tree = {"student.method.scale": 64.0}
 PUBLISHED_ARC: Tree = {**PUBLISHED, "student.method.margin": 0.45}
+PUBLISHED_MARGINS: Tree = {**PUBLISHED, "student.method.margin_min": 0.2, "student.method.margin_max": 0.5}
 GREY: Tree = {"data.grey": 0.5}
 CLEAN: Tree = {**GREY, "teacher.sees": "clean"}
 ALL_GREY: Tree = {"data.grey": 1.0, "teacher.sees": "clean"}
@@ -58,6 +59,7 @@ def _ablations() -> list[Case]:
     cases = [
         Case("adadistill, published", "adadistill", changes=PUBLISHED_ARC),
         Case("arcdistill, published", "arcdistill", changes=PUBLISHED_ARC),
+        Case("margindistillation, published", "margindistillation", changes=PUBLISHED_MARGINS),
         Case("cosine alone", "vanilla_cosine", changes=COSINE_ALONE),
         Case("arcdistill with cosine", "arcdistill", changes=COSINE),
         Case("adadistill with cosine", "adadistill", changes=COSINE),
@@ -86,8 +88,9 @@ def _ablations() -> list[Case]:
     ]
 
 
-CONTENDERS = ("adadistill, published", "arcdistill, scale 16", "adadistill, scale 16")  # for a default; the one to beat
-LONG = (ALONE, *CONTENDERS)
+RECIPES = ("adadistill, published", "arcdistill, published", "margindistillation, published")
+SCALE_16 = ("arcdistill, scale 16", "adadistill, scale 16")  # contenders for a default
+LONG = (ALONE, *RECIPES[:2], *SCALE_16)
 
 
 def larger(name: str) -> str:
@@ -101,11 +104,9 @@ def longer(name: str) -> str:
 
 
 def _of_larger(small: dict[str, Case]) -> list[Case]:
-    """All methods, contenders for a default, recipes as published, and what else a scale could be."""
-    margins = {**PUBLISHED, "student.method.margin_max": 0.5}
+    """All methods, recipes as published, contenders for a default, and what else a scale could be."""
     return [
-        *(small[name] for name in (*METHODS, *CONTENDERS, "arcdistill, published")),
-        Case("margindistillation, published", "margindistillation", changes=margins),
+        *(small[name] for name in (*METHODS, *RECIPES, *SCALE_16)),
         Case("alone, scale 16", ALONE, changes={"student.method.scale": 16.0}),
         Case("arcdistill, scale 8", "arcdistill", changes={"student.method.scale": 8.0}),
         Case("adadistill, scale 8", "adadistill", changes={"student.method.scale": 8.0}),
