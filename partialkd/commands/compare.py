@@ -21,6 +21,7 @@ from partialkd.report.comparison_page import (
     differences_table,
     scores_table,
     settings_table,
+    unscored,
 )
 from partialkd.report.page import Table
 from partialkd.report.paper import write_paper
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(found: Comparison) -> list[str]:
     tables = [scores_table(found) if found.columns else None, differences_table(found), settings_table(found)]
-    return [line for table in tables if table is not None for line in (f"{table.caption}:", *_lines(table))]
+    lines = [line for table in tables if table is not None for line in (f"{table.caption}:", *_lines(table))]
+    return [*filter(None, [unscored(found)]), *lines]
 
 
 def _lines(table: Table) -> list[str]:

@@ -104,6 +104,13 @@ def drawn_networks(found: Comparison, name: str) -> dict[str, ScoredPairs]:
     return networks
 
 
+def unscored(found: Comparison) -> str:
+    """Which recipes have no scores to be compared, or nothing."""
+    there = {recipe.name for recipe, _ in found.rows}
+    names = [recipe.name for recipe in found.recipes if recipe.name not in there]
+    return f"Without scores: {', '.join(names)}." if names else ""
+
+
 def left_out(found: Comparison) -> str:
     """What the figures leave out, or nothing."""
     runs, most = sum(len(recipe.runs) for recipe in found.recipes), plots.MOST_SERIES
@@ -196,7 +203,8 @@ def comparison_html(found: Comparison) -> str:
 
 def _counted(found: Comparison) -> str:
     runs, recipes = sum(len(recipe.runs) for recipe in found.recipes), len(found.recipes)
-    return f"{runs} run{'s' * (runs != 1)}, {recipes} recipe{'s' * (recipes != 1)}. {left_out(found)}".strip()
+    counted = f"{runs} run{'s' * (runs != 1)}, {recipes} recipe{'s' * (recipes != 1)}."
+    return " ".join(filter(None, [counted, unscored(found), left_out(found)]))
 
 
 def comparison_json(found: Comparison) -> dict[str, Any]:

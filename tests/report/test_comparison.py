@@ -182,11 +182,15 @@ def test_one_run_is_compared_within_itself(tmp_path: Path) -> None:
     assert {one["network"] for one in comparison_json(found)["differences"]} == {"alone", "teacher"}
 
 
-def test_runs_without_scores_have_curves(tmp_path: Path) -> None:
+def test_runs_without_scores_have_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = made_run(tmp_path, "one", networks={"student": 1.0}, steps=2)
     for path in (one / "result.json", one / "scores" / "student" / "faces.safetensors"):
         path.unlink()
-    checked(comparison_html(compare(read_runs([one]))))
+    page = checked(comparison_html(compare(read_runs([one]))))
+    assert "Without scores: one." in page.text
+    other = made_run(tmp_path, "other", steps=2, margin=0.1)
+    assert main([str(one), str(other)]) == 0
+    assert "Without scores: one." in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
