@@ -108,6 +108,7 @@ def _of_larger(small: dict[str, Case]) -> list[Case]:
     return [
         *(small[name] for name in (*METHODS, *RECIPES, *SCALE_16)),
         Case("alone, scale 16", ALONE, changes={"student.method.scale": 16.0}),
+        Case("alone, scale 8", ALONE, changes={"student.method.scale": 8.0}),
         Case("arcdistill, scale 8", "arcdistill", changes={"student.method.scale": 8.0}),
         Case("adadistill, scale 8", "adadistill", changes={"student.method.scale": 8.0}),
     ]
