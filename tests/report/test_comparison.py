@@ -17,6 +17,7 @@ from partialkd.commands.compare import main
 from partialkd.errors import ConfigError
 from partialkd.evaluate.kept_pairs import write_pairs
 from partialkd.evaluate.pairs import fold_accuracies, right_pairs
+from partialkd.report import comparison_page
 from partialkd.report.comparison import Column, compare, difference, in_paper_order, read_runs, t_interval
 from partialkd.report.comparison_page import comparison_html, comparison_json, drawn_networks, drawn_runs, phases_shown
 from partialkd.report.paper import accuracy_csv, latex, markdown
@@ -180,6 +181,15 @@ def test_one_run_is_compared_within_itself(tmp_path: Path) -> None:
     found = compare(read_runs([made_run(tmp_path, steps=2)]))
     checked(comparison_html(found))
     assert {one["network"] for one in comparison_json(found)["differences"]} == {"alone", "teacher"}
+
+
+def test_differences_that_are_not_drawn_are_said_to_be(
+    tmp_path: Path, draws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compare(read_runs([made_run(tmp_path, steps=2)]))
+    assert "the first" not in checked(comparison_html(found)).text
+    monkeypatch.setattr(comparison_page, "MOST_DIFFERENCES", 1)
+    assert "(the first 1 of 2)" in checked(comparison_html(found)).text
 
 
 def test_runs_without_scores_have_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
